@@ -1,0 +1,1 @@
+"""Stage 3: federated fine-tuning and the report on it."""

@@ -1,0 +1,1 @@
+"""Stage 1: prompts and synthetic data."""

@@ -1,0 +1,6 @@
+"""GPT-FL in JAX: generate labelled data, train on it, fine-tune with federated learning.
+
+The library is pure: arrays in, arrays out, keys passed explicitly. The programs in
+`generate/`, `train/` and `federated/` are built from it. Paper: "GPT-FL: Generative
+Pre-trained Model-Assisted Federated Learning" (arXiv 2306.02210).
+"""

@@ -1,0 +1,1 @@
+"""Stage 2: central training on the synthetic data."""
