@@ -1,0 +1,657 @@
+"""What a config may hold, and the checks that run before any work starts.
+
+`SCHEMA` is the single statement: every field with its default, what it takes, the test
+for that, and its help text. Defaults, validation, command-line parsing and `--help` are
+all read from it. A config file builds on it:
+
+    def get_config(arg=""):
+        config = configuration.default_config("data", "model", "train")
+        config.train.epochs = 50
+        return configuration.apply_arguments(config, arg, {"epochs": "train.epochs"})
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+
+
+class UserError(Exception):
+    """The user can mend this: the message names the field or file and the remedy.
+
+    `launch` prints it as one line without a traceback.
+    """
+
+
+class ConfigError(UserError):
+    """A config field that does not exist, or a value it does not take."""
+
+
+class Rule(NamedTuple):
+    """What a value must be: in words, and as a test."""
+
+    takes: str
+    valid: Callable[[Any], bool]
+
+
+class Field(NamedTuple):
+    """One config field: its default, what it takes (words and test), its help text."""
+
+    default: Any
+    takes: str
+    valid: Callable[[Any], bool]
+    help: str
+
+
+def _is_number(value: Any) -> bool:
+    # NaN and the infinities are numbers to Python; no field of ours takes them.
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(least: int) -> Rule:
+    return Rule(
+        f"a whole number >= {least}", lambda value: _is_whole(value) and value >= least
+    )
+
+
+def _number(
+    least: float | None = None, above: float | None = None, most: float | None = None
+) -> Rule:
+    """A finite number, at least `least`, greater than `above`, at most `most`."""
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">=", least), (">", above), ("<=", most))
+        if bound is not None
+    ]
+
+    def valid(value: Any) -> bool:
+        return (
+            _is_number(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+        )
+
+    return Rule(" ".join(["a number", " and ".join(bounds)]).rstrip(), valid)
+
+
+def _one_of(*names: str) -> Rule:
+    takes = "one of " + ", ".join(names)
+    return Rule(takes, lambda value: isinstance(value, str) and value in names)
+
+
+def _tuple_of(rule: Rule, plural: str) -> Rule:
+    return Rule(
+        f"a list of {plural}",
+        lambda value: isinstance(value, tuple | list) and all(map(rule.valid, value)),
+    )
+
+
+def _optax_name(value: Any) -> bool:
+    if not isinstance(value, str) or value.startswith("_"):
+        return False
+    function = getattr(optax, value, None)
+    if not inspect.isfunction(function):
+        return False
+    # Schedules and losses are functions of optax as well; optimizers say what they give.
+    return "learning_rate" in inspect.signature(function).parameters
+
+
+def _model_name(value: Any) -> bool:
+    if not isinstance(value, str) or not value.isidentifier() or value.startswith("_"):
+        return False
+    try:
+        return importlib.util.find_spec(f"gptfl_jax.models.{value}") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _samples_per_class(value: Any) -> bool:
+    if _is_whole(value):
+        return value >= 1
+    if not isinstance(value, str):
+        return False
+    if value.endswith("x"):
+        try:
+            ratio = float(value[:-1])
+        except ValueError:
+            return False
+        return 0 < ratio < math.inf
+    return value.isascii() and value.isdigit() and int(value) >= 1
+
+
+def _folder_name(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and "/" not in value
+        and "\\" not in value
+        and not value.startswith(".")
+    )
+
+
+_TEXT = Rule("text", lambda value: isinstance(value, str))
+_NAME = Rule("a name", lambda value: isinstance(value, str) and value != "")
+_IDENTIFIER = Rule(
+    "the name of a function",
+    lambda value: isinstance(value, str) and value.isidentifier(),
+)
+_FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+_NAMES = _tuple_of(_NAME, "names")
+_KEYWORDS = Rule(
+    "keyword arguments, as in {'name': value}",
+    lambda value: (
+        isinstance(value, dict | ConfigDict)
+        and all(isinstance(key, str) and key.isidentifier() for key in value.keys())
+    ),
+)
+_MODEL = Rule("the name of a module of gptfl_jax/models", _model_name)
+_OPTAX = Rule("the name of an optax optimizer, as sgd or adam", _optax_name)
+_DTYPE = _one_of("float32", "bfloat16", "float16", "float64")
+
+
+def _field(default: Any, rule: Rule, help: str) -> Field:
+    return Field(default, rule.takes, rule.valid, help)
+
+
+SCHEMA: dict[str, Field | dict[str, Field]] = {
+    "seed": _field(0, _whole(0), "the one seed that every random draw starts from"),
+    "data": {
+        "source": _field(
+            "sklearn_digits",
+            _IDENTIFIER,
+            "the real data: a function of gptfl_jax/data/sources.py",
+        ),
+        "options": _field({}, _KEYWORDS, "keywords for that function"),
+        "folder": _field("", _TEXT, "folder of the data set, where it needs one"),
+        "image_size": _field(
+            0, _whole(0), "side of an image in pixels; 0: the source's own"
+        ),
+        "channels": _field(
+            0,
+            Rule("0, 1 or 3", lambda value: _is_whole(value) and value in (0, 1, 3)),
+            "colour channels; 0: the source's own",
+        ),
+    },
+    "model": {
+        "name": _field("convnet", _MODEL, "the classifier: a file of gptfl_jax/models"),
+        "options": _field({}, _KEYWORDS, "keywords for its Model"),
+    },
+    "prompts": {
+        "method": _field(
+            "class_prompt",
+            _one_of("class_prompt", "multi_domain", "ucg", "imported"),
+            "how prompts are made from the class names",
+        ),
+        "classes": _field((), _NAMES, "class names; empty: those of the data source"),
+        "template": _field(
+            "",
+            _TEXT,
+            "sentence with {name}, and {domain} for multi_domain; empty: the data set's",
+        ),
+        "domains": _field(
+            (), _NAMES, "domains of multi_domain; empty: the data set's own"
+        ),
+        "per_class": _field(0, _whole(0), "most prompts kept for a class; 0: all"),
+        "imported_file": _field(
+            "", _TEXT, "prompt lists to import (.pkl or .json), for method imported"
+        ),
+    },
+    "generate": {
+        "model": _field(
+            "glyphs",
+            _NAME,
+            "Stable Diffusion model: one shipped here, a diffusers folder, or a hub id",
+        ),
+        "samples_per_class": _field(
+            "3x",
+            Rule(
+                "a whole number >= 1, or a multiple of the real count as 3x",
+                _samples_per_class,
+            ),
+            "samples a class: a number, or a multiple of the real training set's count",
+        ),
+        "num_steps": _field(25, _whole(1), "denoising steps of the solver"),
+        "guidance_scale": _field(
+            7.5, _number(least=0), "classifier-free guidance; 1: none"
+        ),
+        "guidance_choices": _field(
+            (),
+            _tuple_of(_number(least=0), "numbers >= 0"),
+            "guidance scales to draw from, one a sample, in place of guidance_scale",
+        ),
+        "negative_prompt": _field("", _TEXT, "what the pictures should not show"),
+        "height": _field(0, _whole(0), "pixels; 0: the model's own"),
+        "width": _field(0, _whole(0), "pixels; 0: the model's own"),
+        "batch_size": _field(64, _whole(1), "samples at once, over all devices"),
+        "dtype": _field(
+            "float32", _one_of("float32", "bfloat16"), "precision of the networks"
+        ),
+        "preview_per_class": _field(
+            10, _whole(0), "samples of a class on preview.png; 0: no preview"
+        ),
+    },
+    "train": {
+        "data": _field(
+            "synthetic", _one_of("synthetic", "real", "both"), "what to train on"
+        ),
+        "epochs": _field(200, _whole(1), "passes over the training set"),
+        "batch_size": _field(32, _whole(1), "examples a step, over all devices"),
+        "optimizer": _field("adamw", _one_of("adamw", "sgd"), "optimizer"),
+        "learning_rate": _field(1e-4, _number(above=0), "peak learning rate"),
+        "momentum": _field(0.9, _number(least=0, most=1), "momentum of sgd"),
+        "weight_decay": _field(5e-4, _number(least=0), "decoupled weight decay"),
+        "schedule": _field(
+            "cosine", _one_of("cosine", "constant"), "learning rate over all epochs"
+        ),
+        "warmup_epochs": _field(
+            0.0, _number(least=0), "epochs of linear rise to the peak learning rate"
+        ),
+        "label_smoothing": _field(
+            0.0, _number(least=0, most=1), "share of a label spread over all classes"
+        ),
+        "clip_norm": _field(
+            0.0, _number(least=0), "largest norm of a gradient; 0: not clipped"
+        ),
+        "crop_padding": _field(
+            0, _whole(0), "random crops after padding by this many pixels; 0: none"
+        ),
+        "flip": _field(False, _FLAG, "random horizontal flips"),
+        "cutout": _field(
+            0, _whole(0), "side in pixels of a random square set to the mean; 0: none"
+        ),
+        "eval_every": _field(1, _whole(1), "epochs between tests on the real test set"),
+        "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
+        "dtype": _field("float32", _DTYPE, "precision of the computation"),
+    },
+    "federated": {
+        "run": _field(
+            "",
+            Rule("a folder name", _folder_name),
+            "name of the run's folder; empty: <algorithm>-<init>-s<seed>",
+        ),
+        "algorithm": _field(
+            "fedavg",
+            _one_of("fedavg", "fedprox", "fedopt"),
+            "a function of gptfl_jax/fl/algorithms.py",
+        ),
+        "init": _field(
+            "random",
+            _NAME,
+            "initial weights: random, synthetic (stage 2's best), or a checkpoint folder",
+        ),
+        "rounds": _field(100, _whole(1), "federated rounds"),
+        "cohort_size": _field(10, _whole(1), "clients a round, without replacement"),
+        "weighting": _field(
+            "examples",
+            _one_of("examples", "uniform"),
+            "weight of a client's update: its examples, or the same for all",
+        ),
+        "prox_mu": _field(0.01, _number(least=0), "proximal weight of fedprox"),
+        "server_optimizer": _field("adam", _OPTAX, "server optimizer of fedopt"),
+        "server_learning_rate": _field(
+            1e-3, _number(above=0), "learning rate of the server optimizer"
+        ),
+        "server_options": _field({}, _KEYWORDS, "keywords of the server optimizer"),
+        "local_epochs": _field(1, _whole(1), "passes over a client's data a round"),
+        "local_steps": _field(
+            0, _whole(0), "steps of a client a round in place of epochs; 0: epochs"
+        ),
+        "batch_size": _field(32, _whole(1), "examples a local step"),
+        "client_optimizer": _field("sgd", _OPTAX, "optimizer of a client"),
+        "client_learning_rate": _field(
+            0.1, _number(above=0), "learning rate of a client"
+        ),
+        "client_options": _field(
+            {}, _KEYWORDS, "keywords of the client optimizer, as {'momentum': 0.9}"
+        ),
+        "learning_rate_schedule": _field(
+            "constant",
+            _one_of("constant", "cosine"),
+            "the clients' learning rate over the rounds",
+        ),
+        "clip_norm": _field(
+            0.0, _number(least=0), "largest norm of a local gradient; 0: not clipped"
+        ),
+        "partition": _field(
+            "natural",
+            _one_of("natural", "iid", "dirichlet"),
+            "how the real examples are dealt to clients; natural: as they were recorded",
+        ),
+        "num_clients": _field(
+            100, _whole(1), "clients of the iid and dirichlet partitions"
+        ),
+        "alpha": _field(
+            0.1,
+            _number(above=0),
+            "concentration of the dirichlet partition; small: few labels a client",
+        ),
+        "min_examples": _field(
+            1, _whole(1), "fewest examples of a client of the dirichlet partition"
+        ),
+        "client_execution": _field(
+            "auto",
+            _one_of("auto", "vmap", "packed"),
+            "clients side by side (vmap) or end to end (packed); auto: by the backend",
+        ),
+        "diagnostics": _field(
+            True, _FLAG, "gradient diversity and update norms each round"
+        ),
+        "eval_every": _field(5, _whole(1), "rounds between tests"),
+        "checkpoint_every": _field(10, _whole(1), "rounds between checkpoints"),
+        "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
+        "dtype": _field("float32", _DTYPE, "precision of the computation"),
+    },
+    "report": {
+        "runs": _field(
+            (), _NAMES, "names of the runs to compare; empty: all there are"
+        ),
+        "targets": _field(
+            (0.9, 0.95),
+            _tuple_of(_number(above=0, most=1), "numbers > 0 and <= 1"),
+            "accuracies for which rounds and bytes are counted",
+        ),
+    },
+    "generator": {},
+}
+
+
+def fields(*sections: str) -> Iterator[tuple[str, Field]]:
+    """All fields with their dotted names, of `sections` (and `seed`), or of all."""
+    for name, entry in SCHEMA.items():
+        if isinstance(entry, Field):
+            yield name, entry
+        elif not sections or name in sections:
+            for key, field in entry.items():
+                yield f"{name}.{key}", field
+
+
+def default_config(*sections: str) -> ConfigDict:
+    """A config of `seed` and the named sections of `SCHEMA`, at their defaults.
+
+    The config is locked: a field that is not in `SCHEMA` cannot be set. Sections of
+    keywords (`options`) stay open.
+    """
+    config = ConfigDict()
+    for section in sections:
+        if not isinstance(SCHEMA.get(section), dict):
+            raise _unknown(section, known=_sections(), what="section")
+        config[section] = ConfigDict()
+    for dotted, field in fields(*sections) if sections else ():
+        _store(config, dotted, field.default)
+    config.seed = SCHEMA["seed"].default
+    return _locked(config)
+
+
+def apply_arguments(
+    config: ConfigDict, arg: str, aliases: dict[str, str]
+) -> ConfigDict:
+    """Apply a config string to a config.
+
+    Args:
+        config: what a config file built.
+        arg: `name=value` pairs separated by commas: what follows the colon in
+            `--config=configs/digits.py:alpha=0.5,init=random`. May be empty.
+        aliases: the names the string may use, and the dotted field each one sets.
+
+    Returns:
+        The config itself, changed.
+
+    Raises:
+        ConfigError: a name that is not in `aliases`, or a value the field does not take.
+    """
+    for pair in _split(arg):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise ConfigError(
+                f"config string '{pair}': takes name=value pairs separated by commas"
+            )
+        if name not in aliases:
+            raise _unknown(name, known=aliases, what="name in the config string")
+        set_text(config, aliases[name], value)
+    return config
+
+
+def set_text(config: ConfigDict, dotted: str, text: str) -> None:
+    """Set a field of a config from text, as the command line gives it.
+
+    `dotted` is a field of `SCHEMA` ("federated.alpha") or a keyword below a field of
+    keywords ("federated.client_options.momentum").
+
+    Raises:
+        ConfigError: no such field, or a value that it does not take.
+    """
+    parent, _, keyword = dotted.rpartition(".")
+    field = _find(parent) if _find(dotted) is None else None
+    if field is not None and field.takes == _KEYWORDS.takes and keyword.isidentifier():
+        _require_section(config, parent)
+        _get(config, parent)[keyword] = _literal(text)
+        return
+    field = _find(dotted)
+    if field is None:
+        raise _unknown(
+            dotted, known=[name for name, _ in fields(*_present(config))], prefix=True
+        )
+    _require_section(config, dotted)
+    _store(config, dotted, _parse(dotted, field, text))
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every field of a config, and the fields against each other.
+
+    Raises:
+        ConfigError: an unknown section or field, a missing field, or a value out of
+            range. The message names the field and says what it takes.
+    """
+    known = dict(fields())
+    for name in config.keys():
+        entry = SCHEMA.get(name)
+        if entry is None:
+            raise _unknown(name, known=SCHEMA, what="section", prefix=True)
+        if isinstance(entry, Field):
+            continue
+        if not isinstance(config[name], ConfigDict):
+            raise ConfigError(f"config.{name} = {config[name]!r}: takes a section")
+        for key in config[name].keys():
+            if f"{name}.{key}" not in known:
+                raise _unknown(f"{name}.{key}", known=known, prefix=True)
+    for dotted, field in fields(*_present(config)):
+        section, _, key = dotted.rpartition(".")
+        holder = config[section] if section else config
+        if key not in holder:
+            raise ConfigError(f"config.{dotted} is missing: takes {field.takes}")
+        if not field.valid(holder[key]):
+            raise _refused(dotted, holder[key], field.takes)
+    _check_together(config)
+
+
+def _check_together(config: ConfigDict) -> None:
+    """The rules that bind several fields."""
+    if "prompts" in config:
+        prompts = config.prompts
+        if prompts.method == "imported" and not prompts.imported_file:
+            raise _refused(
+                "prompts.imported_file", "", "a file, when prompts.method is imported"
+            )
+        if prompts.template and "{name}" not in prompts.template:
+            raise _refused(
+                "prompts.template", prompts.template, "a sentence with {name} in it"
+            )
+    if "generate" in config:
+        generate = config.generate
+        if (generate.height == 0) != (generate.width == 0):
+            raise ConfigError(
+                f"config.generate.height = {generate.height} with config.generate.width"
+                f" = {generate.width}: takes both or neither"
+            )
+    if "train" in config and config.train.warmup_epochs > config.train.epochs:
+        raise _refused(
+            "train.warmup_epochs",
+            config.train.warmup_epochs,
+            f"at most config.train.epochs = {config.train.epochs}",
+        )
+    if "federated" in config:
+        federated = config.federated
+        if federated.partition != "natural":
+            check_cohort(federated.cohort_size, federated.num_clients)
+        for side in ("client", "server"):
+            _check_optimizer_options(
+                f"federated.{side}_options",
+                federated[f"{side}_optimizer"],
+                federated[f"{side}_options"],
+            )
+
+
+def check_cohort(cohort_size: int, num_clients: int) -> None:
+    """Refuse a cohort larger than the number of clients there are."""
+    if cohort_size > num_clients:
+        raise _refused(
+            "federated.cohort_size",
+            cohort_size,
+            f"at most the number of clients, which is {num_clients}",
+        )
+
+
+def _check_optimizer_options(dotted: str, optimizer: str, options: ConfigDict) -> None:
+    taken = [
+        name
+        for name in inspect.signature(getattr(optax, optimizer)).parameters
+        if name != "learning_rate"
+    ]
+    for name in options.keys():
+        if name not in taken:
+            raise ConfigError(
+                f"config.{dotted}.{name}: optax.{optimizer} takes no such keyword, but "
+                + ", ".join(taken)
+            )
+
+
+def _sections() -> list[str]:
+    return [name for name, entry in SCHEMA.items() if not isinstance(entry, Field)]
+
+
+def _present(config: ConfigDict) -> list[str]:
+    """The sections that a config has; never empty, so that `fields` is not "all"."""
+    return [name for name in config.keys() if name in SCHEMA] or ["seed"]
+
+
+def _find(dotted: str) -> Field | None:
+    return dict(fields()).get(dotted)
+
+
+def _get(config: ConfigDict, dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = config[name]
+    return config
+
+
+def _require_section(config: ConfigDict, dotted: str) -> None:
+    section, dot, _ = dotted.partition(".")
+    if dot and section not in config:
+        raise ConfigError(f"config.{dotted}: this config has no section `{section}`")
+
+
+def _store(config: ConfigDict, dotted: str, value: Any) -> None:
+    section, _, key = dotted.rpartition(".")
+    holder = config[section] if section else config
+    if isinstance(value, dict):
+        value = ConfigDict(value)
+    elif isinstance(value, list):
+        value = tuple(value)
+    with holder.ignore_type():
+        holder[key] = value
+
+
+def _locked(config: ConfigDict) -> ConfigDict:
+    config.lock()
+    for dotted, field in fields(*_present(config)):
+        if field.takes == _KEYWORDS.takes:
+            _get(config, dotted).unlock()
+    return config
+
+
+def _literal(text: str) -> Any:
+    """The value a text stands for: a Python literal, or else the text itself."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _parse(dotted: str, field: Field, text: str) -> Any:
+    """The first reading of `text` that the field takes."""
+    value = _literal(text)
+    readings = [value, text]
+    if isinstance(field.default, tuple):
+        # --config.report.runs=a,b and =a need no quotes, brackets or closing comma.
+        readings += [(value,), tuple(map(_literal, _split(text))), tuple(_split(text))]
+    for reading in readings:
+        if field.valid(reading):
+            is_float = isinstance(field.default, float)
+            return float(reading) if is_float else reading
+    raise _refused(dotted, value, field.takes)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    parts, start, depth, quote = [], 0, 0, ""
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _refused(dotted: str, value: Any, takes: str) -> ConfigError:
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    return ConfigError(f"config.{dotted} = {value!r}: takes {takes}")
+
+
+def _unknown(
+    name: str, known: Iterable[str], what: str = "field", prefix: bool = False
+) -> ConfigError:
+    """The error for a name that is none of `known`: it offers the nearest, or a list."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not near:
+        # config.rounds for config.federated.rounds, or the right name elsewhere.
+        by_key = {entry.rpartition(".")[2]: entry for entry in known}
+        key = name.rpartition(".")[2]
+        near = [
+            by_key[match]
+            for match in difflib.get_close_matches(key, by_key, n=1, cutoff=0.75)
+        ]
+    dot = "config." if prefix else ""
+    if near:
+        hint = f"did you mean {dot}{near[0]}?"
+    else:
+        section, inside, _ = name.partition(".")
+        siblings = [entry for entry in known if entry.startswith(section + ".")]
+        if not (inside and siblings):
+            # The sections say enough where not even the section is known.
+            siblings = dict.fromkeys(entry.partition(".")[0] for entry in known)
+        hint = "there are " + ", ".join(dot + entry for entry in siblings)
+    return ConfigError(f"{dot}{name}: no such {what}; {hint}")
