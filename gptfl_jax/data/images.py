@@ -1,0 +1,178 @@
+"""Pictures to arrays: decoding, box-filter resizing, and conversion of channels."""
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Shaped, UInt8
+from tqdm import tqdm
+
+# ITU-R BT.601 luma, what "grey" means to every picture library.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def box_resize(
+    images: UInt8[np.ndarray, "batch height width channels"], size: int
+) -> UInt8[np.ndarray, "batch {size} {size} channels"]:
+    """Resizes pictures to `size` x `size` pixels, each the mean of the area it covers.
+
+    For a whole ratio this is the mean of blocks (32x32 to 8x8: blocks of 4x4, as
+    scikit-learn's digits were made); enlarging repeats pixels. The sums are exact and
+    rounded once.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    rows = _box_weights(images.shape[1], size)
+    columns = _box_weights(images.shape[2], size)
+    resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for start in range(0, len(images), 512):  # float32 copies of 512 pictures at most
+        part = images[start : start + 512].astype(np.float32)
+        part = np.einsum("ih,bhwc->biwc", rows, part, optimize=True)
+        part = np.einsum("jw,biwc->bijc", columns, part, optimize=True)
+        resized[start : start + 512] = np.rint(part).clip(0, 255)
+    return resized
+
+
+def _box_weights(length: int, size: int) -> np.ndarray:
+    """[size, length]: the share of each old pixel in each new one; rows sum to 1."""
+    edges = np.arange(size + 1) * (length / size)
+    low, high = edges[:-1, None], edges[1:, None]
+    old = np.arange(length)[None]
+    overlap = np.minimum(high, old + 1) - np.maximum(low, old)
+    return (overlap.clip(0) * (size / length)).astype(np.float32)
+
+
+def convert_channels(
+    images: UInt8[np.ndarray, "batch height width channels"], channels: int
+) -> UInt8[np.ndarray, "batch height width {channels}"]:
+    """Turns grey pictures into RGB by repetition, or RGB ones into grey (BT.601)."""
+    if images.shape[-1] == channels:
+        return images
+    if images.shape[-1] == 1 and channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    if images.shape[-1] == 3 and channels == 1:
+        grey = np.empty((*images.shape[:-1], 1), np.uint8)
+        for start in range(0, len(images), 512):
+            part = images[start : start + 512].astype(np.float32) @ _LUMA
+            grey[start : start + 512, ..., 0] = np.rint(part)
+        return grey
+    raise ValueError(f"cannot turn {images.shape[-1]} channels into {channels}")
+
+
+def convert(
+    images: UInt8[np.ndarray, "batch height width channels"],
+    image_size: int,
+    channels: int,
+) -> UInt8[np.ndarray, "batch new_height new_width new_channels"]:
+    """`convert_channels` and `box_resize` in one; 0 leaves size or channels alone."""
+    images = convert_channels(images, channels or images.shape[-1])
+    return box_resize(images, image_size) if image_size else images
+
+
+class Picture(NamedTuple):
+    """One decoded file, or the reason why there is none."""
+
+    pixels: UInt8[np.ndarray, "height width channels"] | None
+    """After `convert`."""
+    size: tuple[int, int]
+    """Width and height in the file."""
+    mode: str
+    """Mode in the file, as Pillow names it: RGB, L, RGBA, P, ..."""
+    error: str = ""
+
+
+def read_picture(
+    path: pathlib.Path,
+    image_size: int,
+    channels: int,
+    modes: Sequence[str] | None = None,
+    crop: bool = False,
+) -> Picture:
+    """Decodes one file and converts it to `image_size` and `channels`.
+
+    Args:
+      modes: Pillow modes to accept; others are an error. None accepts all: palettes are
+        resolved, transparent pixels put on white, 16-bit grey scaled down.
+      crop: take the largest square in the middle first, to keep proportions.
+
+    Returns:
+      the picture. An unreadable file is no exception but has `error` set: data sets
+      with a broken file in them are common, and what to do is the caller's decision.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            size, mode = image.size, image.mode
+            if modes is not None and mode not in modes:
+                return Picture(
+                    None, size, mode, f"mode {mode}, not {' or '.join(modes)}"
+                )
+            image.load()
+            pixels = _to_array(image)
+    except FileNotFoundError:
+        return Picture(None, (0, 0), "", "no such file")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        PIL.Image.DecompressionBombError,
+    ) as error:
+        # Pillow reports broken files as any of these.
+        return Picture(None, (0, 0), "", f"cannot be decoded ({error})")
+    if crop:
+        height, width = pixels.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    return Picture(convert(pixels[None], image_size, channels)[0], size, mode)
+
+
+def _to_array(image: PIL.Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey and its kin
+        pixels = np.asarray(image, np.float32)
+        scale = 255 / 65535 if pixels.max(initial=0) > 255 else 1
+        return np.rint(pixels * scale).clip(0, 255).astype(np.uint8)[..., None]
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[..., None]
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_pictures(
+    paths: Sequence[pathlib.Path],
+    read: Callable[[pathlib.Path], Picture],
+    description: str = "",
+) -> Iterable[Picture]:
+    """Reads files in threads, in order, with a progress bar (Pillow frees the GIL).
+
+    At most a few hundred files are in flight, whatever their number.
+    """
+    workers = min(32, (os.cpu_count() or 1) + 4)
+    bar = tqdm(
+        total=len(paths), desc=description, unit="img", disable=None, mininterval=0.5
+    )
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), 512):
+            for picture in pool.map(read, paths[start : start + 512]):
+                bar.update()
+                yield picture
+
+
+def normalisation_for(
+    constants: Sequence[float], channels: int
+) -> Shaped[np.ndarray, " {channels}"]:
+    """Fits per-channel constants to `channels`: repeats one, or averages several."""
+    values = np.asarray(constants, np.float32).reshape(-1)
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return np.repeat(values, channels)
+    if channels == 1:
+        return values.mean(keepdims=True)
+    raise ValueError(f"{len(values)} constants for {channels} channels")

@@ -1,0 +1,316 @@
+"""Which client owns which example.
+
+Every function returns `client_of_example`, int32 [examples], is a pure function of its
+arguments, and costs O(examples + classes x clients) in numpy: a million clients take
+seconds. `federate` turns the result into the arrays the engine works on.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Int, Int32, Shaped
+
+from gptfl_jax import configuration
+from gptfl_jax.data.sources import Dataset
+
+
+class FederatedData(NamedTuple):
+    """All clients' examples, sorted by client. Put it on the device once."""
+
+    inputs: Shaped[Array | np.ndarray, "examples ..."]
+    """uint8 or float32."""
+    labels: Int32[Array | np.ndarray, " examples"]
+    offsets: Int32[Array | np.ndarray, " clients_plus_1"]
+    """Client c owns rows offsets[c]:offsets[c + 1]."""
+
+
+class Summary(NamedTuple):
+    """What a partition looks like."""
+
+    sizes: Int[np.ndarray, " clients"]
+    """Examples of each client."""
+    histogram: Int[np.ndarray, "clients classes"]
+    """Examples of each class at each client."""
+
+    def __str__(self) -> str:
+        present = (self.histogram > 0).sum(1)
+        share = self.histogram.max(1) / np.maximum(self.sizes, 1)
+        return (
+            f"{len(self.sizes):,} clients, {self.sizes.sum():,} examples; a client has "
+            f"{self.sizes.min()} to {self.sizes.max()} examples "
+            f"(median {np.median(self.sizes):g}) of {present.min()} to {present.max()} "
+            f"classes (median {np.median(present):g}); its most frequent class makes "
+            f"up {np.mean(share):.0%} on average"
+        )
+
+
+def natural(
+    clients: Shaped[np.ndarray, " examples"],
+) -> Int32[np.ndarray, " examples"]:
+    """The data set's own clients (writers, speakers), numbered in sorted order."""
+    return np.unique(clients, return_inverse=True)[1].astype(np.int32)
+
+
+def iid(
+    num_examples: int, num_clients: int, seed: int
+) -> Int32[np.ndarray, " {num_examples}"]:
+    """A random deal: client sizes differ by at most one."""
+    _check_enough(num_examples, num_clients, 1)
+    generator = np.random.default_rng(seed)
+    deal = (np.arange(num_examples) % num_clients).astype(np.int32)
+    return generator.permutation(deal)
+
+
+def dirichlet(
+    labels: Int[np.ndarray, " examples"],
+    num_clients: int,
+    alpha: float,
+    seed: int,
+    min_examples: int = 1,
+) -> Int32[np.ndarray, " examples"]:
+    """Label skew: each class is split in proportions drawn from Dirichlet(alpha).
+
+    Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification (arXiv 1909.06335) and what followed it. Unlike the usual code it
+    draws once and never again: clients left with fewer than `min_examples` are then
+    filled up, each with random examples of one of the largest clients (or a few), so
+    that it ends for any alpha and stays as skewed.
+
+    Args:
+      alpha: small is skewed (each class at one client), large is even.
+      min_examples: the least a client has, at least 1.
+    """
+    generator = np.random.default_rng(seed)
+    _check_enough(len(labels), num_clients, min_examples)
+    owner = np.empty(len(labels), np.int32)
+    for rows in _rows_by_class(labels):
+        rows = generator.permutation(rows)
+        shares = _dirichlet(generator, alpha, num_clients)
+        owner[rows] = _cut(shares, len(rows))
+    return _fill_up(owner, num_clients, min_examples, generator)
+
+
+def dirichlet_balanced(
+    labels: Int[np.ndarray, " examples"],
+    num_clients: int,
+    alpha: float,
+    seed: int,
+    min_examples: int = 1,
+    attempts: int = 20,
+) -> Int32[np.ndarray, " examples"]:
+    """Label skew with similar client sizes, the rule of the original GPT-FL.
+
+    As `dirichlet`, class by class, but a client that already holds `examples / clients`
+    or more takes nothing of the next class. The original redraws until every client
+    has `min_examples` (5, or 32 for CIFAR-10), which may never end; here the best of
+    `attempts` draws is kept and what is missing then filled up.
+    """
+    _check_enough(len(labels), num_clients, min_examples)
+    generator = np.random.default_rng(seed)
+    by_class = _rows_by_class(labels)
+    best, best_missing = None, np.inf
+    for _ in range(attempts):
+        owner = np.empty(len(labels), np.int32)
+        sizes = np.zeros(num_clients, np.int64)
+        for rows in by_class:
+            rows = generator.permutation(rows)
+            open_clients = np.flatnonzero(sizes * num_clients < len(labels))
+            shares = _dirichlet(generator, alpha, num_clients)[open_clients]
+            if shares.sum() <= 0:  # all of the draw fell on full clients
+                shares = _dirichlet(generator, alpha, len(open_clients))
+            owner[rows] = open_clients[_cut(shares / shares.sum(), len(rows))]
+            sizes += np.bincount(owner[rows], minlength=num_clients)
+        missing = np.maximum(min_examples - sizes, 0).sum()
+        if missing < best_missing:
+            best, best_missing = owner, missing
+        if not missing:
+            break
+    return _fill_up(best, num_clients, min_examples, generator)
+
+
+def shards(
+    labels: Int[np.ndarray, " examples"],
+    num_clients: int,
+    seed: int,
+    shards_per_client: int = 2,
+) -> Int32[np.ndarray, " examples"]:
+    """Pathological label skew: examples sorted by class are cut into equal shards.
+
+    Communication-Efficient Learning of Deep Networks from Decentralized Data
+    (arXiv 1602.05629), section 3: each client gets `shards_per_client` of them, hence
+    seldom more classes than that.
+    """
+    num_shards = num_clients * shards_per_client
+    _check_enough(len(labels), num_clients, shards_per_client)
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(len(labels))
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    shard = np.arange(len(rows)) * num_shards // len(rows)
+    client_of_shard = generator.permutation(num_shards) // shards_per_client
+    owner = np.empty(len(labels), np.int32)
+    owner[rows] = client_of_shard[shard]
+    return owner
+
+
+def quantity_skew(
+    num_examples: int,
+    num_clients: int,
+    alpha: float,
+    seed: int,
+    min_examples: int = 1,
+) -> Int32[np.ndarray, " {num_examples}"]:
+    """Every client has the same classes, but sizes are drawn from Dirichlet(alpha)."""
+    _check_enough(num_examples, num_clients, min_examples)
+    generator = np.random.default_rng(seed)
+    shares = _dirichlet(generator, alpha, num_clients)
+    owner = np.empty(num_examples, np.int32)
+    owner[generator.permutation(num_examples)] = _cut(shares, num_examples)
+    return _fill_up(owner, num_clients, min_examples, generator)
+
+
+def partition(
+    method: str,
+    dataset: Dataset,
+    num_clients: int,
+    seed: int,
+    *,
+    alpha: float = 0.1,
+    min_examples: int = 1,
+    shards_per_client: int = 2,
+) -> tuple[Int32[np.ndarray, " examples"], int]:
+    """One of the partitions above by name; returns it with the number of clients.
+
+    Raises:
+      UserError: a data set without natural clients, or too few examples.
+    """
+    labels = dataset.labels
+    match method:
+        case "natural":
+            if dataset.clients is None:
+                raise configuration.UserError(
+                    "config.federated.partition = 'natural': this data source has no "
+                    "natural clients; use 'iid' or 'dirichlet'"
+                )
+            owner = natural(dataset.clients)
+            return owner, int(owner.max()) + 1
+        case "iid":
+            owner = iid(len(labels), num_clients, seed)
+        case "dirichlet":
+            owner = dirichlet(labels, num_clients, alpha, seed, min_examples)
+        case "dirichlet_balanced":
+            owner = dirichlet_balanced(labels, num_clients, alpha, seed, min_examples)
+        case "shards":
+            owner = shards(labels, num_clients, seed, shards_per_client)
+        case "quantity_skew":
+            owner = quantity_skew(len(labels), num_clients, alpha, seed, min_examples)
+        case _:
+            raise configuration.UserError(
+                f"config.federated.partition = {method!r}: takes natural, iid, "
+                "dirichlet, dirichlet_balanced, shards or quantity_skew"
+            )
+    return owner, num_clients
+
+
+def federate(
+    dataset: Dataset,
+    client_of_example: Int[np.ndarray, " examples"],
+    num_clients: int,
+) -> FederatedData:
+    """Sorts a data set by client (within a client the order stays).
+
+    The arrays stay numpy: `jax.device_put` the result, or stream it.
+
+    Raises:
+      ValueError: a client number outside 0..num_clients - 1.
+    """
+    if client_of_example.min() < 0 or client_of_example.max() >= num_clients:
+        raise ValueError(f"client numbers must lie in 0..{num_clients - 1}")
+    order = np.argsort(client_of_example, kind="stable")
+    sizes = np.bincount(client_of_example, minlength=num_clients)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return FederatedData(dataset.inputs[order], dataset.labels[order], offsets)
+
+
+def summarise(data: FederatedData, num_classes: int) -> Summary:
+    """Sizes and label histogram of every client; `print` it for a line of text."""
+    offsets, labels = np.asarray(data.offsets), np.asarray(data.labels)
+    sizes = np.diff(offsets)
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    histogram = np.bincount(
+        client * num_classes + labels, minlength=len(sizes) * num_classes
+    )
+    return Summary(sizes, histogram.reshape(len(sizes), num_classes))
+
+
+def _check_enough(num_examples: int, num_clients: int, min_examples: int) -> None:
+    if num_examples < num_clients * max(min_examples, 1):
+        raise configuration.UserError(
+            f"config.federated.num_clients = {num_clients} with min_examples = "
+            f"{max(min_examples, 1)} needs {num_clients * max(min_examples, 1)} "
+            f"examples; the training set has {num_examples}: lower one of the two"
+        )
+
+
+def _rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _dirichlet(generator: np.random.Generator, alpha: float, size: int) -> np.ndarray:
+    """Dirichlet(alpha, ..., alpha), also for alpha where a gamma draw underflows.
+
+    Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha), taken in logarithms: the largest
+    share is then never 0 / 0.
+    """
+    if not 0 < alpha < np.inf:
+        raise configuration.UserError(
+            f"config.federated.alpha = {alpha}: takes a finite number > 0"
+        )
+    alpha = max(alpha, 1e-100)  # keeps log(u) / alpha finite
+    logs = np.log(generator.standard_gamma(alpha + 1, size))
+    logs += np.log1p(-generator.random(size)) / alpha
+    shares = np.exp(logs - logs.max())
+    return shares / shares.sum()
+
+
+def _cut(shares: np.ndarray, count: int) -> np.ndarray:
+    """Client of each of `count` items, cut at the rounded cumulative shares."""
+    ends = np.rint(np.cumsum(shares) * count).astype(np.int64)
+    ends[-1] = count
+    return np.repeat(np.arange(len(shares)), np.diff(ends, prepend=0))
+
+
+def _fill_up(
+    owner: np.ndarray,
+    num_clients: int,
+    min_examples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Gives clients below the minimum random examples of the largest clients."""
+    least = max(min_examples, 1)
+    sizes = np.bincount(owner, minlength=num_clients)
+    missing = np.maximum(least - sizes, 0)
+    need = missing.sum()
+    if not need:
+        return owner
+    # The highest water level above which clients hold at least `need` examples.
+    low, high = least, int(sizes.max())
+    while low < high:
+        level = (low + high + 1) // 2
+        if np.maximum(sizes - level, 0).sum() >= need:
+            low = level
+        else:
+            high = level - 1
+    gives = np.maximum(sizes - low, 0)
+    donors = np.flatnonzero(gives)
+    # What is above the level but not needed stays: one example a donor at most.
+    gives[generator.permutation(donors)[: gives.sum() - need]] -= 1
+    shuffled = generator.permutation(len(owner))
+    by_client = shuffled[np.argsort(owner[shuffled], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place = np.arange(len(owner)) - starts[owner[by_client]]
+    taken = by_client[place < gives[owner[by_client]]]
+    filled = owner.copy()
+    receivers = np.repeat(np.arange(num_clients), missing)
+    filled[taken] = receivers  # donor by donor: a receiver's classes are as few
+    return filled

@@ -1,0 +1,538 @@
+"""Data sets by name, as arrays.
+
+A source is a public function of this module that returns a `Source`; a config names it
+in `data.source` and its keywords in `data.options`. Nothing is downloaded: what does
+not come with a package is read from `data.folder`.
+"""
+
+import inspect
+import io
+import os
+import pathlib
+import pickle
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Shaped
+
+from gptfl_jax import artifacts, configuration
+from gptfl_jax.data import images
+
+# Channel means and deviations of ImageNet in 0..1, which the original uses for every
+# picture. They are public: normalising by them says nothing about private data.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+class Dataset(NamedTuple):
+    """Labelled examples in memory."""
+
+    inputs: Shaped[np.ndarray, "examples ..."]
+    """uint8 or float32; pictures are uint8 [examples, height, width, channels]."""
+    labels: Int32[np.ndarray, " examples"]
+    class_names: tuple[str, ...]
+    clients: Shaped[np.ndarray, " examples"] | None = None
+    """The natural client (writer, speaker) of each example, where there is one."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class Source(NamedTuple):
+    """A data set with its split, and the constants its pictures are normalised by."""
+
+    train: Dataset
+    test: Dataset
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Per channel, of pixels scaled to 0..1."""
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+class LoadReport(NamedTuple):
+    """What happened to the files of a folder of synthetic pictures."""
+
+    loaded: int
+    left_out: tuple[tuple[str, str], ...] = ()
+    """File name and reason of each file that could not be used."""
+
+    def __str__(self) -> str:
+        text = f"{self.loaded:,} synthetic pictures loaded"
+        if not self.left_out:
+            return text
+        text += f"; {len(self.left_out):,} left out:"
+        shown = [f"\n  {file}: {reason}" for file, reason in self.left_out[:10]]
+        if len(self.left_out) > len(shown):
+            shown.append(f"\n  ... and {len(self.left_out) - len(shown):,} more")
+        return text + "".join(shown)
+
+
+def load(
+    name: str, folder: str = "", *, image_size: int = 0, channels: int = 0, **options
+) -> Source:
+    """Loads the source called `name`, converted to `image_size` and `channels`.
+
+    Args:
+      folder: where the data lie; sources that come with a package need none.
+      image_size, channels: 0 keeps the source's own.
+      options: keywords of the source.
+
+    Raises:
+      UserError: no such source, an option it does not take, missing or broken files.
+    """
+    available = _sources()
+    if name not in available:
+        raise configuration.UserError(
+            f"config.data.source = {name!r}: takes one of {', '.join(available)}"
+        )
+    function = available[name]
+    takes = inspect.signature(function).parameters
+    unknown = sorted(set(options) - (set(takes) - {"folder", "image_size", "channels"}))
+    if unknown:
+        known = sorted(set(takes) - {"folder", "image_size", "channels"})
+        raise configuration.UserError(
+            f"config.data.options: {name} does not take {', '.join(unknown)}; "
+            f"it takes {', '.join(known) or 'no options'}"
+        )
+    given = {"folder": folder, "image_size": image_size, "channels": channels}
+    if "folder" in takes and not folder:
+        raise configuration.UserError(
+            f"config.data.folder is empty: {name} is read from a folder, give its path"
+        )
+    source = function(**{k: v for k, v in given.items() if k in takes}, **options)
+
+    def converted(dataset: Dataset) -> Dataset:
+        inputs = images.convert(dataset.inputs, image_size, channels)
+        return dataset._replace(inputs=inputs)
+
+    source = source._replace(train=converted(source.train), test=converted(source.test))
+    channels = source.train.inputs.shape[-1]
+    return source._replace(
+        mean=tuple(map(float, images.normalisation_for(source.mean, channels))),
+        std=tuple(map(float, images.normalisation_for(source.std, channels))),
+    )
+
+
+def _sources() -> dict[str, Callable[..., Source]]:
+    return {
+        name: value
+        for name, value in sorted(globals().items())
+        if inspect.isfunction(value)
+        and not name.startswith("_")
+        and name != "load"
+        and inspect.signature(value).return_annotation is Source
+    }
+
+
+# The digits of scikit-learn (the test part of UCI's optdigits) come from one form of
+# 130 digits that was copied 14 times, run after run; a few digits are missing.
+DIGITS_BLOCKS = (
+    *(0, 130, 256, 386, 516, 646, 776),
+    *(906, 1029, 1157, 1287, 1415, 1545, 1667),
+)
+"""First example of each writing run; found by the repeating sequence of labels."""
+
+
+def sklearn_digits(*, test_blocks: int = 3) -> Source:
+    """1,797 real handwritten digits, 8x8 grey; comes with scikit-learn.
+
+    The natural clients are the 14 runs in which they were written (`DIGITS_BLOCKS`).
+    The test set is the last `test_blocks` runs, hence of hands not seen in training.
+    Pixels count ink in 4x4 blocks, 0..16, here scaled to 0..255 (ink is bright).
+    """
+    from sklearn.datasets import load_digits  # slow to import
+
+    if not 0 < test_blocks < len(DIGITS_BLOCKS):
+        raise configuration.UserError(
+            f"config.data.options.test_blocks = {test_blocks}: takes a whole number "
+            f"from 1 to {len(DIGITS_BLOCKS) - 1}"
+        )
+    digits = load_digits()
+    inputs = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    block = np.searchsorted(DIGITS_BLOCKS, np.arange(len(labels)), side="right") - 1
+    names = tuple(str(digit) for digit in range(10))
+    split = DIGITS_BLOCKS[-test_blocks]
+    return Source(
+        Dataset(inputs[:split], labels[:split], names, block[:split].astype(np.int32)),
+        Dataset(inputs[split:], labels[split:], names, block[split:].astype(np.int32)),
+        mean=(0.5,),
+        std=(0.5,),
+    )
+
+
+def cifar10(folder: str) -> Source:
+    """CIFAR-10 (Krizhevsky 2009), 32x32 RGB, 50,000 training and 10,000 test pictures.
+
+    Args:
+      folder: holds the released archive (python or binary version, `.tar.gz`), or the
+        folder it unpacks to, or is that folder.
+    """
+    files = _Archive(
+        folder, ("cifar-10-batches-py", "cifar-10-batches-bin"), ("cifar-10",)
+    )
+    if files.has("batches.meta.txt"):
+        names = files.read("batches.meta.txt").decode().split()
+        batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
+        train = _cifar_binary([files.read(name) for name in batches], 1)
+        test = _cifar_binary([files.read("test_batch.bin")], 1)
+    else:
+        names = _unpickle_arrays(files.read("batches.meta"), "batches.meta")
+        names = [_text(name) for name in names["label_names"]]
+        batches = [f"data_batch_{i}" for i in range(1, 6)]
+        train = _cifar_python(files, batches, "labels")
+        test = _cifar_python(files, ["test_batch"], "labels")
+    return Source(Dataset(*train, tuple(names)), Dataset(*test, tuple(names)))
+
+
+def cifar100(folder: str) -> Source:
+    """CIFAR-100 with its 100 fine labels; `folder` as in `cifar10`."""
+    files = _Archive(folder, ("cifar-100-python", "cifar-100-binary"), ("cifar-100",))
+    if files.has("fine_label_names.txt"):
+        names = files.read("fine_label_names.txt").decode().split()
+        train = _cifar_binary([files.read("train.bin")], 2)
+        test = _cifar_binary([files.read("test.bin")], 2)
+    else:
+        names = _unpickle_arrays(files.read("meta"), "meta")["fine_label_names"]
+        names = [_text(name) for name in names]
+        train = _cifar_python(files, ["train"], "fine_labels")
+        test = _cifar_python(files, ["test"], "fine_labels")
+    return Source(Dataset(*train, tuple(names)), Dataset(*test, tuple(names)))
+
+
+def image_folder(
+    folder: str,
+    *,
+    image_size: int = 0,
+    channels: int = 0,
+    classes: Sequence[str] = (),
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+) -> Source:
+    """Pictures in a folder a class: `train/<class>/*` and `test/<class>/*`.
+
+    Without these two, the folder itself holds the class folders, and `test_fraction`
+    of each class (at least one picture) is drawn as test set by `split_seed`. Pictures
+    are cropped to the square in their middle and resized; any mode is converted.
+    Unreadable files are reported and left out.
+
+    Args:
+      image_size: needed unless all pictures have the same square size.
+      channels: 1 or 3; 0 is RGB unless all pictures are grey.
+      classes: the class folders to use, in the order of their labels; empty takes all,
+        sorted by name.
+    """
+    root = pathlib.Path(folder)
+    if not root.is_dir():
+        raise configuration.UserError(f"config.data.folder: no such folder {folder}")
+    split = (root / "train").is_dir() and (root / "test").is_dir()
+    top = root / "train" if split else root
+    names = tuple(classes) or tuple(sorted(p.name for p in top.iterdir() if p.is_dir()))
+    if not names:
+        raise configuration.UserError(f"{top} holds no class folders")
+
+    def read(part: pathlib.Path) -> Dataset:
+        files, labels = [], []
+        for label, name in enumerate(names):
+            if not (part / name).is_dir():
+                raise configuration.UserError(f"{part / name}: no such class folder")
+            found = sorted(
+                file
+                for file in (part / name).rglob("*")
+                if file.suffix.lower() in _PICTURE_SUFFIXES
+            )
+            files += found
+            labels += [label] * len(found)
+        pixels, kept, left_out = _read_real(files, image_size, channels, part)
+        if left_out:
+            print(LoadReport(len(pixels), left_out), flush=True)
+        return Dataset(pixels, np.asarray(labels, np.int32)[kept], names)
+
+    if split:
+        train, test = read(root / "train"), read(root / "test")
+        if train.inputs.shape[1:] != test.inputs.shape[1:]:
+            raise configuration.UserError(
+                f"{root}: train and test pictures differ in size or channels; "
+                "set config.data.image_size and config.data.channels"
+            )
+        return Source(train, test)
+    if not 0 < test_fraction < 1:
+        raise configuration.UserError(
+            f"config.data.options.test_fraction = {test_fraction}: takes a number "
+            "between 0 and 1"
+        )
+    data = read(root)
+    held_out = hold_out(data.labels, test_fraction, split_seed)
+    return Source(select(data, ~held_out), select(data, held_out))
+
+
+def hold_out(
+    labels: Int32[np.ndarray, " examples"], fraction: float, seed: int
+) -> Shaped[np.ndarray, " examples"]:
+    """Draws `fraction` of each class at random (at least one where a class has two).
+
+    Returns:
+      bool [examples], true where held out.
+    """
+    generator = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
+        held_out[rows[:count]] = True
+    return held_out
+
+
+def select(dataset: Dataset, rows: Shaped[np.ndarray, " rows"]) -> Dataset:
+    """The examples at `rows` (numbers or a mask)."""
+    clients = None if dataset.clients is None else dataset.clients[rows]
+    return dataset._replace(
+        inputs=dataset.inputs[rows], labels=dataset.labels[rows], clients=clients
+    )
+
+
+def concatenate(first: Dataset, second: Dataset) -> Dataset:
+    """Both data sets' examples, natural clients dropped.
+
+    Raises:
+      ValueError: their classes or example shapes differ.
+    """
+    if first.class_names != second.class_names:
+        raise ValueError(f"classes differ: {first.class_names}, {second.class_names}")
+    inputs = np.concatenate([first.inputs, second.inputs])
+    labels = np.concatenate([first.labels, second.labels])
+    return Dataset(inputs, labels, first.class_names)
+
+
+_ORIGINAL_NAME = re.compile(r"(?P<label>.+)_(?:train|add)_\d+_\d+\.png", re.DOTALL)
+
+
+def load_synthetic(
+    folder: str | os.PathLike,
+    class_names: Sequence[str],
+    image_size: int = 0,
+    channels: int = 0,
+) -> tuple[Dataset, LoadReport]:
+    """Reads the pictures stage 1 made, converted to the data's size and channels.
+
+    Args:
+      folder: `<workdir>/synthetic` with its `manifest.jsonl`; or a folder made by the
+        original's scripts, flat files `<class>_train_<device>_<j>.png` (a file belongs
+        to the class that is its whole name before `_train_`; the original looks for
+        the class name anywhere in the name and mixes up "car" and "scar").
+      class_names: in the order of their labels.
+      image_size, channels: of the result; 0 keeps those of the pictures.
+
+    Returns:
+      the pictures in the order of the manifest (or of the file names), and a report of
+      the files left out: unreadable or truncated, gone, not RGB or grey, of another
+      size than most, or of a class that is not in `class_names`.
+
+    Raises:
+      UserError: there is no such folder, a manifest line leaves the folder, or no
+        picture could be used.
+    """
+    folder = pathlib.Path(folder)
+    files, labels, left_out = _list_synthetic(folder, class_names)
+    read = _Reader(image_size, channels, modes=("RGB", "L"))
+    paths = [folder / file for file in files]
+    pictures = list(images.read_pictures(paths, read, "synthetic pictures"))
+    usual = _most_common([p.size for p in pictures if p.pixels is not None])
+    kept = []
+    for index, picture in enumerate(pictures):
+        if picture.pixels is None:
+            left_out.append((files[index], picture.error))
+        elif picture.size != usual:
+            ours, others = ("{}x{}".format(*s) for s in (picture.size, usual))
+            left_out.append((files[index], f"size {ours}, most are {others}"))
+        else:
+            kept.append(index)
+    if not kept:
+        raise configuration.UserError(
+            f"{folder}: none of {len(left_out):,} pictures could be used; "
+            f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
+            "Make them with `python -m generate.images --config=... --workdir=...`"
+        )
+    pixels = _stack([pictures[index].pixels for index in kept])
+    dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
+    return dataset, LoadReport(len(kept), tuple(left_out))
+
+
+def _list_synthetic(
+    folder: pathlib.Path, class_names: Sequence[str]
+) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """File names and labels by the manifest, or by the original's file names."""
+    if (folder / "manifest.jsonl").exists():
+        entries = [
+            (sample.file, sample.label) for sample in artifacts.read_manifest(folder)
+        ]
+    else:
+        artifacts.require(
+            folder, "python -m generate.images --config=... --workdir=..."
+        )
+        entries = []
+        for path in sorted(folder.iterdir()):
+            match = _ORIGINAL_NAME.fullmatch(path.name)
+            if match:
+                entries.append((path.name, match["label"]))
+    number = {name: label for label, name in enumerate(class_names)}
+    files, labels, left_out = [], [], []
+    for file, label in entries:
+        if label in number:
+            files.append(file)
+            labels.append(number[label])
+        else:
+            left_out.append((file, f"label {label!r} is not a class"))
+    return files, labels, left_out
+
+
+class _Reader(NamedTuple):
+    image_size: int
+    channels: int
+    modes: tuple[str, ...] | None = None
+    crop: bool = False
+
+    def __call__(self, path: pathlib.Path) -> images.Picture:
+        return images.read_picture(
+            path, self.image_size, self.channels, self.modes, self.crop
+        )
+
+
+def _read_real(
+    files: list[pathlib.Path], image_size: int, channels: int, part: pathlib.Path
+) -> tuple[np.ndarray, list[int], tuple[tuple[str, str], ...]]:
+    read = _Reader(image_size, channels, crop=True)
+    pixels, kept, left_out = [], [], []
+    for index, picture in enumerate(images.read_pictures(files, read, part.name)):
+        if picture.pixels is None:
+            left_out.append((str(files[index]), picture.error))
+        else:
+            pixels.append(picture.pixels)
+            kept.append(index)
+    if not pixels:
+        raise configuration.UserError(f"{part}: no picture that can be read")
+    if len({p.shape[:2] for p in pixels}) > 1:
+        raise configuration.UserError(
+            f"{part}: pictures of several sizes; set config.data.image_size"
+        )
+    return _stack(pixels), kept, tuple(left_out)
+
+
+def _stack(pixels: list[np.ndarray]) -> np.ndarray:
+    """One array; grey pictures among RGB ones become RGB."""
+    channels = max(p.shape[-1] for p in pixels)
+    stacked = np.empty((len(pixels), *pixels[0].shape[:2], channels), np.uint8)
+    for index, picture in enumerate(pixels):
+        stacked[index] = picture  # one channel is broadcast to all
+    return stacked
+
+
+def _most_common(values: list) -> object:
+    return max(sorted(set(values)), key=values.count, default=None)
+
+
+class _Archive:
+    """Files of a released archive, unpacked or in its `.tar.gz`."""
+
+    def __init__(self, folder: str, names: tuple[str, ...], prefixes: tuple[str, ...]):
+        root = pathlib.Path(folder)
+        self._files: dict[str, pathlib.Path] = {}
+        self._tar: dict[str, bytes] = {}
+        for place in (*(root / name for name in names), root):
+            if (
+                any(place.glob("*batch*"))
+                or any(place.glob("*label*"))
+                or ((place / "train").is_file() and (place / "test").is_file())
+            ):
+                self._files = {p.name: p for p in place.iterdir() if p.is_file()}
+                self.where = place
+                return
+        archives = [
+            path
+            for prefix in prefixes
+            for path in sorted(root.glob(f"{prefix}*.tar.gz"))
+            if not (prefix == "cifar-10" and path.name.startswith("cifar-100"))
+        ]
+        if not archives:
+            raise configuration.UserError(
+                f"config.data.folder = {folder!r}: holds neither {' nor '.join(names)} "
+                f"nor {prefixes[0]}-*.tar.gz; get it from "
+                "https://www.cs.toronto.edu/~kriz/cifar.html"
+            )
+        self.where = archives[0]
+        with tarfile.open(archives[0]) as tar:
+            for member in tar:
+                if member.isfile():
+                    content = tar.extractfile(member)
+                    self._tar[pathlib.PurePosixPath(member.name).name] = content.read()
+
+    def has(self, name: str) -> bool:
+        return name in self._files or name in self._tar
+
+    def read(self, name: str) -> bytes:
+        if name in self._files:
+            return self._files[name].read_bytes()
+        if name in self._tar:
+            return self._tar[name]
+        raise configuration.UserError(f"{self.where}: the file {name} is missing")
+
+
+def _cifar_binary(
+    parts: list[bytes], label_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Records of label bytes (the last is the fine one) and 3 planes of 32x32."""
+    records = np.frombuffer(b"".join(parts), np.uint8)
+    size = label_bytes + 3 * 32 * 32
+    if not len(records) or len(records) % size:
+        raise configuration.UserError(
+            f"a CIFAR file is truncated: {len(records)} bytes are not records of {size}"
+        )
+    records = records.reshape(-1, size)
+    return _planes(records[:, label_bytes:]), records[:, label_bytes - 1].astype(
+        np.int32
+    )
+
+
+def _cifar_python(
+    files: _Archive, names: list[str], labels: str
+) -> tuple[np.ndarray, np.ndarray]:
+    batches = [_unpickle_arrays(files.read(name), name) for name in names]
+    pixels = np.concatenate([batch["data"] for batch in batches])
+    return _planes(pixels), np.concatenate(
+        [np.asarray(batch[labels], np.int32) for batch in batches]
+    )
+
+
+def _planes(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads plain containers and numpy arrays; refuses every other global."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if name == "_reconstruct" and module in (
+            "numpy.core.multiarray",
+            "numpy._core.multiarray",
+        ):
+            return np._core.multiarray._reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"forbidden global {module}.{name}")
+
+
+def _unpickle_arrays(content: bytes, name: str) -> dict:
+    try:
+        value = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a broken pickle raises almost anything
+        raise configuration.UserError(f"{name}: not a safe pickle ({error})") from error
+    return {_text(key): item for key, item in value.items()}

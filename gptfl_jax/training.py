@@ -1,0 +1,568 @@
+"""What training one classifier takes, as pure functions.
+
+Central training (`train/downstream.py`) and the local training of federated clients
+(`gptfl_jax/fl/`) share the loss, the augmentation and the evaluation in this module.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import (
+    Array,
+    ArrayLike,
+    Float,
+    Int,
+    Int32,
+    Num,
+    PRNGKeyArray,
+    PyTree,
+    Shaped,
+)
+
+from gptfl_jax import configuration
+
+Variables = dict[str, Any]
+"""`{"params": ..., **model_state}`; model_state, as `{"batch_stats": ...}`, is often
+empty. The params are float32 (float64 under dtype float64)."""
+
+Pixels = Num[Array, "batch height width channels"]
+
+
+class Batch(NamedTuple):
+    """Examples of one step; rows of mask 0 are padding and count for nothing."""
+
+    inputs: PyTree[Shaped[ArrayLike, "batch ..."]]
+    """Raw, as stored (uint8 pixels)."""
+    labels: Int[ArrayLike, " batch"]
+    mask: Float[ArrayLike, " batch"]
+
+
+class Learner(NamedTuple):
+    """A model with all that lies between raw examples and a loss. Pure functions."""
+
+    init: Callable[[PRNGKeyArray], Variables]
+    """key -> initial variables."""
+    loss: Callable[[Variables, Batch, PRNGKeyArray], tuple[Float[Array, ""], Variables]]
+    """(variables, batch, key) -> (mean loss of the real rows, new model state), in
+    training mode: with augmentation, dropout and batch statistics."""
+    predict: Callable[[Variables, Any], Float[Array, "batch classes"]]
+    """(variables, raw inputs) -> logits, in evaluation mode."""
+
+
+class Normalisation(NamedTuple):
+    """(pixels - mean) / std per channel, pixels of uint8 pictures being in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, inputs: Pixels) -> Pixels:
+        mean, std = (jnp.asarray(v, inputs.dtype) for v in (self.mean, self.std))
+        return (inputs - mean) / std
+
+
+class Augmentation(NamedTuple):
+    """Random changes of pictures, drawn for each example by its own key.
+
+    In this order: affine map (bilinear, black outside), crop, flip, cutout. 0 and False
+    switch a part off.
+    """
+
+    crop_padding: int = 0
+    """Pixels of black put around the picture, of which a random crop is taken."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    cutout: int = 0
+    """Side in pixels of a square painted over at a random centre (arXiv 1708.04552)."""
+    shift: float = 0.0
+    """Largest move along each axis, as a share of the side."""
+    scale: float = 0.0
+    """Size changes by a factor in [1 - scale, 1 + scale]."""
+    rotate: float = 0.0
+    """Largest rotation, in degrees."""
+    shear: float = 0.0
+    """Largest horizontal slant, in degrees."""
+    cutout_fill: tuple[float, ...] = (0.0,)
+    """What cutout paints, per channel, in 0..1: the mean becomes 0 when normalised."""
+
+    def __call__(self, key: PRNGKeyArray, inputs: Pixels) -> Pixels:
+        if not (self._affine or self.crop_padding or self.flip or self.cutout):
+            return inputs
+        # fold_in, not split: an example's draw must not change with padding rows.
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+            jnp.arange(inputs.shape[0])
+        )
+        return jax.vmap(self._augment)(keys, inputs)
+
+    @property
+    def _affine(self) -> bool:
+        return bool(self.shift or self.scale or self.rotate or self.shear)
+
+    def _augment(self, key, image):
+        affine, crop, flip, cutout = jax.random.split(key, 4)
+        if self._affine:
+            image = self._warp(affine, image)
+        if self.crop_padding:
+            pad = self.crop_padding
+            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            top, left = jax.random.randint(crop, (2,), 0, 2 * pad + 1)
+            image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        if self.flip:
+            image = jnp.where(jax.random.bernoulli(flip), image[:, ::-1], image)
+        if self.cutout:
+            image = self._cut_out(cutout, image)
+        return image
+
+    def _warp(self, key, image):
+        height, width = image.shape[:2]
+        draw = jax.random.uniform(key, (5,), jnp.float32, -1, 1)
+        angle, slant = (
+            jnp.deg2rad(draw[0] * self.rotate),
+            jnp.deg2rad(draw[1] * self.shear),
+        )
+        factor = 1 + draw[2] * self.scale
+        down, right = draw[3] * self.shift * height, draw[4] * self.shift * width
+        # Each new pixel is read at the inverse map of its place about the centre.
+        y = jnp.arange(height)[:, None] - (height - 1) / 2 - down
+        x = jnp.arange(width)[None, :] - (width - 1) / 2 - right
+        old_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / factor
+        old_x = (jnp.sin(angle) * y + jnp.cos(angle) * x) / factor
+        old_x = old_x + jnp.tan(slant) * old_y
+        return bilinear(image, old_y + (height - 1) / 2, old_x + (width - 1) / 2)
+
+    def _cut_out(self, key, image):
+        height, width = image.shape[:2]
+        draw = jax.random.uniform(key, (2,))
+        top = jnp.floor(draw[0] * height) - self.cutout // 2
+        left = jnp.floor(draw[1] * width) - self.cutout // 2
+        rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        inside = (rows >= top) & (rows < top + self.cutout)
+        inside &= (columns >= left) & (columns < left + self.cutout)
+        fill = jnp.asarray(self.cutout_fill, image.dtype)
+        return jnp.where(inside[..., None], fill, image)
+
+
+def bilinear(
+    image: Float[Array, "height width channels"],
+    rows: Float[Array, "new_height new_width"],
+    columns: Float[Array, "new_height new_width"],
+) -> Float[Array, "new_height new_width channels"]:
+    """Reads `image` between its pixels; zero outside."""
+    height, width = image.shape[:2]
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    result = 0
+    for step_y in (0, 1):
+        for step_x in (0, 1):
+            y, x = top + step_y, left + step_x
+            weight = (1 - jnp.abs(rows - y)) * (1 - jnp.abs(columns - x))
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            value = image[
+                y.astype(jnp.int32).clip(0, height - 1),
+                x.astype(jnp.int32).clip(0, width - 1),
+            ]
+            weight = jnp.where(inside, weight, 0).astype(image.dtype)
+            result = result + weight[..., None] * value
+    return result
+
+
+# Gradients of a mean loss are small; multiplied by this they stay normal in float16.
+# A power of two, so that dividing by it later is exact.
+_FLOAT16_LOSS_SCALE = 2.0**10
+
+
+def make_learner(
+    model: nn.Module,
+    example: PyTree,
+    *,
+    normalisation: Callable[[Any], Any] | None = None,
+    augmentation: Callable[[PRNGKeyArray, Any], Any] | None = None,
+    label_smoothing: float = 0.0,
+    dtype: str = "float32",
+) -> Learner:
+    """Binds a model to its input processing, loss and precision.
+
+    Args:
+      model: called as `model(inputs, train, mask)`, gives logits. `mask` is that of the
+        batch in training, for statistics over it; None in evaluation.
+      example: the raw input of one example, without a batch axis: arrays or
+        `jax.ShapeDtypeStruct`s. Inputs may be any pytree whose leaves have the examples
+        as first axis (say, features and lengths). uint8 leaves are pixels and scaled
+        to 0..1.
+      normalisation: applied to the (scaled) inputs, after augmentation.
+      augmentation: applied to the (scaled) inputs in training, with a key.
+      label_smoothing: share of the target spread evenly over all classes.
+      dtype: of the computation: float32, bfloat16, float16 or float64. Parameters,
+        their gradients, model state and loss are float32 (all float64 under float64).
+        In float16 the gradient is scaled on its way back, see `_FLOAT16_LOSS_SCALE`.
+
+    Raises:
+      UserError: float64 while JAX has 64-bit numbers switched off.
+    """
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise configuration.UserError(
+            f"dtype = {dtype!r}: takes float32, bfloat16, float16 or float64"
+        )
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise configuration.UserError(
+            "dtype = 'float64' needs 64-bit numbers: set JAX_ENABLE_X64=1"
+        )
+    compute = jnp.dtype(dtype)
+    wide = jnp.promote_types(compute, jnp.float32)
+    gradient_scale = _FLOAT16_LOSS_SCALE if dtype == "float16" else 1.0
+
+    def scale_pixels(inputs):
+        def scale(leaf):
+            leaf = jnp.asarray(leaf)
+            if leaf.dtype == jnp.uint8:
+                return leaf.astype(wide) / 255
+            return leaf.astype(wide) if _is_float(leaf) else leaf
+
+        return jax.tree.map(scale, inputs)
+
+    def finish(inputs):
+        if normalisation is not None:
+            inputs = normalisation(inputs)
+        return _cast(inputs, compute)
+
+    def apply_model(variables, inputs, train, mask, **kwargs):
+        params = variables["params"]
+        if compute != wide:
+            params = _cast(params, compute)
+        if gradient_scale != 1:
+            params = _scale_gradient(params, 1 / gradient_scale)
+        variables = {**variables, "params": params}
+        return model.apply(variables, inputs, train, mask, **kwargs)
+
+    def init(key: PRNGKeyArray) -> Variables:
+        def initialise(key):
+            inputs = jax.tree.map(
+                lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example
+            )
+            params, dropout = jax.random.split(key)
+            inputs = (
+                finish(scale_pixels(inputs))
+                if compute == wide
+                else _cast(finish(scale_pixels(inputs)), wide)
+            )
+            rngs = {"params": params, "dropout": dropout}
+            return _cast(dict(model.init(rngs, inputs, False, None)), wide)
+
+        return jax.jit(initialise)(key)
+
+    def loss(
+        variables: Variables, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Variables]:
+        augment, dropout = jax.random.split(key)
+        inputs = scale_pixels(batch.inputs)
+        if augmentation is not None:
+            inputs = augmentation(augment, inputs)
+        state = [name for name in variables if name != "params"]
+        logits, new_state = apply_model(
+            variables,
+            finish(inputs),
+            True,
+            batch.mask,
+            mutable=state,
+            rngs={"dropout": dropout},
+        )
+        logits = logits.astype(wide)
+        if gradient_scale != 1:
+            logits = _scale_gradient(logits, gradient_scale)
+        losses = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing)
+        return masked_mean(losses, jnp.asarray(batch.mask)), dict(new_state)
+
+    def predict(variables: Variables, inputs: Any) -> Float[Array, "batch classes"]:
+        logits = apply_model(variables, finish(scale_pixels(inputs)), False, None)
+        return logits.astype(wide)
+
+    return Learner(init, loss, predict)
+
+
+def _is_float(leaf) -> bool:
+    return jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
+
+
+def _cast(tree, dtype):
+    def cast(leaf):
+        return leaf.astype(dtype) if _is_float(leaf) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scale_gradient(tree, factor):
+    """The identity, whose gradient is multiplied by `factor`."""
+    return tree
+
+
+_scale_gradient.defvjp(
+    lambda tree, factor: (tree, None),
+    lambda factor, _, gradient: (
+        jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), gradient),
+    ),
+)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, " batch"]:
+    """-sum_c q_c log softmax(logits)_c; q = (1 - s) one_hot(label) + s / classes."""
+    log_probabilities = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+    if not label_smoothing:
+        return -own
+    spread = log_probabilities.mean(-1)
+    return -((1 - label_smoothing) * own + label_smoothing * spread)
+
+
+def masked_mean(
+    values: Float[Array, " batch"], mask: Float[Array, " batch"]
+) -> Float[Array, ""]:
+    """Mean of the values where the mask is 1; 0 when it is 0 everywhere.
+
+    Values under mask 0 may be anything, also NaN.
+    """
+    mask = mask.astype(values.dtype)
+    total = jnp.where(mask > 0, values * mask, 0).sum()
+    return total / jnp.maximum(mask.sum(), 1)
+
+
+class TrainState(NamedTuple):
+    """What a training step changes."""
+
+    variables: Variables
+    optimizer_state: optax.OptState
+    step: Int32[Array, ""]
+    """Steps done."""
+
+
+def init_state(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+) -> TrainState:
+    """Fresh variables and optimizer state."""
+    variables = learner.init(key)
+    optimizer_state = optimizer.init(variables["params"])
+    return TrainState(variables, optimizer_state, jnp.zeros((), jnp.int32))
+
+
+def train_step(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    key: PRNGKeyArray,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One step of the optimizer on one batch; returns the loss before the step.
+
+    A batch sharded over devices gives the same step: the loss is a mean over all real
+    rows, wherever they are.
+    """
+    variables, optimizer_state, step = state
+
+    def loss(params):
+        return learner.loss({**variables, "params": params}, batch, key)
+
+    (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(
+        variables["params"]
+    )
+    updates, optimizer_state = optimizer.update(
+        gradient, optimizer_state, variables["params"]
+    )
+    params = optax.apply_updates(variables["params"], updates)
+    variables = {"params": params, **model_state}
+    return TrainState(variables, optimizer_state, step + 1), value
+
+
+def make_schedule(
+    name: str, learning_rate: float, steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Learning rate by step: `constant`, or `cosine` down to 0 at `steps`.
+
+    With `warmup_steps` w it first grows linearly: step i < w has (i + 1) / (w + 1) of
+    the learning rate, so that no step is wasted on zero.
+
+    Raises:
+      UserError: a schedule of another name.
+    """
+    if name == "constant":
+        main = optax.constant_schedule(learning_rate)
+    elif name == "cosine":
+        decay_steps = max(steps - warmup_steps, 1)
+        main = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    else:
+        raise configuration.UserError(f"schedule = {name!r}: takes cosine or constant")
+    if not warmup_steps:
+        return main
+    first = learning_rate / (warmup_steps + 1)
+    warmup = optax.linear_schedule(first, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: float | optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """`adamw` or `sgd`, as PyTorch defines them.
+
+    Weight decay acts on every parameter; in `adamw` it is decoupled (arXiv 1711.05101)
+    and multiplied by the learning rate, in `sgd` it is added to the gradient before
+    momentum. `clip_norm` > 0 first scales gradients whose global norm is larger.
+
+    Raises:
+      UserError: an optimizer of another name.
+    """
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if name == "adamw":
+        parts.append(optax.adamw(learning_rate, weight_decay=weight_decay))
+    elif name == "sgd":
+        if weight_decay:
+            parts.append(optax.add_decayed_weights(weight_decay))
+        parts.append(optax.sgd(learning_rate, momentum=momentum or None))
+    else:
+        raise configuration.UserError(f"optimizer = {name!r}: takes adamw or sgd")
+    return optax.chain(*parts)
+
+
+class Metrics(NamedTuple):
+    """How well labels are predicted."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    accuracy: float
+    macro_f1: float
+    """Mean over classes of 2 TP / (2 TP + FP + FN); a class that is neither a label nor
+    predicted does not count (as in scikit-learn)."""
+
+
+class Counts(NamedTuple):
+    """Sums over examples from which `Metrics` follow; sums of `Counts` are counts."""
+
+    confusion: Int32[Array, "classes classes"]
+    """Examples by true class (row) and predicted class (column)."""
+    loss: Float[Array, ""]
+
+
+def count(
+    learner: Learner,
+    variables: Variables,
+    batch: Batch,
+    num_classes: int,
+) -> Counts:
+    """Evaluates one batch; padding rows count for nothing."""
+    logits = learner.predict(variables, batch.inputs)
+    labels, mask = jnp.asarray(batch.labels), jnp.asarray(batch.mask)
+    losses = jnp.where(mask > 0, cross_entropy(logits, labels), 0)
+    cell = labels * num_classes + logits.argmax(-1)
+    confusion = jnp.zeros(num_classes**2, jnp.int32)
+    confusion = confusion.at[cell].add((mask > 0).astype(jnp.int32))
+    return Counts(confusion.reshape(num_classes, num_classes), losses.sum())
+
+
+def metrics(counts: Counts) -> Metrics:
+    """Turns counts into numbers on the host; waits for the device."""
+    confusion = np.asarray(counts.confusion, np.float64)
+    correct = np.diag(confusion)
+    total = confusion.sum()
+    truths_and_guesses = confusion.sum(0) + confusion.sum(1)
+    present = truths_and_guesses > 0
+    f1 = 2 * correct[present] / truths_and_guesses[present]
+    return Metrics(
+        loss=float(counts.loss / max(total, 1)),
+        accuracy=float(correct.sum() / max(total, 1)),
+        macro_f1=float(f1.mean()) if present.any() else math.nan,
+    )
+
+
+def evaluate_async(
+    learner: Learner,
+    variables: Variables,
+    inputs: PyTree,
+    labels: Int[ArrayLike, " examples"],
+    num_classes: int,
+    batch_size: int = 512,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Counts:
+    """Starts the evaluation of a whole data set and returns without waiting for it.
+
+    Args:
+      inputs, labels: best on the device already; numpy arrays are copied there.
+      sharding: how to split a batch over devices: `NamedSharding(mesh, P("data"))`.
+    """
+    num_examples = len(labels)
+    batch_size = min(batch_size, num_examples)
+    if sharding is not None:
+        parts = math.prod(sharding.mesh.shape.values())
+        batch_size = min(-(-batch_size // parts) * parts, num_examples)
+        if batch_size % parts:
+            sharding = None
+    inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
+    total = None
+    for begin in range(0, num_examples, batch_size):
+        counts = _count_rows(
+            learner, variables, inputs, labels, begin, num_classes, batch_size, sharding
+        )
+        total = counts if total is None else jax.tree.map(jnp.add, total, counts)
+    return total
+
+
+@functools.partial(
+    jax.jit, static_argnames=("learner", "num_classes", "batch_size", "sharding")
+)
+def _count_rows(
+    learner, variables, inputs, labels, begin, num_classes, batch_size, sharding
+):
+    # The last batch reaches back to be full, and masks what was counted before: one
+    # compiled shape, nothing padded.
+    start = jnp.minimum(begin, labels.shape[0] - batch_size)
+    inputs, labels = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, batch_size),
+        (inputs, labels),
+    )
+    mask = (start + jnp.arange(batch_size) >= begin).astype(jnp.float32)
+    batch = Batch(inputs, labels, mask)
+    if sharding is not None:
+        batch = jax.lax.with_sharding_constraint(batch, sharding)
+    return count(learner, variables, batch, num_classes)
+
+
+def evaluate(
+    learner: Learner,
+    variables: Variables,
+    inputs: PyTree,
+    labels: Int[ArrayLike, " examples"],
+    num_classes: int,
+    batch_size: int = 512,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Metrics:
+    """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`."""
+    return metrics(
+        evaluate_async(
+            learner, variables, inputs, labels, num_classes, batch_size, sharding
+        )
+    )
+
+
+def example_of(inputs: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shape and type of one example of a data set, as `make_learner` takes it."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs
+    )
+
+
+def number_of_parameters(variables: Variables) -> int:
+    """Trained numbers in the model."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
