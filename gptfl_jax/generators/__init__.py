@@ -1,0 +1,1 @@
+"""Generators of synthetic data, written in Flax after released PyTorch models."""

@@ -1,0 +1,107 @@
+"""Linen parameters from and to the weights of a PyTorch checkpoint.
+
+A module here carries the name of its PyTorch twin, with `_0` for `.0`; so a weight's
+name follows from the parameter's path and its layout from the parameter's kind, and no
+table of names is needed.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+from gptfl_jax.configuration import UserError
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+# Submodules whose own name ends in a number, which is no index of a list.
+_NOT_INDEXED = {"linear_1", "linear_2"}
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """The name of a parameter in a PyTorch checkpoint: `a_0/b/kernel` is `a.0.b.weight`."""
+    *modules, leaf = path
+    parts = [
+        name if name in _NOT_INDEXED else re.sub(r"_(\d+)$", r".\1", name)
+        for name in modules
+    ]
+    return ".".join([*parts, _LEAVES.get(leaf, leaf)])
+
+
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The weights of a PyTorch checkpoint that hold `params`."""
+    weights = {}
+    for path, value in traverse_util.flatten_dict(params).items():
+        value = np.asarray(value)
+        if path[-1] == "kernel":  # [..., in, out] to [out, in, ...]
+            axes = (value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
+            value = np.ascontiguousarray(value.transpose(axes))
+        weights[torch_name(path)] = value
+    return weights
+
+
+def from_torch(
+    shapes: PyTree[jax.ShapeDtypeStruct],
+    weights: Mapping[str, Array | np.ndarray],
+    source: str,
+    current_name: Callable[[str], str | None] = lambda name: name,
+    dtype: DTypeLike | None = None,
+) -> dict[str, Any]:
+    """Parameters that hold the weights of a PyTorch checkpoint.
+
+    Args:
+      shapes: the parameters' shapes, from `jax.eval_shape` of the module's `init`.
+      weights: the checkpoint's weights by name.
+      source: where they come from, for error messages.
+      current_name: today's name of a weight of an older release, None for entries that
+        are no weights.
+      dtype: of the parameters; by default as in the checkpoint.
+
+    Raises:
+      UserError: if a weight is missing, left over or of another shape.
+    """
+    found = {}
+    for name, value in weights.items():
+        name = current_name(name)
+        if name is not None:
+            found[name] = value
+    expected = {path: torch_name(path) for path in traverse_util.flatten_dict(shapes)}
+    missing = sorted(set(expected.values()) - set(found))
+    unknown = sorted(set(found) - set(expected.values()))
+    for names, complaint in ((missing, "has no"), (unknown, "has unknown")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{source} {complaint} weights {', '.join(names[:3])}{more}: it does not "
+                "belong to the config.json beside it; download the model again or name "
+                "another"
+            )
+    params = {}
+    for path, struct in traverse_util.flatten_dict(shapes).items():
+        value = np.asarray(found[expected[path]])
+        params[path] = _layout(path, value, struct.shape, source).astype(
+            jnp.dtype(dtype) if dtype is not None else value.dtype
+        )
+    return traverse_util.unflatten_dict(params)
+
+
+def _layout(path, value, shape, source):
+    name, original = torch_name(path), value.shape
+    if path[-1] == "kernel":
+        # A matrix and a 1x1 convolution are the same; releases differ in which they hold.
+        if len(shape) == 2 and value.ndim > 2 and set(value.shape[2:]) == {1}:
+            value = value.reshape(value.shape[:2])
+        elif len(shape) > 2 and value.ndim == 2 and set(shape[:-2]) == {1}:
+            value = value.reshape(*value.shape, *shape[:-2])
+        value = value.transpose(*range(2, value.ndim), 1, 0)
+    if value.shape != shape:
+        raise UserError(
+            f"{source}: {name} has shape {original}, which does not fit the config.json "
+            "beside it: download the model again or name another"
+        )
+    return value
