@@ -5,6 +5,7 @@ import jax
 from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float
 
+from gptfl_jax.configuration import UserError
 from gptfl_jax.nn import Conv, GroupNorm, InstanceNorm, avg_pool
 
 
@@ -44,7 +45,10 @@ class Model(nn.Module):
                 groups = min(32, self.width)
                 x = GroupNorm(groups, epsilon=1e-5, name=f"norm{i}")(x)
             elif self.norm != "none":
-                raise ValueError(f"norm {self.norm!r}: takes instance, group or none")
+                raise UserError(
+                    f"config.model.options.norm = {self.norm!r}: "
+                    "takes instance, group or none"
+                )
             x = avg_pool(jax.nn.relu(x), 2)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, name="classifier")(x)
