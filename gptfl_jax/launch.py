@@ -1,0 +1,415 @@
+"""The start of every program: flags, config, processes, devices, errors.
+
+A program is a module with
+
+    def run(config: ConfigDict, workdir: pathlib.Path) -> None: ...
+
+    def main() -> None:
+        launch(run, ("data", "train"))
+
+Its module docstring is what `--help` says it does.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from gptfl_jax import configuration
+from gptfl_jax.configuration import ConfigError, UserError
+
+_PACKAGE = pathlib.Path(__file__).parent
+# A wheel carries the config files in the package; a checkout has them beside it.
+_INSTALLED_CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+class _Command(NamedTuple):
+    """A command line, taken apart but not yet applied."""
+
+    config: str
+    overrides: list[tuple[str, str]]
+    workdir: pathlib.Path
+    cpu_devices: int | None
+    distributed: bool
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+class _HelpWanted(Exception):
+    pass
+
+
+def launch(
+    run: Callable[[ConfigDict, pathlib.Path], None],
+    sections: tuple[str, ...],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a program: read the command line, check the config, start JAX, call `run`.
+
+    An error that the user can mend is printed as one line and ends the process with
+    exit code 2; an interruption (Ctrl-C) ends it with 130. Any other error is a fault
+    of the program and keeps its traceback.
+
+    Args:
+        run: what to do, given the checked config and the work folder.
+        sections: the sections of `configuration.SCHEMA` that `run` reads.
+        argv: the command line without the program's name; None: that of the process.
+    """
+    program = _program_name(run)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try:
+            command = _read_command(argv)
+        except _HelpWanted:
+            print(_help(run, program, sections))
+            return
+        config = read_config(command.config, sections)
+        for dotted, text in command.overrides:
+            configuration.set_text(config, dotted, text)
+        configuration.validate(config)
+        _start_jax(command, config)
+        _announce(program, command)
+        run(config, command.workdir)
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        _leave(2)
+    except KeyboardInterrupt:
+        print(
+            f"{program}: interrupted; the same command goes on from here",
+            file=sys.stderr,
+        )
+        _leave(130)
+
+
+def _leave(code: int) -> None:
+    """Exit; of several processes also when the others wait at a barrier."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        # The shutdown at exit waits for all processes, which may never come to theirs.
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _program_name(run: Callable) -> str:
+    module = sys.modules[run.__module__]
+    spec = getattr(module, "__spec__", None)
+    return spec.name if spec is not None else module.__name__
+
+
+# Command line -----------------------------------------------------------------------
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Config file, or the name of one that comes with gptfl-jax, with an optional "
+        "config string after a colon: configs/digits.py, digits, "
+        "configs/digits.py:alpha=0.5,init=random.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of all stages' files.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "JAX devices to make of a CPU; default: one a core.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        None,
+        "Start JAX on several processes, found by JAX itself (TPU pod, Slurm, Open "
+        "MPI, Kubernetes). Implied by --coordinator_address and on a TPU pod.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0, for several processes started by hand.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "How many processes there are.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Which of them this is, from 0.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    return values
+
+
+def _read_command(argv: Sequence[str]) -> _Command:
+    """Take a command line apart.
+
+    Config overrides are parsed against the schema, not by absl, so that what they
+    refuse reads the same as what a config file refuses.
+    """
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv):
+        raise _HelpWanted
+    overrides, others = _take_overrides(argv)
+    values = _define_flags()
+    try:
+        rest = values(["", *others])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        near = difflib.get_close_matches(name, list(values), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        raise UserError(f"--{name}: no such flag; {hint}") from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; see --help")
+    by_hand = (values.coordinator_address, values.num_processes, values.process_id)
+    if any(value is not None for value in by_hand) and None in by_hand:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together: "
+            "one of them is missing"
+        )
+    distributed = values.distributed
+    if distributed is None:
+        workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        distributed = values.coordinator_address is not None or "," in workers
+    return _Command(
+        config=values.config,
+        overrides=overrides,
+        workdir=pathlib.Path(values.workdir).expanduser(),
+        cpu_devices=values.cpu_devices,
+        distributed=distributed,
+        coordinator_address=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+    )
+
+
+def _take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split `--config.a.b=value` and `--config.a.b value` from the other arguments.
+
+    A bare `--config.a.b` sets a flag to True, `--noconfig.a.b` to False.
+    """
+    overrides, others = [], []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-")
+        if is_flag and name.startswith("config."):
+            if not equals:
+                follows = remaining and not remaining[0].startswith("--")
+                value = remaining.pop(0) if follows else "True"
+            overrides.append((name.removeprefix("config."), value))
+        elif is_flag and name.startswith("noconfig.") and not equals:
+            overrides.append((name.removeprefix("noconfig."), "False"))
+        else:
+            others.append(argument)
+    return overrides, others
+
+
+# Config files -----------------------------------------------------------------------
+
+
+def read_config(argument: str, sections: Sequence[str] = ()) -> ConfigDict:
+    """Load `path_or_name[:config string]`.
+
+    A path that does not exist here is looked for among the configs that come with
+    gptfl-jax, by its last part, so that `digits` and `configs/digits.py` mean the same
+    file in any folder.
+
+    Raises:
+        ConfigError: no such file, no `get_config` in it, a config it could not build,
+            or one that lacks a section of `sections`.
+    """
+    name, _, arg = argument.partition(":")
+    path = _find_config(name)
+    # A name of its own: two config files may both be called digits.py.
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except UserError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        # What a locked ConfigDict and a mistyped file raise. The line says where.
+        raise ConfigError(f"{path}{_line_of(error, path)}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config must return a ConfigDict")
+    for section in sections:
+        if section not in config:
+            raise ConfigError(
+                f"{path} has no section `{section}`, which this program needs"
+            )
+    return config
+
+
+def _find_config(name: str) -> pathlib.Path:
+    given = pathlib.Path(name).expanduser()
+    if given.is_file():
+        return given
+    for folder in _INSTALLED_CONFIGS:
+        installed = folder / f"{given.stem}.py"
+        of_ours = given.suffix in ("", ".py") and str(given.parent) in (".", "configs")
+        if of_ours and installed.is_file():
+            return installed
+    names = ", ".join(installed_configs())
+    raise ConfigError(
+        f"--config={name}: no such file, nor a config that comes with gptfl-jax "
+        f"({names})"
+    )
+
+
+def installed_configs() -> list[str]:
+    """Names of the config files that come with gptfl-jax."""
+    for folder in _INSTALLED_CONFIGS:
+        if folder.is_dir():
+            return sorted(
+                path.stem for path in folder.glob("*.py") if path.stem[0] != "_"
+            )
+    return []
+
+
+def _line_of(error: Exception, path: pathlib.Path) -> str:
+    """` line N` of the config file that an error passed through."""
+    if isinstance(error, SyntaxError):
+        return f" line {error.lineno}"
+    line = ""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = f" line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
+
+
+# JAX --------------------------------------------------------------------------------
+
+
+def _start_jax(command: _Command, config: ConfigDict) -> None:
+    """Set what must be set before the first use of a device."""
+    logging.set_verbosity(logging.ERROR)
+    dtypes = (
+        config[section].get("dtype")
+        for section in config.keys()
+        if isinstance(config[section], ConfigDict)
+    )
+    if "float64" in dtypes:
+        jax.config.update("jax_enable_x64", True)
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if command.cpu_devices is not None or not forced:
+        try:
+            jax.config.update(
+                "jax_num_cpu_devices", command.cpu_devices or _usable_cores()
+            )
+        except RuntimeError:
+            # The devices are there already: launch() was called from a program.
+            if command.cpu_devices is not None:
+                raise UserError(
+                    f"--cpu_devices={command.cpu_devices}: JAX has started already"
+                ) from None
+    if command.distributed:
+        try:
+            jax.distributed.initialize(
+                coordinator_address=command.coordinator_address,
+                num_processes=command.num_processes,
+                process_id=command.process_id,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"JAX could not join the other processes: {error}"
+            ) from error
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _announce(program: str, command: _Command) -> None:
+    """The first line: what runs, on which devices and processes."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    if kind.lower() == devices[0].platform:
+        kind = kind.upper()
+    where = f"{len(devices)} {kind} device" + ("s" if len(devices) > 1 else "")
+    processes = jax.process_count()
+    if processes > 1:
+        where += f" in {processes} processes, this is process {jax.process_index()}"
+    print(
+        f"{program}: {command.config} -> {command.workdir}, on {where}",
+        flush=True,
+    )
+
+
+# Help -------------------------------------------------------------------------------
+
+
+def _help(run: Callable, program: str, sections: Sequence[str]) -> str:
+    """What the program does, how it is called, and the fields it reads."""
+    about = textwrap.dedent(sys.modules[run.__module__].__doc__ or "").strip()
+    lines = [
+        about,
+        "",
+        "Example:",
+        f"  python -m {program} --config=configs/digits.py --workdir=runs/digits \\",
+        f"      {_example_override(sections)}",
+        "",
+        "Flags:",
+    ]
+    values = _define_flags()
+    for name in values:
+        lines += _entry(f"--{name}", values[name].help)
+    lines += [
+        "",
+        "Config fields, each set as --config.<field>=<value>, with their defaults (a",
+        "config file may set others). Configs that come with gptfl-jax: "
+        + (", ".join(installed_configs()) or "none")
+        + ".",
+    ]
+    heading = ""
+    for dotted, field in configuration.fields(*sections):
+        section = dotted.rpartition(".")[0]
+        if section != heading:
+            heading = section
+            lines.append("")
+        text = f"{field.help}. Takes {field.takes}."
+        lines += _entry(f"{dotted} = {field.default!r}", text)
+    return "\n".join(lines)
+
+
+def _example_override(sections: Sequence[str]) -> str:
+    for dotted, field in configuration.fields(*sections):
+        if dotted != "seed" and isinstance(field.default, int) and field.default > 1:
+            return f"--config.{dotted}={field.default // 2}"
+    return "--config.seed=1"
+
+
+def _entry(name: str, text: str) -> list[str]:
+    indent = " " * 6
+    wrapped = textwrap.wrap(text, 88, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {name}", *wrapped]
