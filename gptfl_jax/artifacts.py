@@ -377,9 +377,24 @@ def append_samples(folder: PathLike, samples: Sequence[Sample]) -> None:
     A kill leaves whole lines and at most one torn one, which readers leave out and the
     next call removes.
     """
-    lines = [json.dumps(_plain(sample._asdict())) for sample in samples]
+    lines = _sample_lines(samples)
     if lines:
         _append_lines(pathlib.Path(folder) / "manifest.jsonl", lines)
+
+
+def write_manifest(folder: PathLike, samples: Sequence[Sample]) -> None:
+    """Make `manifest.jsonl` hold exactly these samples, in this order.
+
+    A file that already does is left alone.
+    """
+    path = pathlib.Path(folder) / "manifest.jsonl"
+    data = "".join(line + "\n" for line in _sample_lines(samples)).encode()
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def _sample_lines(samples: Sequence[Sample]) -> list[str]:
+    return [json.dumps(_plain(sample._asdict())) for sample in samples]
 
 
 class Metrics:
