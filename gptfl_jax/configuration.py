@@ -250,7 +250,9 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "optimizer": _field("adamw", _one_of("adamw", "sgd"), "optimizer"),
         "learning_rate": _field(1e-4, _number(above=0), "peak learning rate"),
         "momentum": _field(0.9, _number(least=0, most=1), "momentum of sgd"),
-        "weight_decay": _field(5e-4, _number(least=0), "decoupled weight decay"),
+        "weight_decay": _field(
+            5e-4, _number(least=0), "weight decay, decoupled in adamw, L2 in sgd"
+        ),
         "schedule": _field(
             "cosine", _one_of("cosine", "constant"), "learning rate over all epochs"
         ),
@@ -270,7 +272,49 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "cutout": _field(
             0, _whole(0), "side in pixels of a random square set to the mean; 0: none"
         ),
+        "shift": _field(
+            0.0,
+            _number(least=0, most=1),
+            "random moves up to this share of the side, along each axis",
+        ),
+        "scale": _field(
+            0.0,
+            Rule(
+                "a number >= 0 and < 1",
+                lambda value: _is_number(value) and 0 <= value < 1,
+            ),
+            "random factor on the size, from 1 - scale to 1 + scale",
+        ),
+        "rotate": _field(
+            0.0, _number(least=0, most=180), "random rotations up to this many degrees"
+        ),
+        "shear": _field(
+            0.0,
+            Rule(
+                "a number >= 0 and < 90",
+                lambda value: _is_number(value) and 0 <= value < 90,
+            ),
+            "random horizontal slants up to this many degrees",
+        ),
+        "validation_fraction": _field(
+            0.1,
+            Rule(
+                "a number >= 0 and < 1",
+                lambda value: _is_number(value) and 0 <= value < 1,
+            ),
+            "share of the training set held out to choose the best checkpoint; "
+            "0: the last one is the best",
+        ),
         "eval_every": _field(1, _whole(1), "epochs between tests on the real test set"),
+        "checkpoint_every": _field(10, _whole(1), "most epochs between checkpoints"),
+        "run": _field(
+            "pretrain",
+            Rule(
+                "a folder name",
+                lambda value: _folder_name(value) and value != "",
+            ),
+            "name of the folder, in the workdir, that checkpoints and metrics go to",
+        ),
         "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
         "dtype": _field("float32", _DTYPE, "precision of the computation"),
     },
