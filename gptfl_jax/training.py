@@ -111,10 +111,11 @@ class Augmentation(NamedTuple):
         if self.crop_padding:
             pad = self.crop_padding
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            top, left = jax.random.randint(crop, (2,), 0, 2 * pad + 1)
+            top, left = jax.random.randint(crop, (2,), 0, 2 * pad + 1, jnp.int32)
             image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
         if self.flip:
-            image = jnp.where(jax.random.bernoulli(flip), image[:, ::-1], image)
+            mirrored = jax.random.uniform(flip, (), jnp.float32) < 0.5
+            image = jnp.where(mirrored, image[:, ::-1], image)
         if self.cutout:
             image = self._cut_out(cutout, image)
         return image
@@ -138,7 +139,7 @@ class Augmentation(NamedTuple):
 
     def _cut_out(self, key, image):
         height, width = image.shape[:2]
-        draw = jax.random.uniform(key, (2,))
+        draw = jax.random.uniform(key, (2,), jnp.float32)
         top = jnp.floor(draw[0] * height) - self.cutout // 2
         left = jnp.floor(draw[1] * width) - self.cutout // 2
         rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
@@ -506,9 +507,10 @@ def evaluate_async(
     batch_size = min(batch_size, num_examples)
     if sharding is not None:
         parts = math.prod(sharding.mesh.shape.values())
-        batch_size = min(-(-batch_size // parts) * parts, num_examples)
-        if batch_size % parts:
+        if num_examples < parts:
             sharding = None
+        else:
+            batch_size = min(-(-batch_size // parts), num_examples // parts) * parts
     inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
     total = None
     for begin in range(0, num_examples, batch_size):
