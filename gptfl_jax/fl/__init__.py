@@ -1,0 +1,1 @@
+"""Federated learning: local training, aggregation, server optimizers, diagnostics."""

@@ -1,0 +1,670 @@
+"""Local training of a cohort: every client from the same weights, over its own examples.
+
+Two ways to execute a cohort, with the same results:
+
+- "packed": clients one after another in one loop, inside it a loop over that client's
+  batches, both with traced bounds. Nothing is padded to the longest client, and only
+  the last batch of an epoch is padded, to a quarter of the batch size. On CPUs this is
+  fastest, with one device a core (`jax_num_cpu_devices`).
+- "vmap": lanes of clients side by side, each step one batched computation; a client that
+  is done waits, masked, for the longest of its lanes. For GPUs and TPUs.
+
+A cohort is split over the devices of a mesh axis `clients`, longest client first, and
+the sums of the devices meet in one all-reduce.
+
+Random draws depend on the client, not on the place where it is computed:
+`fold_in(round key, client)`, then on the epoch for the order of its examples and on the
+step for dropout and augmentation.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree, Shaped
+
+from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.fl import sampling
+from gptfl_jax.fl.aggregation import (
+    Aggregation,
+    accumulator,
+    accumulator_dtype,
+    add_weighted,
+    scale,
+)
+from gptfl_jax.training import Batch, Learner, Variables
+
+AXIS = "clients"
+"""Mesh axis over which cohorts are split."""
+
+
+class LocalTraining(NamedTuple):
+    """How a client trains, whatever it minimises.
+
+    The learning rate of a step is that of `optimizer` times `schedule(round)` times
+    `local_schedule(step / steps)`. The optimizer's state starts fresh every round.
+    """
+
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    epochs: int = 1
+    """Passes over a client's examples a round; each in an order of its own."""
+    steps: int = 0
+    """Steps a round in place of epochs, the same for every client; 0: epochs."""
+    clip_norm: float = 0.0
+    """Largest norm of a gradient, after proximal and other terms; 0: not clipped."""
+    drop_last: bool = False
+    """Leave out the last, smaller batch of an epoch; a client with less than one batch
+    keeps it. Otherwise that batch is padded and masked."""
+    schedule: Callable[[Array], Array] | None = None
+    """round -> factor on the learning rate, as `optax.cosine_decay_schedule(1.0, n)`."""
+    local_schedule: Callable[[Array], Array] | None = None
+    """Done share of a client's steps in this round, 0 to < 1 -> factor. The original
+    GPT-FL decays by a cosine within every round: `lambda x: (1 + cos(pi x)) / 2`."""
+
+
+class Context(NamedTuple):
+    """What a client holds when it starts."""
+
+    variables: Variables
+    """The server's."""
+    shared: Any
+    """What else the server sends: say, its control variate."""
+    own: Any
+    """The client's own state, kept between its rounds."""
+
+
+class Message(NamedTuple):
+    """What a client sends back, or the mean over the clients that did."""
+
+    update: PyTree
+    """Trained minus downloaded params, or what the algorithm makes of it."""
+    model_state: PyTree
+    """Trained minus downloaded model state, as batch statistics."""
+    extra: PyTree
+    """Anything else an algorithm sends; combined by the weighted mean."""
+
+
+class LocalRule(NamedTuple):
+    """What a client minimises, how it steps and what it reports.
+
+    The identity in every place is `plain_rule`, FedAvg's.
+    """
+
+    init_shared: Callable[[PyTree], Any]
+    """params -> what the server keeps and sends besides the weights."""
+    init_own: Callable[[Context], Any]
+    """Context (own is None) -> state of a client in its first round."""
+    begin: Callable[[Context], Variables]
+    """Where the client starts."""
+    loss: Callable[[Variables, Batch, PRNGKeyArray, Context], tuple[Array, PyTree]]
+    """(variables, batch, key, context) -> (loss, model state), differentiated."""
+    correct: Callable[[PyTree, PyTree, Context], PyTree]
+    """(gradient, params, context) -> the gradient to step along."""
+    report: Callable[[Context, Variables, Array], tuple[Message, Any]]
+    """(context, trained variables, gradient mass) -> (message, new own state)."""
+    receive: Callable[[Message, Any, Array], tuple[PyTree, Any]]
+    """(mean message, shared, share of the population's weight in the cohort) ->
+    (update for the server optimizer, new shared)."""
+    shadow: Callable[[Array], Array] | None = None
+    """Asks for the gradient mass: x -> gradient of a number that starts at 0 and takes
+    the client's steps with the client's optimizer. `lambda x: -1.0` moves it by
+    (learning rate) x (steps) under SGD, and by more under momentum; a proximal term is
+    `mu * x - 1`. Where it ends is the mass; None: not computed."""
+
+
+def plain_rule(learner: Learner) -> LocalRule:
+    """The learner's loss, plain steps, the difference of weights as the update."""
+    return LocalRule(
+        init_shared=lambda params: (),
+        init_own=lambda context: (),
+        begin=lambda context: context.variables,
+        loss=lambda variables, batch, key, context: learner.loss(variables, batch, key),
+        correct=lambda gradient, params, context: gradient,
+        report=lambda context, variables, mass: (
+            difference(variables, context.variables),
+            (),
+        ),
+        receive=lambda message, shared, share: (message.update, shared),
+    )
+
+
+def difference(variables: Variables, start: Variables) -> Message:
+    """The message of FedAvg: trained minus downloaded variables."""
+    params, model_state = split(variables)
+    start_params, start_state = split(start)
+    return Message(
+        jax.tree.map(_subtract, params, start_params),
+        jax.tree.map(_subtract, model_state, start_state),
+        (),
+    )
+
+
+def _subtract(x: Array, y: Array) -> Array:
+    # Half-precision weights differ by little: subtract in the accumulator's precision.
+    dtype = accumulator_dtype(x.dtype)
+    return x.astype(dtype) - y.astype(dtype)
+
+
+def split(variables: Variables) -> tuple[PyTree, Variables]:
+    """(params, model state)."""
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+
+def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
+    """Puts all examples on the device, or on each device of the mesh, once.
+
+    Rounds read them there; data left elsewhere would be copied every round.
+    """
+    return jax.device_put(data, None if mesh is None else NamedSharding(mesh, P()))
+
+
+def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of all devices (or those given) along `clients`; None for a single one."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh(
+        (len(devices),), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices
+    )
+
+
+class Cohort(NamedTuple):
+    """The clients of a round, each entry [cohort]."""
+
+    keys: Shaped[PRNGKeyArray, " cohort"]
+    starts: Int32[Array, " cohort"]
+    """First row of the client's examples."""
+    sizes: Int32[Array, " cohort"]
+    """Examples of the client; 0: it does not take part."""
+
+
+class ClientStats(NamedTuple):
+    """What happened at each client, each entry [cohort]."""
+
+    weights: Float[Array, " cohort"]
+    """Share of the cohort's weight, 0 for clients that did not count."""
+    finite: Bool[Array, " cohort"]
+    """Whether what it sent was finite."""
+    steps: Int[Array, " cohort"]
+    rows: Float[Array, " cohort"]
+    """Examples trained on, counted once an epoch."""
+    loss: Float[Array, " cohort"]
+    """Sum over these of the training loss, each taken at the weights of its step."""
+    norm: Float[Array, " cohort"]
+    """Euclidean norm of the update; 0 where it was not finite."""
+
+
+class Spread(NamedTuple):
+    """Sums from which the diagnostics follow."""
+
+    total: PyTree
+    """sum_i d_i over the finite updates, unweighted."""
+    directions: PyTree
+    """sum_i d_i / |d_i|."""
+
+
+class CohortResult(NamedTuple):
+    """Combined over all clients and devices."""
+
+    message: Message
+    spread: Spread | None
+    stats: ClientStats
+    own: PyTree
+    """New own state of each client, [cohort, ...]."""
+    weight: Float[Array, ""]
+    """Of the clients that counted together, as `Aggregation.weight` gives it."""
+
+
+def describe(
+    data: FederatedData,
+    cohort: Int32[Array, " cohort"],
+    key: PRNGKeyArray,
+    taking_part: Bool[Array, " cohort"] | None = None,
+) -> Cohort:
+    """Looks the clients' rows up and gives each its key.
+
+    A client that is in the cohort twice gets another key the second time.
+    """
+    starts = data.offsets[cohort]
+    sizes = data.offsets[cohort + 1] - starts
+    if taking_part is not None:
+        sizes = jnp.where(taking_part, sizes, 0)
+    # How often the client came before, from the ranks of a stable sort.
+    order = jnp.argsort(cohort, stable=True)
+    ordered = cohort[order]
+    rank = jnp.arange(cohort.shape[0])
+    first = jnp.searchsorted(ordered, ordered, side="left")
+    earlier = jnp.zeros_like(rank).at[order].set(rank - first)
+
+    def client_key(client, occurrence):
+        return jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
+
+    return Cohort(jax.vmap(client_key)(cohort, earlier), starts, sizes)
+
+
+def balance(
+    costs: Int[Array, " cohort"], devices: int, slots: int
+) -> Int32[Array, "{devices} {slots}"]:
+    """Deals clients to devices, the most expensive first, always to the least loaded.
+
+    Longest-processing-time-first; no device is given more than `slots` clients.
+
+    Returns:
+      Positions in the cohort, in falling order of cost; `cohort` marks an empty slot.
+    """
+    size = costs.shape[0]
+
+    def deal(carry, position):
+        load, count, table = carry
+        device = jnp.argmin(jnp.where(count < slots, load, jnp.iinfo(load.dtype).max))
+        table = table.at[device, count[device]].set(position)
+        load = load.at[device].add(costs[position])
+        return (load, count.at[device].add(1), table), None
+
+    empty = jnp.full((devices, slots), size, jnp.int32)
+    zeros = jnp.zeros(devices, jnp.int32)
+    order = jnp.argsort(-costs, stable=True).astype(jnp.int32)
+    if devices == 1:
+        return order[None]
+    return lax.scan(deal, (zeros, zeros, empty), order)[0][2]
+
+
+class Progress(NamedTuple):
+    """A client in training."""
+
+    params: PyTree
+    model_state: PyTree
+    optimizer_state: optax.OptState
+    shadow: Any
+    """(number, optimizer state): the gradient mass so far, or ()."""
+    loss: Float[Array, ""]
+
+
+class Plan(NamedTuple):
+    """Steps of a client in one round."""
+
+    full: Int[Array, ""]
+    """Whole batches an epoch."""
+    per_epoch: Int[Array, ""]
+    """Batches an epoch, at least 1."""
+    total: Int[Array, ""]
+    """Steps."""
+    rows: Int[Array, ""]
+    """Examples over all steps."""
+
+
+def plan(local: LocalTraining, size: Int[Array, ""]) -> Plan:
+    """How a client with `size` examples goes through them."""
+    full, rest = size // local.batch_size, size % local.batch_size
+    has_rest = rest > 0
+    if local.drop_last:
+        has_rest &= full == 0
+    batches = full + has_rest
+    per_epoch = jnp.maximum(batches, 1)
+    total = local.steps if local.steps else local.epochs * batches
+    total = jnp.where(size > 0, total, 0)
+    epochs, left = total // per_epoch, total % per_epoch
+    seen = full * local.batch_size + jnp.where(has_rest, rest, 0)
+    return Plan(full, per_epoch, total, epochs * seen + left * local.batch_size)
+
+
+def make_cohort_trainer(
+    rule: LocalRule,
+    local: LocalTraining,
+    aggregation: Aggregation,
+    *,
+    execution: str = "auto",
+    mesh: Mesh | None = None,
+    lanes: int = 0,
+    diagnostics: bool = True,
+) -> Callable[..., CohortResult]:
+    """Builds (variables, shared, own, data, cohort, round, key) -> CohortResult.
+
+    Args:
+      execution: "packed", "vmap", or "auto" for what suits the backend.
+      mesh: over whose axis `clients` cohorts are split; None: one device.
+      lanes: clients side by side under "vmap", a device; 0: all of them. Fewer lanes
+        need less memory, and waste less when clients differ in size.
+      diagnostics: whether to keep the sums of `Spread`.
+
+    Raises:
+      ValueError: an unknown execution, or local training that is none.
+    """
+    if local.batch_size < 1:
+        raise ValueError(f"batch_size {local.batch_size}: takes 1 or more")
+    if local.steps < 0 or (local.steps == 0 and local.epochs < 1):
+        raise ValueError(
+            f"epochs {local.epochs}, steps {local.steps}: one must be positive"
+        )
+    if execution == "auto":
+        execution = "packed" if jax.default_backend() == "cpu" else "vmap"
+    if execution not in ("packed", "vmap"):
+        raise ValueError(f"execution {execution!r}: takes 'auto', 'packed' or 'vmap'")
+    if lanes < 0:
+        raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
+    client = _Client(rule, local)
+    devices = 1 if mesh is None else mesh.shape[AXIS]
+
+    def train(
+        variables: Variables,
+        shared: Any,
+        own: PyTree,
+        data: FederatedData,
+        cohort: Cohort,
+        round: Int[Array, ""],
+        key: PRNGKeyArray,
+    ) -> CohortResult:
+        size = cohort.sizes.shape[0]
+        stateful = bool(jax.tree.leaves(own))
+        # Only state must be laid out by slot; without it a slot is a mere number, and
+        # one device may take as many small clients as the balance wants.
+        slots = math.ceil(size / devices) if stateful else size
+        # What a client costs besides its rows counts as a batch and a quarter.
+        costs = jax.vmap(lambda n: plan(local, n).rows)(cohort.sizes)
+        costs = costs + local.batch_size + local.batch_size // 4
+        table = balance(costs, devices, slots)
+        width = 1 if execution == "packed" else min(lanes or slots, slots)
+
+        def on_device(variables, shared, own, data, cohort, round, positions):
+            slots_of_state = None if mesh is None else jnp.arange(slots)
+            return _run(
+                client,
+                aggregation,
+                Context(variables, shared, own),
+                data,
+                cohort,
+                round,
+                positions,
+                positions if slots_of_state is None else slots_of_state,
+                width,
+                diagnostics,
+            )
+
+        def on_mesh(variables, shared, own, data, cohort, round, table):
+            own = jax.tree.map(lambda x: x[0], own)
+            *sums, own = on_device(
+                variables, shared, own, data, cohort, round, table[0]
+            )
+            return *lax.psum(sums, AXIS), jax.tree.map(lambda x: x[None], own)
+
+        if mesh is None:
+            sums, spread, stats, own = on_device(
+                variables, shared, own, data, cohort, round, table[0]
+            )
+        else:
+            all_, split_ = P(), P(AXIS)
+            own = jax.tree.map(lambda x: x.at[table].get(mode="clip"), own)
+            sums, spread, stats, own = jax.shard_map(
+                on_mesh,
+                mesh=mesh,
+                in_specs=(all_, all_, split_, all_, all_, all_, split_),
+                out_specs=(all_, all_, all_, split_),
+                check_vma=False,
+            )(variables, shared, own, data, cohort, round, table)
+            own = jax.tree.map(
+                lambda x: (
+                    jnp.zeros((size, *x.shape[2:]), x.dtype)
+                    .at[table]
+                    .set(x, mode="drop")
+                ),
+                own,
+            )
+        stats = stats._replace(finite=stats.finite > 0)
+        total = stats.weights.sum()
+        inverse = 1 / jnp.where(total > 0, total, 1)
+        weight = total * aggregation.weight(cohort.sizes).sum()
+        message = Message(
+            aggregation.finish(sums.update, stats.weights, key),
+            scale(sums.model_state, inverse),
+            scale(sums.extra, inverse),
+        )
+        return CohortResult(message, spread, stats, own, weight)
+
+    return train
+
+
+def _run(
+    client,
+    aggregation,
+    context,
+    data,
+    cohort,
+    round,
+    positions,
+    state_index,
+    width,
+    diagnostics,
+):
+    """Trains the clients at `positions` of the cohort, `width` at a time.
+
+    Slot s holds the client at positions[s], whose state is own[state_index[s]].
+    """
+    size, slots = cohort.sizes.shape[0], positions.shape[0]
+    local = client.local
+    rate = None if local.schedule is None else local.schedule(round)
+    # Relative to the cohort's total, sums stay as large as one update.
+    weights = aggregation.weight(cohort.sizes)
+    weights = weights / jnp.maximum(weights.sum(), 1)
+    in_context = Context(None, None, 0)
+
+    def chunk(i, carry):
+        sums, spread, stats, own = carry
+        slot = i * width + jnp.arange(width)
+        position = positions.at[slot].get(mode="fill", fill_value=size)
+        place = state_index.at[slot].get(mode="fill", fill_value=slots)
+        views = jax.tree.map(lambda x: x.at[position].get(mode="clip"), cohort)
+        views = views._replace(sizes=jnp.where(position < size, views.sizes, 0))
+        mine = jax.tree.map(lambda x: x.at[place].get(mode="clip"), own)
+        contexts = context._replace(own=mine)
+        plans = jax.vmap(lambda n: plan(local, n))(views.sizes)
+        if width == 1:
+            first = jax.tree.map(lambda x: x[0], (mine, views, plans))
+            progress = client.train(
+                context._replace(own=first[0]), data, *first[1:], rate
+            )
+            progress = jax.tree.map(lambda x: x[None], progress)
+        else:
+            progress = client.train_lanes(contexts, data, views, plans, rate)
+        message, new, norm, finite = jax.vmap(client.finish, (in_context, 0))(
+            contexts, progress
+        )
+
+        def keep(x, otherwise):
+            flag = finite.reshape((-1,) + (1,) * (x.ndim - 1))
+            return jnp.where(flag, x, otherwise)
+
+        message = jax.tree.map(lambda x: keep(x, 0), message)
+        norm = keep(norm, 0)
+        new = jax.tree.map(keep, new, mine)
+        own = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), own, new)
+        weight = keep(weights.at[position].get(mode="fill", fill_value=0), 0)
+        sums = Message(
+            aggregation.add(sums.update, message.update, weight, position),
+            add_weighted(sums.model_state, message.model_state, weight),
+            add_weighted(sums.extra, message.extra, weight),
+        )
+        if diagnostics:
+            counts = (finite & (plans.total > 0)).astype(norm.dtype)
+            inverse = counts / jnp.where(norm > 0, norm, 1)
+            spread = Spread(
+                add_weighted(spread.total, message.update, counts),
+                add_weighted(spread.directions, message.update, inverse),
+            )
+        report = ClientStats(
+            weight, finite, plans.total, plans.rows, progress.loss, norm
+        )
+        stats = jax.tree.map(
+            lambda table, x: table.at[position].set(x.astype(table.dtype), mode="drop"),
+            stats,
+            report,
+        )
+        return sums, spread, stats, own
+
+    message = jax.eval_shape(client.message, context, jax.tree.map(_first, context.own))
+    sums = Message(
+        aggregation.init(message.update, size),
+        jax.tree.map(accumulator, message.model_state),
+        jax.tree.map(accumulator, message.extra),
+    )
+    spread = None
+    if diagnostics:
+        zeros = jax.tree.map(accumulator, message.update)
+        spread = Spread(zeros, zeros)
+    real, whole = jnp.zeros(size, weights.dtype), jnp.zeros(size, jnp.int32)
+    stats = ClientStats(real, whole, whole, real, real, real)
+    used = jnp.sum(positions < size)
+    chunks = (used + width - 1) // width
+    return lax.fori_loop(0, chunks, chunk, (sums, spread, stats, context.own))
+
+
+def _first(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
+class _Client(NamedTuple):
+    """One client's training."""
+
+    rule: LocalRule
+    local: LocalTraining
+
+    def start(self, context: Context) -> Progress:
+        params, model_state = split(self.rule.begin(context))
+        shadow = ()
+        if self.rule.shadow is not None:
+            zero = jnp.zeros(())
+            shadow = zero, self.local.optimizer.init(zero)
+        state = self._optimizer().init(params)
+        return Progress(params, model_state, state, shadow, jnp.zeros(()))
+
+    def finish(self, context: Context, progress: Progress):
+        """(message, new own state, norm of the update, whether all is finite)."""
+        variables = {"params": progress.params, **progress.model_state}
+        mass = progress.shadow[0] if progress.shadow else None
+        message, own = self.rule.report(context, variables, mass)
+        # Dot products run vectorised on CPUs, sums of squares do not.
+        square = _square(message.update)
+        rest = square + _square((message.model_state, message.extra))
+        return message, own, jnp.sqrt(square), jnp.isfinite(rest)
+
+    def message(self, context: Context, own: PyTree) -> Message:
+        context = context._replace(own=own)
+        return self.finish(context, self.start(context))[0]
+
+    def train(self, context, data, view, plan, rate) -> Progress:
+        """One client by itself: whole batches in a loop, then the rest of an epoch."""
+        size, sizes = self.local.batch_size, _buckets(self.local.batch_size)
+
+        def epoch(e, progress):
+            before = e * plan.per_epoch
+            left = plan.total - before
+
+            def step(b, progress, rows=size):
+                return self._step(
+                    context, data, view, plan, rate, progress, e, b, before + b, rows
+                )
+
+            progress = lax.fori_loop(0, jnp.minimum(plan.full, left), step, progress)
+            has_rest = (plan.per_epoch > plan.full) & (left > plan.full)
+            rest = jnp.where(has_rest, view.sizes - plan.full * size, 0)
+            branches = [lambda progress: progress]
+            for rows in sizes:
+                branches.append(lambda p, rows=rows: step(plan.full, p, rows))
+            return lax.switch(
+                jnp.searchsorted(jnp.asarray((0, *sizes)), rest), branches, progress
+            )
+
+        epochs = (plan.total + plan.per_epoch - 1) // plan.per_epoch
+        return lax.fori_loop(0, epochs, epoch, self.start(context))
+
+    def train_lanes(self, contexts, data, views, plans, rate) -> Progress:
+        """Several clients side by side, every argument [lanes, ...]."""
+        in_context = Context(None, None, 0)
+
+        def one(context, view, plan, progress, s):
+            epoch = s // plan.per_epoch
+            new = self._step(
+                *(context, data, view, plan, rate, progress, epoch),
+                *(s - epoch * plan.per_epoch, s, self.local.batch_size),
+            )
+            active = s < plan.total
+            return jax.tree.map(lambda x, y: jnp.where(active, x, y), new, progress)
+
+        def step(carry):
+            s, progress = carry
+            lanes = jax.vmap(one, (in_context, 0, 0, 0, None))
+            return s + 1, lanes(contexts, views, plans, progress, s)
+
+        start = jax.vmap(self.start, (in_context,), axis_size=views.sizes.shape[0])
+        longest = plans.total.max()
+        return lax.while_loop(
+            lambda carry: carry[0] < longest, step, (jnp.int32(0), start(contexts))
+        )[1]
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        if not self.local.clip_norm:
+            return self.local.optimizer
+        clip = optax.clip_by_global_norm(self.local.clip_norm)
+        return optax.chain(clip, self.local.optimizer)
+
+    def _step(self, context, data, view, plan, rate, progress, epoch, b, s, rows):
+        """Step s: batch b of an epoch, in an array of `rows` rows."""
+        order, noise = jax.random.split(view.keys)
+        place = b * self.local.batch_size + jnp.arange(rows)
+        index = sampling.shuffled(jax.random.fold_in(order, epoch), place, view.sizes)
+        index = view.starts + index
+        mask = (place < view.sizes).astype(progress.loss.dtype)
+        take = lambda x: jnp.take(x, index, axis=0, mode="clip")
+        batch = Batch(jax.tree.map(take, data.inputs), take(data.labels), mask)
+        key = jax.random.fold_in(noise, s)
+
+        def loss(params):
+            variables = {"params": params, **progress.model_state}
+            return self.rule.loss(variables, batch, key, context)
+
+        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(
+            progress.params
+        )
+        factor = rate
+        if self.local.local_schedule is not None:
+            done = self.local.local_schedule(s / jnp.maximum(plan.total, 1))
+            factor = done if rate is None else rate * done
+        gradient = self.rule.correct(gradient, progress.params, context)
+        params, state = _apply(
+            self._optimizer(),
+            gradient,
+            progress.optimizer_state,
+            progress.params,
+            factor,
+        )
+        shadow = progress.shadow
+        if self.rule.shadow is not None:
+            x, shadow_state = shadow
+            pull = jnp.asarray(self.rule.shadow(x), x.dtype)
+            shadow = _apply(self.local.optimizer, pull, shadow_state, x, factor)
+        loss_sum = progress.loss + value.astype(mask.dtype) * mask.sum()
+        return Progress(params, model_state, state, shadow, loss_sum)
+
+
+def _apply(optimizer, gradient, state, params, factor):
+    updates, state = optimizer.update(gradient, state, params)
+    if factor is not None:
+        updates = scale(updates, jnp.asarray(factor))
+    return optax.apply_updates(params, updates), state
+
+
+def _square(tree: PyTree) -> Float[Array, ""]:
+    return sum((jnp.vdot(x, x) for x in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
+def _buckets(batch_size: int) -> tuple[int, ...]:
+    """Array sizes for the rest of an epoch. Four waste an eighth of a batch on average,
+    and each costs the compilation of one more step."""
+    unit = math.ceil(batch_size / 4)
+    return tuple(sorted({min(batch_size, unit * i) for i in range(1, 5)}))
