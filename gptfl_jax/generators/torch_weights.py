@@ -24,7 +24,7 @@ _NOT_INDEXED = {"linear_1", "linear_2"}
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """The name of a parameter in a PyTorch checkpoint: `a_0/b/kernel` is `a.0.b.weight`."""
+    """The PyTorch name of the parameter at `path`: `a_0/b/kernel` is `a.0.b.weight`."""
     *modules, leaf = path
     parts = [
         name if name in _NOT_INDEXED else re.sub(r"_(\d+)$", r".\1", name)
@@ -77,9 +77,9 @@ def from_torch(
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"{source} {complaint} weights {', '.join(names[:3])}{more}: it does not "
-                "belong to the config.json beside it; download the model again or name "
-                "another"
+                f"{source} {complaint} weights {', '.join(names[:3])}{more}: it does "
+                "not belong to the config.json beside it; download the model again or "
+                "name another"
             )
     params = {}
     for path, struct in traverse_util.flatten_dict(shapes).items():
@@ -93,7 +93,7 @@ def from_torch(
 def _layout(path, value, shape, source):
     name, original = torch_name(path), value.shape
     if path[-1] == "kernel":
-        # A matrix and a 1x1 convolution are the same; releases differ in which they hold.
+        # A matrix and a 1x1 convolution are the same; files hold one or the other.
         if len(shape) == 2 and value.ndim > 2 and set(value.shape[2:]) == {1}:
             value = value.reshape(value.shape[:2])
         elif len(shape) > 2 and value.ndim == 2 and set(shape[:-2]) == {1}:
@@ -101,7 +101,7 @@ def _layout(path, value, shape, source):
         value = value.transpose(*range(2, value.ndim), 1, 0)
     if value.shape != shape:
         raise UserError(
-            f"{source}: {name} has shape {original}, which does not fit the config.json "
-            "beside it: download the model again or name another"
+            f"{source}: {name} has shape {original}, which does not fit the "
+            "config.json beside it: download the model again or name another"
         )
     return value

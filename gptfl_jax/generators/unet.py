@@ -89,7 +89,7 @@ class UNetConfig(ModelConfig):
     }
     without_effect: ClassVar = frozenset({"addition_embed_type_num_heads", "dropout"})
 
-    sample_size: int = 64
+    sample_size: int | tuple[int, int] = 64
     in_channels: int = 4
     out_channels: int = 4
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -201,7 +201,7 @@ class Transformer(linen.Module):
         linear = self.config.use_linear_projection
 
         def project(name, x):
-            # The two kinds are the same product; only the file's weights differ in form.
+            # The same product: only the weights differ in form.
             if linear:
                 return linen.Dense(channels, dtype=self.dtype, name=name)(x)
             return nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(x)

@@ -1,0 +1,556 @@
+"""Text to images with Stable Diffusion 1.x and 2.x.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
+(arXiv 2112.10752); Ho and Salimans, "Classifier-Free Diffusion Guidance"
+(arXiv 2207.12598).
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from gptfl_jax import artifacts, hub
+from gptfl_jax.configuration import UserError
+from gptfl_jax.generators import blocks, clip_text, solvers, torch_weights, vae
+from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+
+_SHARDED = PartitionSpec("data")
+_REPLICATED = PartitionSpec()
+
+
+class _Component(NamedTuple):
+    """A network of the pipeline: its folder, files and classes."""
+
+    library: str
+    stem: str  # of its weights, in the component's folder
+    config: type
+    network: type
+    current_name: Callable[[str], str | None]
+
+
+_COMPONENTS = {
+    "text_encoder": _Component(
+        "transformers", "model", CLIPTextConfig, CLIPTextModel, clip_text.current_name
+    ),
+    "unet": _Component(
+        "diffusers",
+        "diffusion_pytorch_model",
+        UNetConfig,
+        UNet2DCondition,
+        lambda name: name,
+    ),
+    "vae": _Component(
+        "diffusers",
+        "diffusion_pytorch_model",
+        VAEConfig,
+        AutoencoderKL,
+        vae.current_name,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The three networks of a pipeline; `UNet2DCondition` and the others, unbound."""
+
+    text_encoder: CLIPTextModel
+    unet: UNet2DCondition
+    vae: AutoencoderKL
+
+    def shapes(self) -> dict[str, Any]:
+        """Parameters of each network, as `jax.ShapeDtypeStruct`s."""
+        config, levels = self.unet.config, len(self.unet.config.block_out_channels)
+        side, pixels = 2 ** (levels - 1), self.vae.config.factor
+        key = jax.random.key(0)
+
+        def shape(network, *inputs):
+            inputs = [jax.ShapeDtypeStruct(*each) for each in inputs]
+            return jax.eval_shape(network.init, key, *inputs)["params"]
+
+        return {
+            "text_encoder": shape(self.text_encoder, ((1, 1), jnp.int32)),
+            "unet": shape(
+                self.unet,
+                ((1, side, side, config.in_channels), jnp.float32),
+                ((1,), jnp.int32),
+                ((1, 1, config.cross_attention_dim), jnp.float32),
+            ),
+            "vae": shape(
+                self.vae,
+                ((1, pixels, pixels, self.vae.config.in_channels), jnp.float32),
+            ),
+        }
+
+
+class StableDiffusion:
+    """Makes images from prompts.
+
+    Attributes:
+      networks: the networks and, inside, their configs and the dtype of computation.
+      params: "text_encoder", "unet" and "vae": the parameters of each.
+      tokenizer: of `transformers`, or any callable with its interface.
+      solver: the sampler and the noise levels of training.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        params: Mapping[str, Any],
+        tokenizer: Any,
+        solver: DPMSolver | DDIM,
+    ):
+        """Puts a pipeline together from its parts.
+
+        Raises:
+          UserError: if the parts do not fit together.
+        """
+        unet_config, vae_config = networks.unet.config, networks.vae.config
+        context = networks.text_encoder.config.hidden_size
+        for name, value, expected, of in (
+            ("in_channels", unet_config.in_channels, vae_config.latent_channels, "vae"),
+            (
+                "out_channels",
+                unet_config.out_channels,
+                vae_config.latent_channels,
+                "vae",
+            ),
+            ("cross_attention_dim", unet_config.cross_attention_dim, context, "text"),
+        ):
+            if value != expected:
+                raise UserError(
+                    f"unet/config.json: {name} = {value}, but the {of} model beside it "
+                    f"makes {expected}: only text-to-image models of Stable Diffusion "
+                    "1.x and 2.x are supported"
+                )
+        self.networks = networks
+        self.tokenizer = tokenizer
+        self.solver = solver
+        self._mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        everywhere = NamedSharding(self._mesh, _REPLICATED)
+        self.params = jax.device_put(dict(params), everywhere)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | pathlib.Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        solver: Literal["dpmsolver++", "ddim"] = "dpmsolver++",
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a pipeline in the format of `diffusers`.
+
+        The noise levels and the kind of prediction are those of the model's own
+        scheduler; its sampler is replaced by `solver`. A safety checker is not loaded.
+
+        Args:
+          path_or_id: a folder, a model shipped with this package, or a Hugging Face
+            repository.
+          dtype: of parameters and computation: float32 or bfloat16.
+          solver: the sampler.
+          revision: branch, tag or commit of a repository.
+
+        Raises:
+          UserError: if there is no such model, a file is missing or damaged, or it is
+            not a text-to-image model of Stable Diffusion 1.x or 2.x.
+        """
+        folder, files = _fetch(path_or_id, revision)
+        configs = {}
+        for name, component in _COMPONENTS.items():
+            path = folder / name / "config.json"
+            configs[name] = component.config.from_json(hub.read_json(path), str(path))
+        networks = Networks(
+            **{
+                name: component.network(configs[name], dtype=jnp.dtype(dtype))
+                for name, component in _COMPONENTS.items()
+            }
+        )
+        params = {}
+        for name, shapes in networks.shapes().items():
+            params[name] = torch_weights.from_torch(
+                shapes,
+                hub.read_weights(files[name]),
+                str(files[name]),
+                _COMPONENTS[name].current_name,
+                dtype,
+            )
+        path = folder / "scheduler" / "scheduler_config.json"
+        samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
+        if solver not in samplers:
+            raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
+        sampler = samplers[solver].from_json(hub.read_json(path), str(path))
+        return cls(networks, params, _load_tokenizer(folder), sampler)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        key: PRNGKeyArray | None = None,
+        num_steps: int = 25,
+        guidance_scale: float | ArrayLike | Sequence[float] = 7.5,
+        negative_prompts: str | Sequence[str] | None = None,
+        latents: ArrayLike | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> UInt8[Array, "batch height width channels"]:
+        """Makes an image for each prompt.
+
+        A sample depends on its prompt, key, guidance and nothing else: the rest of the
+        batch and the number of devices change only rounding errors. The batch is split
+        over all local devices.
+
+        Args:
+          prompts: what to show; what is longer than the text encoder takes is cut.
+          key: for the initial noise: one, from which sample i takes `fold_in(key, i)`,
+            or an array with one for each sample.
+          num_steps: evaluations of the UNet a sample (twice as many with guidance).
+          guidance_scale: strength of the guidance, a number or one a sample; at 1 and
+            below there is none.
+          negative_prompts: what to steer away from, one for all or one a sample;
+            nothing when None.
+          latents: initial noise of unit variance, [batch, height / f, width / f,
+            latent channels] with f the factor of the autoencoder; drawn when None.
+          height: of the images, in pixels, a multiple of f; the model's own when None.
+          width: likewise.
+
+        Returns:
+          The images, 0 to 255.
+
+        Raises:
+          UserError: if a size or the number of steps is not one the model can make.
+          ValueError: if the arguments do not fit together.
+        """
+        batch = len(prompts)
+        if isinstance(prompts, str) or not batch:
+            raise ValueError("prompts: takes a list of at least one prompt")
+        config, factor = self.networks.unet.config, self.networks.vae.config.factor
+        shape = self._latent_shape(height, width)
+        if latents is not None:
+            latents = jnp.asarray(latents, jnp.float32)
+            if height is None and width is None and latents.ndim == 4:
+                shape = latents.shape[1:]
+            if latents.shape != (batch, *shape) or shape[-1] != config.in_channels:
+                raise ValueError(
+                    f"latents of shape {latents.shape}: takes {(batch, *shape)} for "
+                    f"{batch} prompts and images of {shape[0] * factor} x "
+                    f"{shape[1] * factor} pixels"
+                )
+            keys = None
+        elif key is None:
+            raise ValueError("takes a key, or latents, to start from")
+        elif key.ndim == 0:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        elif key.shape == (batch,):
+            keys = key
+        else:
+            raise ValueError(f"{key.shape[0]} keys for {batch} prompts")
+        guidance = np.asarray(guidance_scale, np.float32)
+        if guidance.shape not in ((), (batch,)) or not np.isfinite(guidance).all():
+            raise ValueError(
+                f"guidance_scale of shape {guidance.shape}: takes a finite number, or "
+                f"{batch} of them"
+            )
+        guidance = np.broadcast_to(np.maximum(guidance, 1), (batch,))
+        tokens = self._tokenize(prompts)
+        negative_tokens = None
+        if np.any(guidance > 1):
+            if negative_prompts is None or isinstance(negative_prompts, str):
+                negative_tokens = self._tokenize([negative_prompts or ""])
+            elif len(negative_prompts) == batch:
+                negative_tokens = self._tokenize(negative_prompts)
+            else:
+                raise ValueError(
+                    f"{len(negative_prompts)} negative prompts for {batch} prompts"
+                )
+        start = _Start(tokens, negative_tokens, guidance, keys, latents)
+        schedule = self.solver.schedule(num_steps)
+        images = _sample(
+            self.networks, shape, self._mesh, self.params, self._split(start), schedule
+        )
+        return images[:batch]
+
+    def save_pretrained(
+        self, folder: str | pathlib.Path, dtype: DTypeLike | None = None
+    ) -> None:
+        """Writes the pipeline in the format of `diffusers`, as safetensors.
+
+        Args:
+          folder: where to; files that are there already are replaced.
+          dtype: of the weights; by default as they are.
+        """
+        folder = pathlib.Path(folder)
+        index: dict[str, Any] = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": "0.42.1",
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", self.solver.torch_class],
+            "tokenizer": ["transformers", _tokenizer_class(self.tokenizer)],
+        }
+        for name, component in _COMPONENTS.items():
+            config = getattr(self.networks, name).config
+            index[name] = [component.library, config.torch_class]
+            weights = torch_weights.to_torch(jax.device_get(self.params[name]))
+            if dtype is not None:
+                weights = {key: value.astype(dtype) for key, value in weights.items()}
+            if name == "text_encoder":
+                # The name that every version of transformers reads.
+                weights = {f"text_model.{key}": value for key, value in weights.items()}
+            hub.write_weights(folder / name / f"{component.stem}.safetensors", weights)
+            artifacts.write_json(folder / name / "config.json", config.to_json())
+        artifacts.write_json(
+            folder / "scheduler" / "scheduler_config.json", self.solver.to_json()
+        )
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        # Last: a folder with an index is a whole one.
+        artifacts.write_json(folder / "model_index.json", index)
+
+    def _latent_shape(self, height, width):
+        factor = self.networks.vae.config.factor
+        config = self.networks.unet.config
+        sides = []
+        own = blocks.per_level(config.sample_size, 2)
+        for name, value, default in (
+            ("height", height, own[0]),
+            ("width", width, own[1]),
+        ):
+            value = default * factor if value is None else value
+            if value <= 0 or value % factor:
+                raise UserError(
+                    f"{name} = {value}: takes a multiple of {factor}, by which the "
+                    "model's autoencoder shrinks images"
+                )
+            sides.append(value // factor)
+        return (*sides, config.in_channels)
+
+    def _tokenize(self, prompts) -> Int[np.ndarray, "prompts length"]:
+        longest = self.networks.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=min(self.tokenizer.model_max_length, longest),
+            truncation=True,
+            return_tensors="np",
+        )
+        return np.asarray(tokens.input_ids, np.int32)
+
+    def _split(self, start):
+        """The rows over the devices, with the last repeated to fill the last device."""
+        count = self._mesh.size
+
+        def place(rows):
+            if rows is None:
+                return None
+            spec = _SHARDED
+            if rows is start.negative_tokens and len(rows) == 1:
+                spec = _REPLICATED
+            elif len(rows) % count:
+                order = np.minimum(
+                    np.arange(-(-len(rows) // count) * count), len(rows) - 1
+                )
+                rows = rows[order]
+            return jax.device_put(rows, NamedSharding(self._mesh, spec))
+
+        return _Start(*map(place, start))
+
+
+class _Start(NamedTuple):
+    """What a batch starts from; every row belongs to a sample.
+
+    `negative_tokens` is None without guidance, and one row when it is the same for all.
+    One of `keys` and `latents` is None.
+    """
+
+    tokens: Any
+    negative_tokens: Any
+    guidance: Any
+    keys: Any
+    latents: Any
+
+
+class _State(NamedTuple):
+    """The sampler's state between two steps."""
+
+    sample: Float[Array, "batch height width channels"]
+    clean: Float[Array, "batch height width channels"]
+
+
+def _sample(networks, shape, mesh, params, start, schedule):
+    """Images, by the loop that suits the backend."""
+    one_prompt = start.negative_tokens is not None and len(start.negative_tokens) == 1
+    specs = jax.tree.map(lambda _: _SHARDED, start)
+    if one_prompt:
+        specs = specs._replace(negative_tokens=_REPLICATED)
+    programs = _programs(networks, shape, mesh, specs)
+    if jax.default_backend() != "cpu":
+        return programs.whole(params, start, schedule)
+    # Convolutions inside a loop of XLA's are 15 to 20 times slower on a CPU.
+    context, state = programs.begin(params, start)
+    for i in range(len(schedule.timesteps)):
+        row = jax.tree.map(lambda column, i=i: column[i], schedule)
+        state = programs.step(params["unet"], row, context, start.guidance, state)
+    return programs.end(params["vae"], state.sample)
+
+
+class _Programs(NamedTuple):
+    whole: Callable
+    begin: Callable
+    step: Callable
+    end: Callable
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(networks, shape, mesh, specs) -> _Programs:
+    """The compiled parts of sampling, each split over the devices of `mesh`."""
+
+    def begin(params, start):
+        def encode(tokens):
+            variables = {"params": params["text_encoder"]}
+            return networks.text_encoder.apply(variables, tokens)
+
+        context = encode(start.tokens)
+        if start.negative_tokens is not None:
+            negative = encode(start.negative_tokens)
+            negative = jnp.broadcast_to(negative, context.shape)
+            context = jnp.concatenate([negative, context])
+        sample = start.latents
+        if sample is None:
+            sample = jax.vmap(lambda key: jax.random.normal(key, shape))(start.keys)
+        return context, _State(sample, jnp.zeros_like(sample))
+
+    def step(params, row, context, guidance, state):
+        sample, clean = state
+        guided = len(context) > len(sample)
+        inputs = jnp.concatenate([sample, sample]) if guided else sample
+        timesteps = row.timesteps[None]
+        output = networks.unet.apply({"params": params}, inputs, timesteps, context)
+        output = output.astype(jnp.float32)
+        if guided:
+            negative, positive = jnp.split(output, 2)
+            strength = guidance[:, None, None, None]
+            output = negative + strength * (positive - negative)
+        return _State(*solvers.step(row, sample, output, clean))
+
+    def end(params, sample):
+        latents = sample / networks.vae.config.scaling_factor
+        images = networks.vae.apply({"params": params}, latents, method="decode")
+        images = jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
+        return jnp.round(images * 255).astype(jnp.uint8)
+
+    def whole(params, start, schedule):
+        context, state = begin(params, start)
+
+        def body(state, row):
+            return step(params["unet"], row, context, start.guidance, state), None
+
+        state, _ = jax.lax.scan(body, state, schedule)
+        return end(params["vae"], state.sample)
+
+    def split(function, *in_specs, donate=()):
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=_SHARDED, check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donate)
+
+    return _Programs(
+        whole=split(whole, _REPLICATED, specs, _REPLICATED),
+        begin=split(begin, _REPLICATED, specs),
+        step=split(
+            step, _REPLICATED, _REPLICATED, _SHARDED, _SHARDED, _SHARDED, donate=(4,)
+        ),
+        end=split(end, _REPLICATED, _SHARDED),
+    )
+
+
+# Files ------------------------------------------------------------------------------
+
+
+def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+    """The pipeline's folder, and the file with each network's weights."""
+    patterns = ["model_index.json", "scheduler/*", "tokenizer/*"]
+    patterns += [f"{name}/config.json" for name in _COMPONENTS]
+    stems = {
+        name: [component.stem]
+        # The name that transformers gives to its `.bin` files.
+        + (["pytorch_model"] if component.library == "transformers" else [])
+        for name, component in _COMPONENTS.items()
+    }
+
+    folder = hub.snapshot(path_or_id, patterns, revision)
+    index = hub.read_json(folder / "model_index.json")
+    if "unet" not in index or "StableDiffusion" not in str(index.get("_class_name")):
+        raise UserError(
+            f"{folder / 'model_index.json'}: {index.get('_class_name')} is no Stable "
+            "Diffusion pipeline: name another model"
+        )
+
+    def find():
+        return {
+            name: next(
+                filter(
+                    None, (hub.find_weights(folder / name / s) for s in stems[name])
+                ),
+                None,
+            )
+            for name in _COMPONENTS
+        }
+
+    files = find()
+    for form in range(len(hub.weight_patterns(""))):
+        lacking = [name for name, file in files.items() if file is None]
+        if not lacking or folder == pathlib.Path(path_or_id).expanduser():
+            break
+        wanted = [
+            pattern
+            for name in lacking
+            for stem in stems[name]
+            for pattern in hub.weight_patterns(f"{name}/{stem}")[form]
+        ]
+        hub.snapshot(path_or_id, wanted, revision)
+        files = find()
+    for name, file in files.items():
+        if file is None:
+            names = [f"{s}{e}" for s in stems[name] for e in (".safetensors", ".bin")]
+            raise hub.missing_weights(names, folder / name)
+    return folder, files
+
+
+def _load_tokenizer(folder):
+    # Deferred: it takes seconds to import, and only loading from files needs it.
+    import transformers
+
+    name = hub.read_json(folder / "model_index.json").get("tokenizer", [None, None])[1]
+    kind = getattr(transformers, str(name), None)
+    base = transformers.PreTrainedTokenizerBase
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise UserError(
+            f"{folder / 'model_index.json'}: tokenizer {name} is unknown to "
+            f"transformers {transformers.__version__}: update transformers"
+        )
+    try:
+        return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'tokenizer'}: not a complete tokenizer ({error}): download the "
+            "model again"
+        ) from error
+
+
+def _tokenizer_class(tokenizer) -> str:
+    name = type(tokenizer).__name__
+    # Older versions know the general class under its older name alone.
+    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name

@@ -1,0 +1,393 @@
+"""Released models: a folder, a shipped asset or a Hugging Face repository, as arrays.
+
+Weights are read from safetensors files, or from what `torch.save` writes (`.bin`,
+`.pth`), without torch. Nothing in a file is ever executed: pickles are read with a
+list of the few names that a file of weights needs.
+"""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from gptfl_jax import artifacts
+from gptfl_jax.configuration import UserError
+
+PathLike = str | os.PathLike[str]
+
+ASSETS = pathlib.Path(__file__).parent / "assets"
+
+
+class ModelNotFound(UserError):
+    """There is no such folder, asset or repository, or it cannot be reached."""
+
+
+class BadWeights(UserError):
+    """A file of weights that is damaged, unsafe or not of the kind its name says."""
+
+
+# Folders and repositories -----------------------------------------------------------
+
+
+def snapshot(
+    path_or_id: PathLike,
+    patterns: Sequence[str],
+    revision: str | None = None,
+) -> pathlib.Path:
+    """The folder that holds a model's files.
+
+    Args:
+      path_or_id: in this order, a local folder, the name of a folder in the package's
+        own `assets`, or a Hugging Face repository ("owner/name"), which is downloaded
+        unless the cache has it. `HF_HUB_OFFLINE=1` keeps to the cache.
+      patterns: the files needed, as shell patterns; nothing else is downloaded.
+      revision: branch, tag or commit of the repository.
+
+    Raises:
+      ModelNotFound: if there is none of these, or the download fails.
+    """
+    name = os.fspath(path_or_id)
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    if plain and (ASSETS / name).is_dir():
+        return ASSETS / name
+    if not plain or folder.exists():
+        raise ModelNotFound(
+            f"{name}: there is no such folder. Name a folder in diffusers format, or a "
+            "Hugging Face repository as owner/name"
+        )
+    # Deferred: the client takes a moment to load, and local folders do without it.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns)
+            )
+        )
+    except errors.GatedRepoError as error:
+        remedy = (
+            "accept its licence on huggingface.co, then log in with `hf auth login`"
+        )
+        raise ModelNotFound(f"{name}: access is restricted: {remedy}") from error
+    except errors.RepositoryNotFoundError as error:
+        remedy = "check the name, or log in with `hf auth login` if it is private"
+        raise ModelNotFound(
+            f"{name}: neither a folder, a shipped asset nor a Hugging Face repository: "
+            + remedy
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelNotFound(
+            f"{name}: not in the local cache, and huggingface.co is out of reach (or "
+            "HF_HUB_OFFLINE is set). Go online, or name a local folder"
+        ) from error
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelNotFound(
+            f"{name}: cannot be downloaded ({reason}). Try again, or name a "
+            "local folder"
+        ) from error
+
+
+def weight_patterns(stem: str) -> list[list[str]]:
+    """Patterns for `snapshot`, the forms weights come in from best to worst.
+
+    `stem` is the file's path without its ending: "unet/diffusion_pytorch_model". Larger
+    or smaller variants of the same weights, which repositories hold as well, match none
+    but the last.
+    """
+    return [
+        [f"{stem}{part}{ending}" for part in ("", "-*-of-*")]
+        + [f"{stem}{ending}.index.json"]
+        for stem in (stem, f"{stem}.fp16")
+        for ending in (".safetensors", ".bin")
+    ]
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      BadWeights: if the file is missing or holds something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise BadWeights(f"{path}: missing: the folder is not a complete model")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadWeights(f"{path}: not JSON ({error}): get the file again") from error
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path}: not a JSON object: get the file again")
+    return value
+
+
+# Weights ----------------------------------------------------------------------------
+
+
+def find_weights(stem: PathLike) -> pathlib.Path | None:
+    """The file (or index of files) with weights at `stem` plus an ending, if any."""
+    stem = pathlib.Path(stem)
+    for name in (stem.name, f"{stem.name}.fp16"):
+        for ending in (".safetensors", ".bin"):
+            # An index may be named before or after the variant.
+            for file in (
+                f"{name}{ending}",
+                f"{name}{ending}.index.json",
+                f"{stem.name}{ending}.index.fp16.json",
+            ):
+                if (stem.parent / file).is_file():
+                    return stem.parent / file
+    return None
+
+
+def read_weights(path: PathLike) -> dict[str, np.ndarray]:
+    """Weights by name from a `.safetensors`, `.bin`, `.pth` or index file.
+
+    Raises:
+      BadWeights: if a file is missing, damaged, unsafe or not a file of weights.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise BadWeights(f"{path}: missing: download the model again")
+    if path.suffix == ".json":
+        return _read_sharded(path)
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise BadWeights(
+                f"{path}: damaged ({error}): download the file again"
+            ) from error
+    weights = read_torch(path)
+    if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
+        weights = weights["state_dict"]
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray)
+        for name, value in weights.items()
+    ):
+        raise BadWeights(f"{path}: holds no weights by name: is it the right file?")
+    return dict(weights)
+
+
+def write_weights(path: PathLike, weights: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    # The metadata is what PyTorch's readers look for.
+    data = safetensors.numpy.save(contiguous, metadata={"format": "pt"})
+    artifacts.write_bytes(path, data)
+
+
+def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise BadWeights(f"{index}: has no weight_map: download the file again")
+    weights = {}
+    for file in sorted(set(shards.values())):
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise BadWeights(f"{index}: {file!r} is not the name of a file beside it")
+        weights |= read_weights(index.parent / file)
+    missing = sorted(set(shards) - set(weights))
+    if missing:
+        raise BadWeights(
+            f"{index}: the files it names do not hold {missing[0]}: download them again"
+        )
+    return weights
+
+
+# What torch.save writes -------------------------------------------------------------
+
+_DTYPES = {
+    "BoolStorage": np.dtype(np.bool_),
+    "ByteStorage": np.dtype(np.uint8),
+    "CharStorage": np.dtype(np.int8),
+    "ShortStorage": np.dtype(np.int16),
+    "IntStorage": np.dtype(np.int32),
+    "LongStorage": np.dtype(np.int64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+}
+# The first number of a file written before torch 1.6.
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Storage(NamedTuple):
+    """Stands for a class such as `torch.FloatStorage` while a pickle is read."""
+
+    dtype: np.dtype
+
+
+def _tensor(
+    storage: np.ndarray,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    *_: Any,
+) -> np.ndarray:
+    """What `torch._utils._rebuild_tensor_v2` makes, as a view of the storage."""
+    numbers = (offset, *shape, *strides)
+    if (
+        not isinstance(storage, np.ndarray)
+        or len(shape) != len(strides)
+        or not all(isinstance(n, int) and n >= 0 for n in numbers)
+    ):
+        raise pickle.UnpicklingError("a tensor of impossible form")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= storage.size:
+        raise pickle.UnpicklingError("a tensor that reaches beyond its data")
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:],
+        tuple(shape),
+        tuple(step * storage.itemsize for step in strides),
+        writeable=False,
+    )
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+} | {
+    (module, name): _Storage(dtype)
+    for name, dtype in _DTYPES.items()
+    for module in ("torch", "torch.storage")
+}
+
+
+class _Forbidden(pickle.UnpicklingError):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads tensors and containers; whatever else a pickle names is refused."""
+
+    def __init__(self, file: BinaryIO, load_storage: Callable[..., np.ndarray]):
+        super().__init__(file, encoding="utf-8")
+        self._load_storage = load_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Forbidden(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        kind, storage, key, _, size, *view = pid
+        if (
+            kind != "storage"
+            or not isinstance(storage, _Storage)
+            or not isinstance(key, str)
+            or not isinstance(size, int)
+            or size < 0
+            or any(part is not None for part in view)
+        ):
+            raise pickle.UnpicklingError("a storage of unknown kind")
+        return self._load_storage(storage.dtype, key, size)
+
+
+def read_torch(path: PathLike) -> Any:
+    """What `torch.save` wrote, with numpy arrays for tensors.
+
+    Reads tensors, numbers, strings and the built-in containers; both the zip form and
+    that of torch before 1.6.
+
+    Raises:
+      BadWeights: if the file is damaged, or names anything that is neither.
+    """
+    path = pathlib.Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_torch_zip(path)
+        with open(path, "rb") as file:
+            return _read_torch_old(file)
+    except _Forbidden as error:
+        raise BadWeights(
+            f"{path}: refused: it names {error}, which could run code and which "
+            "weights do not need. Use the model's safetensors files, or plain "
+            "weights without it"
+        ) from error
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise BadWeights(
+            f"{path}: damaged or not written by torch.save ({error}): download it again"
+        ) from error
+
+
+def _read_torch_zip(path: pathlib.Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        root = next(
+            name.removesuffix("data.pkl")
+            for name in archive.namelist()
+            if name.count("/") <= 1 and name.endswith("data.pkl")
+        )
+        order = "<"
+        if f"{root}byteorder" in archive.namelist():
+            order = {b"little": "<", b"big": ">"}[archive.read(f"{root}byteorder")]
+        storages: dict[str, np.ndarray] = {}
+
+        def load_storage(dtype, key, size):
+            if key not in storages:
+                data = archive.read(f"{root}data/{key}")
+                storages[key] = _native(data, dtype, order)
+            if storages[key].size < size or storages[key].dtype != dtype:
+                raise pickle.UnpicklingError("a storage of the wrong size")
+            return storages[key][:size]
+
+        with archive.open(f"{root}data.pkl") as file:
+            return _Unpickler(file, load_storage).load()
+
+
+def _read_torch_old(file: BinaryIO) -> Any:
+    storages: dict[str, np.ndarray] = {}
+
+    def load_storage(dtype, key, size):
+        # The data follow the pickle: tensors are views of an array that is filled then.
+        return storages.setdefault(key, np.empty(size, dtype))
+
+    def load():
+        return _Unpickler(file, load_storage).load()
+
+    if load() != _OLD_MAGIC:
+        raise pickle.UnpicklingError("no file of torch.save")
+    load()  # version of the protocol
+    system = load()
+    order = "<" if system.get("little_endian", True) else ">"
+    value = load()
+    for key in load():
+        (size,) = struct.unpack(order + "q", file.read(8))
+        storage = storages[key]
+        if size != storage.size:
+            raise pickle.UnpicklingError("a storage of the wrong size")
+        storage[:] = _native(file.read(storage.nbytes), storage.dtype, order)
+    return value
+
+
+def _native(data: bytes, dtype: np.dtype, order: str) -> np.ndarray:
+    raw = np.frombuffer(data, np.dtype(f"{order}u{dtype.itemsize}"))
+    return raw.astype(raw.dtype.newbyteorder("=")).view(dtype)
+
+
+def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
+    """The error for a folder without weights under any of the names."""
+    return BadWeights(
+        f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
+        "again"
+    )
