@@ -1,0 +1,371 @@
+"""Stage 2: train a classifier centrally, on synthetic data, real data, or both.
+
+The training set is `<workdir>/synthetic/` (stage 1), the real training set of
+`data.source`, or the two together. A share of it, `train.validation_fraction` of each
+class, is held out to tell which checkpoint is best. The test set is always real; its
+accuracy, macro F1 and loss are reported and choose nothing.
+
+Written to `<workdir>/pretrain/` (`train.run` gives another name):
+
+    run.json         the command, the config, versions
+    metrics.jsonl    a line an evaluation: epoch (`step`), train_loss, accuracy,
+                     macro_f1 and loss on the test set, the validation set's, seconds
+    checkpoints/     variables and optimizer state of the last epochs, and of the one
+                     with the highest validation accuracy
+
+Started again, a run continues from its last checkpoint and ends with the same weights.
+"""
+
+import functools
+import math
+import pathlib
+import time
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int32
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gptfl_jax import artifacts, configuration, models, training
+from gptfl_jax.data import sources
+from gptfl_jax.launch import launch
+
+# Every random draw comes from fold_in(fold_in(key(seed), stage), purpose); the numbers
+# are part of what a seed means.
+_STAGE = 2
+_INITIAL_WEIGHTS, _ORDER, _STEPS = range(3)
+
+# Fields that may change when a run is continued.
+_FREE_TO_CHANGE = ("run", "eval_every", "eval_batch_size", "checkpoint_every")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains `config.model` as `config.train` says, or continues to."""
+    folder = workdir / config.train.run
+    with artifacts.lock(folder):
+        data = load_data(config, workdir)
+        train(config, folder, data)
+
+
+class Data(NamedTuple):
+    """What a run trains on, chooses by, and is measured by."""
+
+    train: sources.Dataset
+    validation: sources.Dataset | None
+    test: sources.Dataset
+    normalisation: training.Normalisation
+
+
+def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
+    """Loads the training set the config asks for, and the real test set.
+
+    Raises:
+      UserError: there are no synthetic data; the message has the command that makes
+        them.
+    """
+    source = sources.load(
+        config.data.source,
+        config.data.folder,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        **config.data.options,
+    )
+    dataset = source.train
+    if config.train.data != "real":
+        height, width, channels = dataset.inputs.shape[1:]
+        if height != width:
+            raise configuration.UserError(
+                f"config.data.source: its pictures are {width}x{height}, and synthetic "
+                "ones are square; set config.data.image_size"
+            )
+        names = dataset.class_names
+        synthetic, report = sources.load_synthetic(
+            workdir / "synthetic", names, height, channels
+        )
+        _say(str(report))
+        absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
+        if absent:
+            _say(f"no synthetic pictures of {', '.join(names[i] for i in absent)}")
+        both = config.train.data == "both"
+        dataset = sources.concatenate(dataset, synthetic) if both else synthetic
+    validation = None
+    if config.train.validation_fraction:
+        held_out = sources.hold_out(
+            dataset.labels, config.train.validation_fraction, config.seed
+        )
+        validation = sources.select(dataset, held_out)
+        dataset = sources.select(dataset, ~held_out)
+    normalisation = training.Normalisation(source.mean, source.std)
+    return Data(dataset, validation, source.test, normalisation)
+
+
+def make_learner(config: ConfigDict, data: Data) -> training.Learner:
+    """The model with augmentation, normalisation and precision of the config."""
+    settings = config.train
+    model = models.create(
+        config.model.name, data.train.num_classes, **config.model.options
+    )
+    augmentation = training.Augmentation(
+        crop_padding=settings.crop_padding,
+        flip=settings.flip,
+        cutout=settings.cutout,
+        shift=settings.shift,
+        scale=settings.scale,
+        rotate=settings.rotate,
+        shear=settings.shear,
+        cutout_fill=data.normalisation.mean,
+    )
+    return training.make_learner(
+        model,
+        training.example_of(data.train.inputs),
+        normalisation=data.normalisation,
+        augmentation=augmentation,
+        label_smoothing=settings.label_smoothing,
+        dtype=settings.dtype,
+    )
+
+
+def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
+    """The loop over epochs."""
+    settings = config.train
+    num_examples = len(data.train.labels)
+    steps_per_epoch = math.ceil(num_examples / settings.batch_size)
+    learner = make_learner(config, data)
+    schedule = training.make_schedule(
+        settings.schedule,
+        settings.learning_rate,
+        steps=settings.epochs * steps_per_epoch,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+    )
+    optimizer = training.make_optimizer(
+        settings.optimizer,
+        schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+
+    mesh = data_mesh(settings.batch_size)
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    put = functools.partial(jax.tree.map, functools.partial(_replicate, replicated))
+    key = jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), _STAGE))
+    order, advance = make_epoch(
+        learner, optimizer, np.asarray(key), num_examples, settings.batch_size, split
+    )
+    state = jax.jit(
+        lambda: training.init_state(
+            learner, optimizer, _purpose(np.asarray(key), _INITIAL_WEIGHTS)
+        ),
+        out_shardings=replicated,
+    )()
+
+    best = "validation_accuracy" if data.validation is not None else None
+    identity = _identity(config, data)
+    with artifacts.Checkpoints(folder / "checkpoints", identity, best=best) as saved:
+        epoch = saved.latest_step() or 0
+        if epoch:
+            state = training.TrainState(**saved.restore(state._asdict()))
+            _say(f"continuing after epoch {epoch} of {settings.epochs}")
+        else:
+            artifacts.write_run_record(folder, config)
+        log = folder / "metrics.jsonl"
+        metrics = artifacts.Metrics.open(log, resume_after=epoch or None)
+        past = artifacts.read_metrics(log) if epoch else []
+        highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
+        last_saved, started = epoch, time.perf_counter()
+
+        examples = put((data.train.inputs, data.train.labels))
+        held_out = put(
+            [(d.inputs, d.labels) for d in (data.test, data.validation) if d]
+        )
+        chunk = 1 if jax.default_backend() == "cpu" else min(steps_per_epoch, 128)
+        bar = tqdm(
+            total=settings.epochs * steps_per_epoch,
+            initial=epoch * steps_per_epoch,
+            unit="step",
+            disable=None if jax.process_index() == 0 else True,
+            mininterval=0.5,
+        )
+        with bar:
+            while epoch < settings.epochs:
+                rows = order(np.int32(epoch))
+                carry = state, jnp.zeros(())
+                for first in range(0, steps_per_epoch, chunk):
+                    count = min(chunk, steps_per_epoch - first)
+                    carry = advance(carry, examples, rows, np.int32(first), count)
+                    bar.update(count)
+                state, total = carry
+                train_loss = float(total) / num_examples
+                if not math.isfinite(train_loss):
+                    raise configuration.UserError(
+                        f"the training loss is {train_loss} in epoch {epoch + 1}: "
+                        "lower config.train.learning_rate, or set "
+                        "config.train.clip_norm "
+                        f"(checkpoints up to epoch {last_saved} are kept)"
+                    )
+                epoch += 1
+                if epoch % settings.eval_every and epoch < settings.epochs:
+                    continue
+
+                results = [
+                    training.evaluate_async(
+                        learner,
+                        state.variables,
+                        *arrays,
+                        data.test.num_classes,
+                        settings.eval_batch_size,
+                        split,
+                    )
+                    for arrays in held_out
+                ]
+                scalars = training.metrics(results[0])._asdict()
+                if best:
+                    validation = training.metrics(results[1])
+                    scalars |= {
+                        f"validation_{name}": value
+                        for name, value in validation._asdict().items()
+                    }
+                metrics.write(
+                    epoch,
+                    train_loss=train_loss,
+                    **scalars,
+                    learning_rate=float(schedule(epoch * steps_per_epoch)),
+                    seconds=time.perf_counter() - started,
+                )
+                bar.set_postfix_str(
+                    f"epoch {epoch}, loss {train_loss:.3f}, "
+                    f"test accuracy {scalars['accuracy']:.1%}"
+                )
+                better = bool(best) and scalars[best] > highest
+                due = epoch - last_saved >= settings.checkpoint_every
+                if better or due or epoch == settings.epochs:
+                    saved.save(epoch, state._asdict(), scalars)
+                    last_saved = epoch
+                    highest = max(highest, scalars[best]) if best else highest
+        saved.wait()
+        _report(artifacts.read_metrics(log), saved.best_step(), data)
+
+
+def make_epoch(
+    learner: training.Learner,
+    optimizer: Any,
+    key_data: np.ndarray,
+    num_examples: int,
+    batch_size: int,
+    split: NamedSharding,
+):
+    """Compiles what an epoch consists of.
+
+    Returns:
+      order: epoch number -> int32 [steps, rows], the examples of each step in this
+        epoch's random order. Rows are the batch size, rounded up to a multiple of the
+        devices; -1 is padding.
+      advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
+        carry after steps first, ..., first + count - 1. One step is computed without a
+        loop, which CPUs need (convolutions in XLA loops are slow there).
+    """
+    steps = math.ceil(num_examples / batch_size)
+    parts = math.prod(split.mesh.shape.values())
+    rows = math.ceil(batch_size / parts) * parts
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(split.mesh, P()))
+    def order(epoch: Int32[Array, ""]) -> Int32[Array, "{steps} {rows}"]:
+        key = jax.random.fold_in(_purpose(key_data, _ORDER), epoch)
+        shuffled = jax.random.permutation(key, num_examples).astype(jnp.int32)
+        padding = steps * batch_size - num_examples
+        table = jnp.pad(shuffled, (0, padding), constant_values=-1)
+        table = table.reshape(steps, batch_size)
+        return jnp.pad(table, ((0, 0), (0, rows - batch_size)), constant_values=-1)
+
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    def advance(carry, examples, table, first, count):
+        def step(carry, index):
+            state, total = carry
+            chosen = jax.lax.with_sharding_constraint(table[index], split)
+            inputs, labels = jax.tree.map(lambda x: x[chosen.clip(0)], examples)
+            batch = training.Batch(inputs, labels, (chosen >= 0).astype(jnp.float32))
+            batch = jax.lax.with_sharding_constraint(batch, split)
+            key = jax.random.fold_in(_purpose(key_data, _STEPS), state.step)
+            state, loss = training.train_step(learner, optimizer, state, batch, key)
+            return (state, total + (loss * batch.mask.sum()).astype(total.dtype)), None
+
+        if count == 1:
+            return step(carry, first)[0]
+        return jax.lax.scan(step, carry, first + jnp.arange(count))[0]
+
+    return order, advance
+
+
+def data_mesh(batch_size: int) -> Mesh:
+    """Devices of all processes along the axis `data`, as many as a batch keeps busy.
+
+    A CPU device (a core) needs 64 rows to gain from a neighbour; an accelerator one.
+    """
+    least = 64 if jax.default_backend() == "cpu" else 1
+    wanted = batch_size // (least * jax.process_count())
+    count = min(max(wanted, 1), jax.local_device_count())
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in [d for d in jax.devices() if d.process_index == process][:count]
+    ]
+    return Mesh(np.array(devices), ("data",))
+
+
+def _replicate(sharding: NamedSharding, array: np.ndarray) -> Array:
+    """The array on every device of the mesh, also when processes share it."""
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: array[index]
+    )
+
+
+def _purpose(key_data: np.ndarray, purpose: int):
+    return jax.random.fold_in(jax.random.wrap_key_data(key_data), purpose)
+
+
+def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """What must be the same for a run to continue from a checkpoint."""
+    inputs, labels = data.train.inputs, data.train.labels
+    settings = config.train.to_dict()
+    return {
+        "model": config.model.to_dict(),
+        "classes": data.train.class_names,
+        "inputs": f"{inputs.dtype}{list(inputs.shape[1:])}",
+        "seed": config.seed,
+        "train": {k: v for k, v in settings.items() if k not in _FREE_TO_CHANGE},
+        "training set": {
+            "examples": len(labels),
+            "checksum": zlib.crc32(labels, zlib.crc32(np.ascontiguousarray(inputs))),
+        },
+    }
+
+
+def _report(lines: list[dict[str, Any]], best_epoch: int, data: Data) -> None:
+    tests = {line["step"]: line for line in lines}
+    examples = f"{len(data.test.labels):,} real test examples"
+    for name, epoch in (("last", max(tests)), ("best", best_epoch)):
+        line = tests[epoch]
+        _say(
+            f"{name} (epoch {epoch}): accuracy {line['accuracy']:.2%}, macro F1 "
+            f"{line['macro_f1']:.2%}, loss {line['loss']:.4f} on {examples}"
+        )
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def main() -> None:
+    """Console script `gptfl-train`."""
+    launch(run, ("data", "model", "train"))
+
+
+if __name__ == "__main__":
+    main()
