@@ -1,0 +1,141 @@
+"""Stage 1a: the prompts of every class, in `<workdir>/prompts.json`.
+
+    python -m generate.prompts --config=configs/digits.py --workdir=runs/digits
+
+Methods, set by `config.prompts.method`: `class_prompt` (one sentence a class),
+`multi_domain` (a sentence a class and domain), `ucg` (class prompts; stage 1b draws the
+guidance scale), `imported` (the original's pickled lists, or JSON). Classes are those
+of `config.data.source`, or any names in `config.prompts.classes`.
+"""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gptfl_jax import artifacts, labels, prompting
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import sources
+from gptfl_jax.launch import launch
+
+_ROWS_SHOWN = 20
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the prompts, prints what was kept and dropped, and writes the file."""
+    method = config.prompts.method
+    label_set = labels.label_set_of(_classes(config), config.data.source)
+    request = prompting.Request(
+        label_set,
+        config.prompts.template,
+        tuple(config.prompts.domains),
+        config.prompts.imported_file,
+    )
+    sentences = getattr(prompting, method)(request)
+    key = jax.random.key(config.seed)
+    selections = {
+        name: prompting.select(
+            sentences[name],
+            (name, label_set.phrases[name]),
+            key,
+            config.prompts.per_class,
+        )
+        for name in label_set.classes
+    }
+    empty = [name for name, selection in selections.items() if not selection.kept]
+    if empty:
+        raise UserError(
+            f"no prompt is left for {', '.join(empty)}: every sentence misses the "
+            "class; name the class in the sentences, or drop it from "
+            "config.prompts.classes"
+        )
+    path = workdir / "prompts.json"
+    if jax.process_index() == 0:
+        with artifacts.lock(workdir):
+            artifacts.write_json(path, _content(config, request, selections))
+        print(_summary(selections, path), flush=True)
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """The config fields that prompts are made from."""
+    fields = {f"prompts.{name}": value for name, value in config.prompts.items()}
+    return {"data.source": config.data.source, **fields}
+
+
+def _classes(config: ConfigDict) -> tuple[str, ...]:
+    """The names asked for; a known data set need not be there to be named."""
+    if config.prompts.classes:
+        return tuple(config.prompts.classes)
+    if config.data.source in labels.known_data_sets():
+        return labels.label_set(config.data.source).classes
+    data = config.data
+    return sources.load(data.source, data.folder, **data.options).train.class_names
+
+
+def _content(
+    config: ConfigDict,
+    request: prompting.Request,
+    selections: dict[str, prompting.Selection],
+) -> dict[str, Any]:
+    """What prompts.json holds: the prompts by class, and how they were made."""
+    method = config.prompts.method
+    made: dict[str, Any] = {
+        "method": method,
+        "seed": config.seed,
+        "data_set": request.label_set.name,
+        "guidance_choices": list(prompting.UCG_GUIDANCE) if method == "ucg" else [],
+    }
+    made["config"] = settings(config)
+    if method == "imported":
+        file = pathlib.Path(request.imported_file)
+        made["imported_file"] = file.name
+        made["imported_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    else:
+        made["template"] = request.template or request.label_set.templates[method]
+    if method == "multi_domain":
+        made["domains"] = list(request.domains or request.label_set.domains)
+    made["dropped"] = {
+        reason: {n: getattr(s, reason) for n, s in selections.items()}
+        for reason in ("without_class", "duplicates", "over_limit")
+        if any(getattr(s, reason) for s in selections.values())
+    }
+    prompts = {name: list(selection.kept) for name, selection in selections.items()}
+    return {"prompts": prompts, "made": made}
+
+
+def _summary(selections: dict[str, prompting.Selection], path: pathlib.Path) -> str:
+    shown = list(selections.items())[:_ROWS_SHOWN]
+    width = max(len("class"), *(len(name) for name, _ in shown))
+    lines = [f"{'class':<{width}}  kept  dropped  first prompt"]
+    for name, selection in shown:
+        dropped = selection.without_class + selection.duplicates + selection.over_limit
+        lines.append(
+            f"{name:<{width}}  {len(selection.kept):>4}  {dropped:>7}  "
+            f"{selection.kept[0]}"
+        )
+    if len(selections) > len(shown):
+        lines.append(f"... and {len(selections) - len(shown)} classes more")
+    total = {
+        field: sum(getattr(s, field) for s in selections.values())
+        for field in ("without_class", "duplicates", "over_limit", "cleaned")
+    }
+    kept = sum(len(selection.kept) for selection in selections.values())
+    words = {
+        "without_class": "dropped because they do not name their class",
+        "duplicates": "dropped as duplicates",
+        "over_limit": "dropped beyond config.prompts.per_class",
+        "cleaned": "cleaned of special tokens and loose spaces",
+    }
+    lines += [f"{total[field]:,} {words[field]}" for field in words if total[field]]
+    lines.append(f"{kept:,} prompts for {len(selections)} classes: {path}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    launch(run, sections=("data", "prompts"))
+
+
+if __name__ == "__main__":
+    main()

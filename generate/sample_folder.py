@@ -1,0 +1,267 @@
+"""The folder that a generator program fills: what is there, what is missing, writing.
+
+The samples and their order are planned before anything is made, so the folder that a
+run ends with depends on the plan alone. A sample's file is written whole before its
+manifest line, and a sample counts as made when both are there: whenever a run is
+killed, the next one makes what has no line yet, over whatever file was left.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import jax
+import numpy as np
+from orbax.checkpoint import multihost
+
+from gptfl_jax import artifacts
+from gptfl_jax.artifacts import Sample
+from gptfl_jax.configuration import UserError
+
+_SETTINGS = "settings.json"
+# Names in the folder that no class folder may take.
+_RESERVED = ("manifest.jsonl", "preview.png", "run.json", _SETTINGS)
+# What a kill in the middle of a write leaves behind: `.name.<process id>`.
+_LEFTOVER = re.compile(r"\..+\.\d+")
+# How long a process waits for the slowest one: longer than any run.
+_PATIENCE_MS = 30 * 24 * 3600 * 1000
+# Batches being written while the next one is made.
+_BATCHES_AHEAD = 2
+
+
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
+    """A folder name for each class: letters, digits, `.`, `-` and `_` alone.
+
+    Everything else becomes `_`. A name that is taken, also on a file system that
+    ignores case, gets the number of its class appended.
+    """
+    names: dict[str, str] = {}
+    taken = set(_RESERVED)
+    for label, class_name in enumerate(classes):
+        safe = re.sub(r"[^\w.-]+", "_", class_name).strip(".").lstrip("-")[:80]
+        name = safe or "class"
+        if name.casefold() in taken:
+            name = f"{name}-{label}"
+        while name.casefold() in taken:
+            name += "_"
+        taken.add(name.casefold())
+        names[class_name] = name
+    return names
+
+
+class SampleFolder:
+    """A folder of samples between plan and completion.
+
+    With several processes all of them open the folder, which they share, and each
+    makes samples of its own; the first one puts the manifest in order.
+
+    Args:
+      folder: `<workdir>/synthetic`, locked by the caller.
+      planned: all samples the folder shall hold, in the order of the manifest.
+      settings: what a sample's content depends on, by a name users know. A folder
+        made with another value of any of them is refused; a value that starts with
+        "sha256:" is not shown.
+      complete: whether a file is whole, as far as that can be seen at little cost.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        planned: Sequence[Sample],
+        settings: Mapping[str, Any],
+        complete: Callable[[pathlib.Path], bool],
+    ):
+        self.folder = folder
+        self.planned = planned
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._complete = complete
+
+    def open(self) -> set[str]:
+        """Checks and tidies what earlier runs left.
+
+        Returns:
+          the files that are made already.
+
+        Raises:
+          UserError: the folder holds samples that the plan does not, or that were made
+            with other settings.
+        """
+        made = self._check()
+        if jax.process_index() == 0:
+            artifacts.make_folder(self.folder)
+            artifacts.write_json(self.folder / _SETTINGS, self._settings)
+            self._remove_leftovers()
+            self._put_in_order(made)
+        _wait_for_all("folder opened")
+        return {sample.file for sample in artifacts.read_manifest(self.folder)}
+
+    def close(self) -> None:
+        """Puts the manifest in its final order, once every process has made its part.
+
+        Raises:
+          UserError: a sample is missing.
+        """
+        _wait_for_all("samples made")
+        if jax.process_index() == 0:
+            made = {sample.file for sample in artifacts.read_manifest(self.folder)}
+            self._put_in_order(made)
+            missing = [s.file for s in self.planned if s.file not in made]
+            if missing:
+                raise UserError(
+                    f"{self.folder}: {len(missing):,} samples are missing (the first: "
+                    f"{missing[0]}); start the same command again to make them. With "
+                    "several processes --workdir must be a folder that all share"
+                )
+        _wait_for_all("folder closed")
+
+    def _check(self) -> set[str]:
+        """Files that have a line and are there; refuses what is not of this plan."""
+        lines = artifacts.read_manifest(self.folder)
+        earlier = self._earlier_settings()
+        remedy = (
+            f"delete {self.folder} to make all samples anew, "
+            "or choose another --workdir"
+        )
+        if earlier is None and lines:
+            raise UserError(
+                f"{self.folder} holds samples, but not the {_SETTINGS} that says how "
+                f"they were made; {remedy}"
+            )
+        for name, value in self._settings.items():
+            before = (earlier or {}).get(name, value)
+            if before == value:
+                continue
+            hidden = isinstance(value, str) and value.startswith("sha256:")
+            differs = (
+                f"was made with another {name}"
+                if hidden
+                else f"was made with {name} = {before!r}, now it is {value!r}"
+            )
+            raise UserError(
+                f"{self.folder} {differs}, and samples of both would mix: put it back, "
+                f"{remedy}"
+            )
+        planned = {sample.file for sample in self.planned}
+        foreign = [line.file for line in lines if line.file not in planned]
+        if foreign:
+            raise UserError(
+                f"{self.folder} holds {len(foreign):,} samples more than are asked for "
+                f"(the first: {foreign[0]}); ask for at least as many samples and "
+                f"classes as it holds, {remedy}"
+            )
+        # Settings of classes that are not in this plan (any more) stay on record.
+        self._settings = {**(earlier or {}), **self._settings}
+        return {line.file for line in lines if self._complete(self.folder / line.file)}
+
+    def _earlier_settings(self) -> dict[str, Any] | None:
+        path = self.folder / _SETTINGS
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); delete {self.folder} to make all "
+                "samples anew"
+            ) from error
+        return settings if isinstance(settings, dict) else None
+
+    def _remove_leftovers(self) -> None:
+        parents = {
+            self.folder / sample.file.rpartition("/")[0] for sample in self.planned
+        }
+        for folder in {self.folder, *parents}:
+            if not folder.is_dir():
+                continue
+            with os.scandir(folder) as entries:
+                leftovers = [e.path for e in entries if _LEFTOVER.fullmatch(e.name)]
+            for path in leftovers:
+                os.unlink(path)
+
+    def _put_in_order(self, made: set[str]) -> None:
+        samples = [sample for sample in self.planned if sample.file in made]
+        artifacts.write_manifest(self.folder, samples)
+
+
+class SampleWriter:
+    """Writes batches in the background while the next ones are made.
+
+    A context manager: leaving it waits until all is written; leaving it by an
+    exception drops what is not.
+
+    Args:
+      folder: of the manifest.
+      encode: the file content of one sample, called in threads.
+      on_written: called with the samples of each batch once their files and lines
+        are written, in the order the batches were put.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        encode: Callable[[np.ndarray], bytes],
+        on_written: Callable[[Sequence[Sample]], None],
+    ):
+        self._folder = folder
+        self._encode = encode
+        self._on_written = on_written
+        # One thread takes the batches in turn, which keeps the lines in order.
+        self._batches = ThreadPoolExecutor(1)
+        self._encoders = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+        self._pending: collections.deque[Future] = collections.deque()
+
+    def put(
+        self,
+        samples: Sequence[Sample],
+        rows: Sequence[int],
+        batch: jax.Array | np.ndarray,
+    ) -> None:
+        """Takes `batch[rows[i]]` as the content of `samples[i]`.
+
+        Waits while too much is still to be written. `batch` may still be computed.
+
+        Raises:
+          WriteError: an earlier batch could not be written.
+        """
+        while len(self._pending) >= _BATCHES_AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._batches.submit(self._write, samples, rows, batch))
+
+    def _write(
+        self,
+        samples: Sequence[Sample],
+        rows: Sequence[int],
+        batch: jax.Array | np.ndarray,
+    ) -> None:
+        values = np.asarray(batch)
+        contents: Iterable[bytes] = self._encoders.map(
+            self._encode, [values[row] for row in rows]
+        )
+        files = {
+            self._folder / sample.file: content
+            for sample, content in zip(samples, contents, strict=True)
+        }
+        artifacts.write_files(files)
+        artifacts.append_samples(self._folder, samples)
+        self._on_written(samples)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._pending:
+                self._pending.popleft().result()
+        finally:
+            self._batches.shutdown(cancel_futures=True)
+            self._encoders.shutdown()
+
+
+def _wait_for_all(moment: str) -> None:
+    """Waits until every process has come here; one that died ends the others too."""
+    multihost.get_barrier_sync_fn()(key=moment, timeout_ms=_PATIENCE_MS)

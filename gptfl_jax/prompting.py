@@ -1,0 +1,295 @@
+"""Prompts of each class by method, and the draws that turn prompts into samples.
+
+The public functions that take a `Request` are the methods a config names in
+`prompts.method`: each gives the sentences of every class. What a text model or a file
+gave is unclean, so `select` removes special tokens, duplicates, and sentences that do
+not name their class. Methods and templates: GPT-FL (arXiv 2306.02210).
+"""
+
+import io
+import json
+import pathlib
+import pickle
+import re
+import string
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int32, PRNGKeyArray
+
+from gptfl_jax import labels
+from gptfl_jax.configuration import UserError
+
+# Unconditional guidance ("ucg") draws each sample's guidance scale from these.
+UCG_GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0)
+
+# One number for each kind of draw, folded into the run's key before the class.
+_PROMPT_DRAWS = zlib.crc32(b"prompts")
+_SAMPLE_DRAWS = zlib.crc32(b"samples")
+
+# Draws are made in blocks of this many samples: one compiled shape for any count.
+_DRAW_BLOCK = 1024
+
+
+class Request(NamedTuple):
+    """What a method makes prompts of; the fields are those of `config.prompts`."""
+
+    label_set: labels.LabelSet
+    template: str = ""
+    """Empty: the label set's own for the method."""
+    domains: tuple[str, ...] = ()
+    """Of multi_domain; empty: the label set's own."""
+    imported_file: str = ""
+
+
+def class_prompt(request: Request) -> dict[str, list[str]]:
+    """The template filled in with the class: one prompt a class.
+
+    Raises:
+      UserError: the template takes something else than `{name}`, or there is none.
+    """
+    template = _template(request, "class_prompt", {"name"})
+    names = request.label_set.phrases
+    return {c: [template.format(name=names[c])] for c in request.label_set.classes}
+
+
+def multi_domain(request: Request) -> dict[str, list[str]]:
+    """The template filled in with the class and each domain in turn.
+
+    Every domain is used; the original's `randint(0, len - 1)` never drew the last.
+
+    Raises:
+      UserError: the template does not take `{name}` and `{domain}`, or there is none,
+        or there are no domains.
+    """
+    template = _template(request, "multi_domain", {"name", "domain"})
+    domains = request.domains or request.label_set.domains
+    if not domains:
+        raise UserError("config.prompts.domains is empty: multi_domain needs domains")
+    names = request.label_set.phrases
+    return {
+        c: [template.format(name=names[c], domain=domain) for domain in domains]
+        for c in request.label_set.classes
+    }
+
+
+def ucg(request: Request) -> dict[str, list[str]]:
+    """`class_prompt`, for samples whose guidance is drawn from `UCG_GUIDANCE`."""
+    template = _template(request, "ucg", {"name"})
+    return class_prompt(request._replace(template=template))
+
+
+def imported(request: Request) -> dict[str, list[str]]:
+    """The lists of a file, as the original's `cifar10_promptlist.pkl`.
+
+    The file is a pickled dict or a JSON object of class name to list of sentences, or a
+    `prompts.json` of another workdir. Its names need not be spelled as the data set's
+    classes: case, a leading article, `_` and spaces do not count ("an Airplane" is
+    "airplane"). Nothing in a pickle is executed.
+
+    Raises:
+      UserError: the file cannot be read or holds something else, or a class has none
+        of its lists or several.
+    """
+    lists = read_prompt_lists(pathlib.Path(request.imported_file))
+    result = {}
+    for name in request.label_set.classes:
+        phrase = request.label_set.phrases[name]
+        found = [
+            key
+            for key in lists
+            if labels.same_name(key, name) or labels.same_name(key, phrase)
+        ]
+        if len(found) != 1:
+            holds = ", ".join(found or list(lists)[:12])
+            raise UserError(
+                f"config.prompts.imported_file = {request.imported_file!r}: holds "
+                f"{'more than one' if found else 'no'} list for class {name!r}, "
+                f"but {holds}{' ...' if not found and len(lists) > 12 else ''}"
+            )
+        result[name] = lists[found[0]]
+    return result
+
+
+def _template(request: Request, method: str, takes: set[str]) -> str:
+    template = request.template or request.label_set.templates.get(method, "")
+    wanted = " and ".join(f"{{{field}}}" for field in sorted(takes, reverse=True))
+    if not template:
+        raise UserError(
+            f"config.prompts.template is empty, and none is known for {method} of "
+            f"{request.label_set.name}: give a sentence with {wanted}"
+        )
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+    except ValueError:
+        fields = [""]
+    if {field for field in fields if field is not None} != takes:
+        raise UserError(
+            f"config.prompts.template = {template!r}: takes a sentence with {wanted} "
+            f"for method {method}, and nothing else in braces"
+        )
+    return template
+
+
+class _ContainerUnpickler(pickle.Unpickler):
+    """Reads containers, text and numbers; nothing that would have to be imported."""
+
+    def find_class(self, module: str, name: str) -> object:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is forbidden")
+
+
+def read_prompt_lists(path: pathlib.Path) -> dict[str, list[str]]:
+    """Reads class name to sentences from a pickle or JSON, executing nothing.
+
+    Raises:
+      UserError: the file cannot be read, is no such pickle or JSON, or asks for a
+        global (which a pickle of plain lists never does).
+    """
+
+    def refused(reason: object) -> UserError:
+        return UserError(
+            f"{path}: {reason}; prompt lists are a pickled dict or a JSON object of "
+            "class name to list of sentences"
+        )
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; it should hold prompts") from error
+    try:
+        if content.lstrip()[:1] == b"{":
+            lists = json.loads(content)
+            if isinstance(lists.get("prompts"), dict):
+                lists = lists["prompts"]
+        else:
+            lists = _ContainerUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a broken pickle raises almost anything
+        raise refused(f"cannot be read: {error}") from error
+    if not isinstance(lists, dict) or not lists:
+        raise refused(f"holds {type(lists).__name__}, or nothing")
+    for name, sentences in lists.items():
+        if not isinstance(name, str) or not isinstance(sentences, list | tuple):
+            raise refused(f"{name!r} has no list of sentences")
+        if not all(isinstance(sentence, str) for sentence in sentences):
+            raise refused(f"the list of {name!r} holds something else than text")
+    return {name: list(sentences) for name, sentences in lists.items()}
+
+
+class Selection(NamedTuple):
+    """The sentences kept of one class, in their order, and how many were dropped."""
+
+    kept: tuple[str, ...]
+    cleaned: int
+    """Kept or not, held a special token or loose spaces."""
+    without_class: int
+    duplicates: int
+    over_limit: int
+
+
+# What tokenizers put between sentences and decoders forget to skip.
+_SPECIAL_TOKENS = re.compile(
+    r"<(?:extra_id_\d+|pad|unk|mask|bos|eos|s|/s)>"
+    r"|<\|[A-Za-z_]+\|>|\[(?:CLS|SEP|PAD|UNK|MASK)\]"
+)
+
+
+def clean(sentence: str) -> str:
+    """Removes special tokens (`<extra_id_20>`, `<pad>`, `</s>`) and loose spaces."""
+    words = " ".join(_SPECIAL_TOKENS.sub(" ", sentence).split())
+    return re.sub(r" (?=[.,;:!?](?: |$))", "", words)
+
+
+def select(
+    sentences: Sequence[str],
+    names: Sequence[str],
+    key: PRNGKeyArray,
+    most: int = 0,
+) -> Selection:
+    """Cleans the sentences of one class and drops those that are of no use.
+
+    Args:
+      names: of the class; a sentence without any of them is dropped
+        (`labels.names_class`).
+      key: what the run draws from, the same for all classes.
+      most: sentences to keep, drawn without replacement; 0 keeps all.
+
+    Sentences that differ in case or spaces alone are duplicates: text encoders of
+    Stable Diffusion cannot tell them apart.
+    """
+    kept: dict[str, str] = {}
+    cleaned = without_class = duplicates = 0
+    for raw in sentences:
+        sentence = clean(raw)
+        cleaned += sentence != raw
+        if not labels.names_class(sentence, *names):
+            without_class += 1
+        elif sentence.casefold() in kept:
+            duplicates += 1
+        else:
+            kept[sentence.casefold()] = sentence
+    chosen = list(kept.values())
+    if 0 < most < len(chosen):
+        rows = jax.random.permutation(
+            _class_key(key, _PROMPT_DRAWS, names[0]), len(chosen)
+        )
+        chosen = [chosen[row] for row in sorted(np.asarray(rows[:most]).tolist())]
+    over_limit = len(kept) - len(chosen)
+    return Selection(tuple(chosen), cleaned, without_class, duplicates, over_limit)
+
+
+class Draws(NamedTuple):
+    """What is drawn for samples of one class."""
+
+    prompt: Int32[np.ndarray, " samples"]
+    """Index into the class's prompts."""
+    guidance_scale: Float32[np.ndarray, " samples"]
+    seed: Int32[np.ndarray, " samples"]
+    """`jax.random.key(seed)` is the key the generator draws the sample from."""
+
+
+def draw(
+    key: PRNGKeyArray,
+    class_name: str,
+    count: int,
+    num_prompts: int,
+    guidance_scales: Sequence[float],
+) -> Draws:
+    """Draws prompt, guidance and seed of samples 0..count-1 of a class.
+
+    All draws of a sample start from `fold_in(key, samples, class, index)`, so they
+    depend on nothing else: not on the count, the other classes, or who makes it.
+    """
+    class_key = _class_key(key, _SAMPLE_DRAWS, class_name)
+    blocks = [
+        _draw_block(class_key, jnp.int32(start), num_prompts, len(guidance_scales))
+        for start in range(0, count, _DRAW_BLOCK)
+    ]
+    prompt, guidance, seed = (
+        np.concatenate([np.asarray(part) for part in parts])[:count]
+        for parts in zip(*blocks, strict=True)
+    )
+    return Draws(prompt, np.asarray(guidance_scales, np.float32)[guidance], seed)
+
+
+@jax.jit
+def _draw_block(class_key, start, num_prompts, num_guidances):
+    def one(index):
+        keys = jax.random.split(jax.random.fold_in(class_key, index), 3)
+        return (
+            jax.random.randint(keys[0], (), 0, num_prompts),
+            jax.random.randint(keys[1], (), 0, num_guidances),
+            (jax.random.bits(keys[2]) >> 1).astype(jnp.int32),
+        )
+
+    return jax.vmap(one)(start + jnp.arange(_DRAW_BLOCK))
+
+
+def _class_key(key: PRNGKeyArray, draws: int, class_name: str) -> PRNGKeyArray:
+    """A class is known by its name, so that adding a class changes no other's draws."""
+    number = zlib.crc32(class_name.encode())
+    key = jax.random.fold_in(key, np.uint32(draws))
+    return jax.random.fold_in(key, np.uint32(number))
