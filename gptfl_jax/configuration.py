@@ -66,7 +66,7 @@ def _whole(least: int) -> Rule:
 
 
 def _number(
-    least: float | None = None, above: float | None = None, most: float | None = None
+    least: int | None = None, above: int | None = None, most: int | None = None
 ) -> Rule:
     """A finite number, at least `least`, greater than `above`, at most `most`."""
     bounds = [
@@ -153,6 +153,16 @@ _KEYWORDS = Rule(
     lambda value: (
         isinstance(value, dict | ConfigDict)
         and all(isinstance(key, str) and key.isidentifier() for key in value.keys())
+    ),
+)
+_METHODS = Rule(
+    "{'name': {field of config.federated: value}}",
+    lambda value: (
+        isinstance(value, dict | ConfigDict)
+        and all(
+            _folder_name(name) and name and isinstance(fields, dict | ConfigDict)
+            for name, fields in value.items()
+        )
     ),
 )
 _MODEL = Rule("the name of a module of gptfl_jax/models", _model_name)
@@ -332,7 +342,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "init": _field(
             "random",
             _NAME,
-            "initial weights: random, synthetic (stage 2's best), or a checkpoint folder",
+            "initial weights: random, synthetic (stage 2's last), or a checkpoint folder",
         ),
         "rounds": _field(100, _whole(1), "federated rounds"),
         "cohort_size": _field(10, _whole(1), "clients a round, without replacement"),
@@ -395,6 +405,18 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "checkpoint_every": _field(10, _whole(1), "rounds between checkpoints"),
         "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
         "dtype": _field("float32", _DTYPE, "precision of the computation"),
+    },
+    "compare": {
+        "methods": _field(
+            {},
+            _METHODS,
+            "methods that federated.compare runs, by the fields in which they differ",
+        ),
+        "seeds": _field(
+            (0, 1, 2),
+            _tuple_of(_whole(0), "whole numbers >= 0"),
+            "each method is run with each seed",
+        ),
     },
     "report": {
         "runs": _field(
@@ -619,7 +641,7 @@ def _store(config: ConfigDict, dotted: str, value: Any) -> None:
 def _locked(config: ConfigDict) -> ConfigDict:
     config.lock()
     for dotted, field in fields(*_present(config)):
-        if field.takes == _KEYWORDS.takes:
+        if field.takes in (_KEYWORDS.takes, _METHODS.takes):
             _get(config, dotted).unlock()
     return config
 

@@ -1,0 +1,87 @@
+"""Stage 3 for several methods and seeds in one process.
+
+    python -m federated.compare --config=configs/digits.py --workdir=runs/digits
+
+`config.compare.methods` names the methods, each by the fields of `config.federated` in
+which it differs from what the config has there:
+
+    config.compare.methods = {
+        "fedavg-scratch": {"algorithm": "fedavg", "init": "random"},
+        "gptfl": {"algorithm": "fedavg", "init": "synthetic"},
+    }
+
+Each is simulated with each seed of `config.compare.seeds`, in
+`<workdir>/federated/<method>-s<seed>/`, exactly as federated.simulate would. What this
+program saves is time: the start-up is paid once, and methods that differ only in their
+seed or initial weights share one compiled program. Runs that are done are left alone,
+one that was interrupted goes on. `federated.report` compares them.
+"""
+
+import copy
+import pathlib
+
+from ml_collections import ConfigDict
+
+from federated import simulate
+from gptfl_jax import configuration
+from gptfl_jax.configuration import UserError
+from gptfl_jax.launch import launch
+
+
+def runs(config: ConfigDict) -> list[ConfigDict]:
+    """The configs of all runs, seeds innermost.
+
+    Raises:
+      ConfigError: a method has a field that `config.federated` does not take.
+    """
+    configs = []
+    for name, fields in config.compare.methods.items():
+        for seed in config.compare.seeds:
+            run = copy.deepcopy(config)
+            run.seed = seed
+            with run.federated.ignore_type():
+                run.federated.update(fields)
+            run.federated.run = f"{name}-s{seed}"
+            configuration.validate(run)
+            configs.append(run)
+    return configs
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Simulates every method with every seed; one that fails does not stop the others.
+
+    Raises:
+      UserError: there is nothing to compare, or some of the runs failed.
+    """
+    configs = runs(config)
+    if not configs:
+        raise UserError(
+            "config.compare.methods is empty: name at least one method, as in "
+            "{'fedavg': {'algorithm': 'fedavg'}}"
+        )
+    settings: dict[str, simulate.Setting] = {}
+    failed = []
+    for number, each in enumerate(configs, start=1):
+        name = simulate.run_name(each)
+        print(f"[{number}/{len(configs)}] ", end="", flush=True)
+        key = simulate.shared_by(each)
+        if key not in settings:
+            settings[key] = simulate.prepare(each)
+        try:
+            last = simulate.simulate(each, workdir, settings[key])
+        except simulate.CohortFailed as error:
+            print(error, flush=True)
+            failed.append(name)
+        else:
+            print(simulate.outcome(name, last), flush=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
+
+
+def main() -> None:
+    """Entry point of `python -m federated.compare` and `gptfl-compare`."""
+    launch(run, (*simulate.SECTIONS, "compare"))
+
+
+if __name__ == "__main__":
+    main()

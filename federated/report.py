@@ -1,0 +1,825 @@
+"""The report on federated runs: `report.html`, `report.json` and a table.
+
+    python -m federated.report --config=configs/digits.py --workdir=runs/digits
+
+Reads every run under `<workdir>/federated/` (or those named in
+`config.report.runs`), takes runs that differ only in their seed together, and
+writes into the workdir
+
+- `report.json`: a list of rows, one a method: `name, algorithm, init, seeds,
+  accuracy_mean, accuracy_std, macro_f1_mean, rounds_to_90, bytes_to_90, ...`;
+- `report.html`: the same numbers as a page with learning curves, gradient
+  diversity, synthetic beside real examples, the commands and versions. One file,
+  nothing loaded from elsewhere;
+- `report.png`: the learning curves alone, to show elsewhere.
+
+How the numbers are taken: accuracy, macro F1 and loss are those of the last
+evaluated round, never of the best one, because choosing a round by the test set
+would flatter every method. Their spread is the sample standard deviation over
+seeds (0 for one seed). A method has reached a target in the first evaluated round
+whose test accuracy is at least the target; `rounds_to_90` is the mean over seeds,
+null while any seed has not reached 90 %. `bytes_to_90` counts what went up and down
+until then. Starting weights that were trained on synthetic data are a method of
+their own, `Synthetic only`: no round, no byte.
+"""
+
+import base64
+import html
+import io
+import json
+import math
+import pathlib
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.figure
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from gptfl_jax import artifacts
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import sources
+from gptfl_jax.launch import launch
+
+SYNTHETIC_ONLY = "Synthetic only"
+# Fields that may differ between runs of one method.
+_NOT_THE_METHOD = ("federated.run", "seed")
+_HUES = ("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00")
+_GREY = "#5f6b76"
+
+
+class Run(NamedTuple):
+    """One folder of `<workdir>/federated/`."""
+
+    folder: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+class Method(NamedTuple):
+    """Runs that differ only in their seed."""
+
+    name: str
+    algorithm: str
+    init: str
+    runs: tuple[Run, ...]
+
+
+def load_runs(workdir: pathlib.Path, names: Sequence[str] = ()) -> list[Run]:
+    """Reads the runs of a workdir, all of them or those named.
+
+    Raises:
+      UserError: there is no run, or one that was named is missing.
+    """
+    root = workdir / "federated"
+    folders = [root / name for name in names] or sorted(
+        path.parent for path in root.glob("*/metrics.jsonl")
+    )
+    if not folders:
+        raise UserError(
+            f"{root}: no federated run here. `python -m federated.simulate "
+            f"--config=... --workdir={workdir}` makes one."
+        )
+    runs = []
+    for folder in folders:
+        metrics_file, record_file = folder / "metrics.jsonl", folder / "run.json"
+        for file in (metrics_file, record_file):
+            if not file.exists():
+                raise UserError(
+                    f"{file} is missing, but config.report.runs or the folder says "
+                    f"that {folder.name} is a run. `python -m federated.simulate "
+                    f"--config.federated.run={folder.name} --workdir={workdir}` "
+                    "makes it."
+                )
+        config = json.loads(record_file.read_text())["config"]
+        metrics = artifacts.read_metrics(metrics_file)
+        if not any("accuracy" in line for line in metrics):
+            raise UserError(
+                f"{metrics_file}: no evaluated round yet. Wait for the run, or leave "
+                "it out with config.report.runs."
+            )
+        runs.append(Run(folder.name, config, metrics))
+    return runs
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or (prefix and not tree):
+        return {prefix: tree}
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+    return leaves
+
+
+def _display_name(algorithm: str, init: str) -> str:
+    name = (
+        f"Fed{algorithm[3:].capitalize()}"
+        if algorithm.startswith("fed")
+        else algorithm.upper()
+    )
+    if init == "synthetic":
+        return f"GPT-FL ({name})"
+    return f"{name} from scratch" if init == "random" else f"{name} from {init}"
+
+
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """Takes runs that differ only in their seed together, in order of appearance.
+
+    Methods that would have the same name are told apart by the fields in which they
+    differ: `FedAvg from scratch (alpha 0.5)`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        fields = _flatten(
+            {key: run.config[key] for key in ("data", "model", "federated")}
+        )
+        for name in _NOT_THE_METHOD:
+            fields.pop(name, None)
+        groups.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
+    keys_of_name: dict[str, list[str]] = {}
+    for key, members in groups.items():
+        federated = members[0].config["federated"]
+        name = _display_name(federated["algorithm"], federated["init"])
+        keys_of_name.setdefault(name, []).append(key)
+    names = {}
+    for name, keys in keys_of_name.items():
+        fields_of_key = {key: json.loads(key) for key in keys}
+        paths = sorted(set().union(*fields_of_key.values()))
+        differing = [
+            path
+            for path in paths
+            if len({json.dumps(f.get(path)) for f in fields_of_key.values()}) > 1
+        ]
+        for key, fields in fields_of_key.items():
+            what = ", ".join(
+                f"{path.rpartition('.')[2]} {fields.get(path)}" for path in differing
+            )
+            names[key] = f"{name} ({what})" if what else name
+    return [
+        Method(
+            names[key],
+            members[0].config["federated"]["algorithm"],
+            members[0].config["federated"]["init"],
+            tuple(members),
+        )
+        for key, members in groups.items()
+    ]
+
+
+def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds and values of one metric, where it was measured and finite."""
+    points = [
+        (line["step"], line[field])
+        for line in run.metrics
+        if line.get(field) is not None and math.isfinite(line[field])
+    ]
+    return np.array([p[0] for p in points]), np.array([p[1] for p in points])
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
+
+
+def _first_reaching(run: Run, target: float) -> dict[str, Any] | None:
+    return next(
+        (line for line in run.metrics if line.get("accuracy", -1.0) >= target), None
+    )
+
+
+def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
+    """The numbers of one method; the module's docstring says how they are taken."""
+    last = [
+        next(line for line in reversed(run.metrics) if "accuracy" in line)
+        for run in method.runs
+    ]
+    accuracy, accuracy_std = _mean_and_std([line["accuracy"] for line in last])
+    macro_f1, macro_f1_std = _mean_and_std([line["macro_f1"] for line in last])
+    row = {
+        "name": method.name,
+        "algorithm": method.algorithm,
+        "init": method.init,
+        "seeds": [run.config["seed"] for run in method.runs],
+        "rounds": min(run.metrics[-1]["step"] for run in method.runs),
+        "accuracy_mean": accuracy,
+        "accuracy_std": accuracy_std,
+        "macro_f1_mean": macro_f1,
+        "macro_f1_std": macro_f1_std,
+        "loss_mean": _mean_and_std([line["loss"] for line in last])[0],
+    }
+    for target in targets:
+        reached = [_first_reaching(run, target) for run in method.runs]
+        found = [line for line in reached if line is not None]
+        everywhere = len(found) == len(reached)
+        label = f"{100 * target:g}"
+        row[f"rounds_to_{label}"] = (
+            float(np.mean([line["step"] for line in found])) if everywhere else None
+        )
+        row[f"bytes_to_{label}"] = (
+            float(np.mean([line["bytes_up"] + line["bytes_down"] for line in found]))
+            if everywhere
+            else None
+        )
+        row[f"seeds_reaching_{label}"] = len(found)
+    final = [run.metrics[-1] for run in method.runs]
+    row["bytes_total"] = float(
+        np.mean([line["bytes_up"] + line["bytes_down"] for line in final])
+    )
+    diversity = [curve(run, "gradient_diversity")[1] for run in method.runs]
+    diversity = [values.mean() for values in diversity if len(values)]
+    row["gradient_diversity_mean"] = float(np.mean(diversity)) if diversity else None
+    row["dropped_clients"] = int(
+        sum(line.get("dropped", 0) for run in method.runs for line in run.metrics)
+    )
+    row["seconds"] = float(
+        np.mean([sum(line["seconds"] for line in run.metrics) for run in method.runs])
+    )
+    return row
+
+
+def synthetic_only(methods: Sequence[Method]) -> Method | None:
+    """The starting weights of the GPT-FL runs as a method of their own.
+
+    Round 0 of a run measures the weights before any client has seen them. Of several
+    methods with the same seed and start the first is taken.
+    """
+    starts: dict[int, Run] = {}
+    for method in methods:
+        if method.init != "synthetic":
+            continue
+        for run in method.runs:
+            first = next((line for line in run.metrics if line["step"] == 0), None)
+            if first is not None:
+                start = {**first, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+                starts.setdefault(
+                    run.config["seed"], Run(run.folder, run.config, [start])
+                )
+    if not starts:
+        return None
+    return Method(SYNTHETIC_ONLY, "none", "synthetic", tuple(starts.values()))
+
+
+def _percent(mean: float, std: float, seeds: int) -> str:
+    spread = f" ± {100 * std:.1f}" if seeds > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
+
+
+def _megabytes(count: float | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.2f}"
+
+
+def _table_cells(
+    rows: Sequence[dict[str, Any]], targets: Sequence[float]
+) -> tuple[list[str], list[list[str]]]:
+    labels = [f"{100 * target:g}" for target in targets]
+    header = ["method", "accuracy %", "macro F1 %"]
+    header += [f"rounds to {label} %" for label in labels]
+    header += [f"MB to {label} %" for label in labels]
+    body = []
+    for row in rows:
+        seeds = len(row["seeds"])
+        cells = [
+            row["name"],
+            _percent(row["accuracy_mean"], row["accuracy_std"], seeds),
+            _percent(row["macro_f1_mean"], row["macro_f1_std"], seeds),
+        ]
+        for label in labels:
+            rounds = row[f"rounds_to_{label}"]
+            if rounds is not None:
+                cells.append(f"{rounds:.1f}".removesuffix(".0"))
+            elif row["algorithm"] == "none":
+                cells.append("-")
+            else:
+                reached = row[f"seeds_reaching_{label}"]
+                some = f" ({reached} of {seeds} did)" if reached else ""
+                cells.append(f"> {row['rounds']}{some}")
+        cells += [_megabytes(row[f"bytes_to_{label}"]) for label in labels]
+        body.append(cells)
+    return header, body
+
+
+def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
+    """The rows as aligned text, for a terminal."""
+    header, body = _table_cells(rows, targets)
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for line in [header, *body]
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+# Pictures
+
+
+def _style(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
+    """A hue an algorithm; synthetic starts solid, others dashed or dotted."""
+    algorithms = list(dict.fromkeys(method.algorithm for method in methods))
+    seen: dict[tuple[str, str], int] = {}
+    style = {}
+    for method in methods:
+        kind = "solid" if method.init == "synthetic" else "other"
+        nth = seen.get((method.algorithm, kind), 0)
+        seen[method.algorithm, kind] = nth + 1
+        pattern = ("solid", (0, (8, 1)), (0, (12, 2, 2, 2)))
+        if kind == "other":
+            pattern = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+        style[method.name] = {
+            "color": _HUES[algorithms.index(method.algorithm) % len(_HUES)],
+            "linestyle": pattern[nth % len(pattern)],
+        }
+    return style
+
+
+def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    figure = matplotlib.figure.Figure(figsize=(6.4, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(color="#e4e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _draw(
+    axes: Any,
+    method: Method,
+    style: dict[str, Any],
+    field: str,
+    transform: Callable[[np.ndarray], np.ndarray],
+) -> bool:
+    """A line for the mean over seeds, a band of one standard deviation."""
+    curves = [curve(run, field) for run in method.runs]
+    shared = set.intersection(*(set(rounds.tolist()) for rounds, _ in curves))
+    if not shared:
+        return False
+    rounds = np.array(sorted(shared))
+    values = np.stack(
+        [transform(v[np.isin(r, rounds)]).astype(np.float64) for r, v in curves]
+    )
+    mean = values.mean(0)
+    axes.plot(rounds, mean, label=method.name, linewidth=1.8, **style)
+    if len(values) > 1:
+        std = values.std(0, ddof=1)
+        axes.fill_between(
+            rounds,
+            mean - std,
+            mean + std,
+            color=style["color"],
+            alpha=0.13,
+            linewidth=0,
+        )
+    return True
+
+
+def _legend(axes: Any, **options: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, handlelength=3.2, **options)
+
+
+def learning_curves(
+    methods: Sequence[Method], start: Method | None, targets: Sequence[float]
+) -> Any:
+    """Test accuracy over rounds, all methods, with their spread over seeds."""
+    figure, axes = _axes("round", "test accuracy, %")
+    style = _style(methods)
+    for target in targets:
+        axes.axhline(100 * target, color="#c9d0d6", linewidth=0.9)
+    if start is not None:
+        accuracy = row_of(start, ())["accuracy_mean"]
+        axes.axhline(
+            100 * accuracy,
+            color=_GREY,
+            linewidth=1.4,
+            linestyle=(0, (1, 1.5)),
+            label=SYNTHETIC_ONLY,
+        )
+    for method in methods:
+        _draw(axes, method, style[method.name], "accuracy", lambda v: 100 * v)
+    axes.set_ylim(0, 101)
+    axes.set_xlim(left=0)
+    _legend(axes, loc="lower right")
+    return figure
+
+
+def diversity_curves(methods: Sequence[Method]) -> Any | None:
+    """Gradient diversity over rounds, or None where no run measured it."""
+    figure, axes = _axes("round", "gradient diversity")
+    style = _style(methods)
+    drawn = [
+        _draw(axes, method, style[method.name], "gradient_diversity", lambda v: v)
+        for method in methods
+    ]
+    if not any(drawn):
+        return None
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    _legend(axes, loc="upper right")
+    return figure
+
+
+def loss_curves(methods: Sequence[Method]) -> Any:
+    """Test loss over rounds."""
+    figure, axes = _axes("round", "test loss (cross-entropy)")
+    style = _style(methods)
+    for method in methods:
+        _draw(axes, method, style[method.name], "loss", lambda v: v)
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    _legend(axes, loc="upper right")
+    return figure
+
+
+def partition_picture(counts: np.ndarray, class_names: Sequence[str]) -> Any:
+    """Examples of each class a client holds, as stacked bars.
+
+    Args:
+      counts: `[clients, classes]`, as saved in a run's partition.json.
+      class_names: one a column.
+    """
+    figure, axes = _axes("client", "training examples")
+    bottom = np.zeros(len(counts))
+    colours = matplotlib.colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    for index, name in enumerate(class_names):
+        axes.bar(
+            np.arange(len(counts)),
+            counts[:, index],
+            bottom=bottom,
+            width=0.9,
+            color=colours(index % colours.N),
+            label=str(name),
+        )
+        bottom += counts[:, index]
+    axes.grid(axis="x", visible=False)
+    axes.set_xlim(-0.7, len(counts) - 0.3)
+    if len(class_names) <= 20:
+        axes.legend(
+            frameon=False,
+            fontsize=7,
+            ncols=min(len(class_names), 10),
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            handlelength=1,
+            columnspacing=1.0,
+        )
+    return figure
+
+
+def _svg(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # Fixed ids and no date: the same numbers give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "gptfl", "font.size": 10}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _png(figure: Any, dots_per_inch: int) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def contact_sheet(examples: np.ndarray, cell: int, gap: int = 2) -> np.ndarray:
+    """Pastes pictures into one, row by row, each enlarged to `cell` pixels.
+
+    Args:
+      examples: uint8 `[rows, columns, height, width, channels]`, 1 or 3 channels.
+      cell: side of a picture in pixels; enlarged without smoothing.
+
+    Returns:
+      uint8 `[rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3]`.
+    """
+    rows, columns = examples.shape[:2]
+    sheet = np.full(
+        (rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3), 255, np.uint8
+    )
+    for row in range(rows):
+        for column in range(columns):
+            picture = examples[row, column]
+            if picture.shape[-1] == 1:
+                picture = np.repeat(picture, 3, axis=-1)
+            enlarged = Image.fromarray(picture).resize(
+                (cell, cell), Image.Resampling.NEAREST
+            )
+            top, left = row * (cell + gap), column * (cell + gap)
+            sheet[top : top + cell, left : left + cell] = np.asarray(enlarged)
+    return sheet
+
+
+def _of_each_class(
+    inputs: np.ndarray, labels: np.ndarray, classes: int, count: int
+) -> np.ndarray | None:
+    """`count` examples of each class, spread evenly over those there are."""
+    chosen = []
+    for label in range(classes):
+        (indices,) = np.nonzero(labels == label)
+        if len(indices) == 0:
+            return None
+        picks = np.linspace(0, len(indices) - 1, count).round().astype(int)
+        chosen.append(inputs[indices[picks]])
+    return np.stack(chosen)
+
+
+def example_sheets(
+    config: ConfigDict, workdir: pathlib.Path, columns: int = 8
+) -> dict[str, np.ndarray]:
+    """Captions and pictures: synthetic as made, synthetic as seen, real.
+
+    Empty where the data are no pictures or no synthetic data were made.
+    """
+    if not (workdir / "synthetic" / "manifest.jsonl").exists():
+        return {}
+    source = sources.load(
+        config.data.source, config.data.folder, **config.data.options.to_dict()
+    )
+    real = source.train
+    if real.inputs.ndim != 4 or real.inputs.dtype != np.uint8:
+        return {}
+    class_names, (height, width, channels) = real.class_names, real.inputs.shape[1:]
+    seen, _ = sources.load_synthetic(
+        workdir / "synthetic", class_names, height, channels
+    )
+    made_by_class = []
+    samples = artifacts.read_manifest(workdir / "synthetic")
+    for name in class_names:
+        files = [sample.file for sample in samples if sample.label == name]
+        picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
+        pictures = []
+        for pick in picks if files else ():
+            with Image.open(workdir / "synthetic" / files[pick]) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        made_by_class.append(pictures)
+    made = None
+    shapes = {p.shape for pictures in made_by_class for p in pictures}
+    if len(shapes) == 1 and all(made_by_class):
+        made = np.array(made_by_class)
+    sheets = {
+        "synthetic, as generated": made,
+        f"synthetic, as the classifier sees it ({width}x{height})": _of_each_class(
+            seen.inputs, seen.labels, len(class_names), columns
+        ),
+        f"real, of the training clients ({width}x{height})": _of_each_class(
+            real.inputs, real.labels, len(class_names), columns
+        ),
+    }
+    return {
+        caption: contact_sheet(pictures, cell=32)
+        for caption, pictures in sheets.items()
+        if pictures is not None
+    }
+
+
+# The page
+
+_CSS = """
+:root { color-scheme: light; --ink: #1c2329; --soft: #5f6b76; --line: #dfe4e8; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
+  background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p { max-width: 46rem; margin: .5rem 0; } .soft, figcaption { color: var(--soft); }
+.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { font-weight: 600; font-size: .85rem; color: var(--soft); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr.gptfl td { background: #f1f7fd; } tr.gptfl td:first-child { font-weight: 600; }
+.figures { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.sheets { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
+.sheets img { image-rendering: pixelated; }
+figcaption { font-size: .88rem; margin-top: .3rem; }
+pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem;
+  border-radius: 6px; line-height: 1.5; }
+"""
+
+
+def _image(kind: str, data: bytes, alt: str, caption: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    return (
+        f'<figure><img alt="{html.escape(alt)}" src="data:image/{kind};base64,{encoded}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _sheet_image(sheet: np.ndarray, caption: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
+    return _image("png", buffer.getvalue(), caption, caption)
+
+
+def _html_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
+    header, body = _table_cells(rows, targets)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    lines = []
+    for row, cells in zip(rows, body, strict=True):
+        gptfl = row["init"] == "synthetic" and row["algorithm"] != "none"
+        mark = ' class="gptfl"' if gptfl else ""
+        tds = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr{mark}>{tds}</tr>")
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _best(rows: Sequence[dict[str, Any]], synthetic: bool) -> dict[str, Any] | None:
+    candidates = [
+        row
+        for row in rows
+        if row["algorithm"] != "none" and (row["init"] == "synthetic") == synthetic
+    ]
+    return max(candidates, key=lambda row: row["accuracy_mean"], default=None)
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> str:
+    """What the table says, in a sentence or two; empty with nothing to compare."""
+    ours, scratch = _best(rows, synthetic=True), _best(rows, synthetic=False)
+    start = next((row for row in rows if row["algorithm"] == "none"), None)
+    if ours is None:
+        return ""
+
+    def describe(row: dict[str, Any]) -> str:
+        seeds = len(row["seeds"])
+        mean_and_std = _percent(row["accuracy_mean"], row["accuracy_std"], seeds)
+        return f"{row['name']}: {mean_and_std} %"
+
+    others = [describe(row) for row in (scratch, start) if row is not None]
+    against = f" Against {' and '.join(others)}." if others else ""
+    return f"{describe(ours)} test accuracy after {ours['rounds']} rounds.{against}"
+
+
+def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Run records of the stages that led here and of the runs shown, oldest first."""
+    shown = {workdir / "federated" / run.folder / "run.json" for run in runs}
+    files = [
+        file
+        for file in sorted(workdir.rglob("run.json"))
+        if (workdir / "federated") not in file.parents or file in shown
+    ]
+    records = [json.loads(file.read_text()) for file in files]
+    return sorted(records, key=lambda record: str(record.get("date", "")))
+
+
+def _provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> str:
+    records = _records(workdir, runs)
+    commands, versions, devices = [], {}, []
+    for record in records:
+        argv = record.get("argv", [])
+        commands.append(argv if isinstance(argv, str) else shlex.join(argv))
+        versions |= record.get("versions", {})
+        devices.append(str(record.get("devices", "")))
+    commands = list(dict.fromkeys(command for command in commands if command))
+    devices = list(dict.fromkeys(device for device in devices if device))
+    dates = [str(record["date"]) for record in records if "date" in record]
+    with_versions = ", ".join(f"{name} {value}" for name, value in versions.items())
+    lines = [
+        "<h2>How it was made</h2>",
+        f"<pre>{html.escape(chr(10).join(commands))}</pre>",
+        f'<p class="soft">{html.escape(with_versions)}',
+        f"<br>{html.escape('; '.join(devices))}",
+    ]
+    if dates:
+        lines.append(f"<br>{html.escape(dates[0])} to {html.escape(dates[-1])}")
+    return "\n".join([*lines, "</p>"])
+
+
+def _setting(methods: Sequence[Method], config: ConfigDict) -> str:
+    """The setting that all runs share, in words."""
+    federated = methods[0].runs[0].config["federated"]
+    partition = federated["partition"]
+    if partition == "dirichlet":
+        partition = f"Dirichlet({federated['alpha']:g}) label skew"
+    local = (
+        f"{federated['local_steps']} steps"
+        if federated["local_steps"]
+        else f"{federated['local_epochs']} epoch(s)"
+    )
+    seeds = sorted({run.config["seed"] for method in methods for run in method.runs})
+    return (
+        f"{config.data.source}; {federated['num_clients']} clients, {partition}; "
+        f"{federated['cohort_size']} clients a round, {local} of batch size "
+        f"{federated['batch_size']} each; {federated['rounds']} rounds; "
+        f"{len(seeds)} seed(s)."
+    )
+
+
+def page(
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    config: ConfigDict,
+    workdir: pathlib.Path,
+) -> str:
+    """The whole of report.html."""
+    targets = config.report.targets
+    start = synthetic_only(methods)
+    runs = [run for method in methods for run in method.runs]
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>GPT-FL on {html.escape(config.data.source)}</title>",
+        f"<style>{_CSS}</style></head><body>",
+        f"<h1>GPT-FL on {html.escape(config.data.source)}</h1>",
+        f"<p>{html.escape(headline(rows))}</p>",
+        f'<p class="soft">{html.escape(_setting(methods, config))} Accuracy and F1 on '
+        "the test set after the last round, mean ± standard deviation over seeds; "
+        "MB are all weights sent up and down until then.</p>",
+        _html_table(rows, targets),
+        "<h2>Learning curves</h2>",
+        '<div class="figures">',
+        _image(
+            "svg+xml",
+            _svg(learning_curves(methods, start, targets)),
+            "test accuracy over rounds",
+            "Test accuracy. Lines are means over seeds, bands one standard deviation.",
+        ),
+        _image(
+            "svg+xml",
+            _svg(loss_curves(methods)),
+            "test loss over rounds",
+            "Test loss of the global model.",
+        ),
+        "</div>",
+        "<h2>Why</h2>",
+        '<div class="figures">',
+    ]
+    diversity = diversity_curves(methods)
+    if diversity is not None:
+        parts.append(
+            _image(
+                "svg+xml",
+                _svg(diversity),
+                "gradient diversity over rounds",
+                "Gradient diversity: the sum of the squared norms of the clients' "
+                "updates over the squared norm of their sum. Low: clients agree.",
+            )
+        )
+    partition_file = workdir / "federated" / runs[0].folder / "partition.json"
+    if partition_file.exists():
+        partition = json.loads(partition_file.read_text())
+        parts.append(
+            _image(
+                "svg+xml",
+                _svg(
+                    partition_picture(
+                        np.array(partition["label_counts"]), partition["class_names"]
+                    )
+                ),
+                "examples of each class a client holds",
+                f"What each client holds (seed {runs[0].config['seed']}); a colour a "
+                "class.",
+            )
+        )
+    parts.append("</div>")
+    sheets = example_sheets(config, workdir)
+    if sheets:
+        parts += ["<h2>Synthetic beside real</h2>", '<div class="sheets">']
+        parts += [_sheet_image(sheet, caption) for caption, sheet in sheets.items()]
+        parts.append("</div>")
+    parts += [_provenance(workdir, runs), "</body></html>"]
+    return "\n".join(parts)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes report.json, report.html and report.png and prints the table."""
+    runs = load_runs(workdir, config.report.runs)
+    methods = methods_of(runs)
+    start = synthetic_only(methods)
+    targets = config.report.targets
+    rows = [row_of(method, targets) for method in ([start] if start else []) + methods]
+    artifacts.write_json(workdir / "report.json", rows)
+    artifacts.write_text(workdir / "report.html", page(methods, rows, config, workdir))
+    artifacts.write_bytes(
+        workdir / "report.png", _png(learning_curves(methods, start, targets), 150)
+    )
+    print(table(rows, targets))
+    for run_ in runs:
+        planned, done = run_.config["federated"]["rounds"], run_.metrics[-1]["step"]
+        if done < planned:
+            print(f"{run_.folder}: {done} of {planned} rounds so far")
+    print()
+    print(f"report   {workdir / 'report.html'}")
+    print(f"numbers  {workdir / 'report.json'}")
+    print(f"curves   {workdir / 'report.png'}")
+    preview = workdir / "synthetic" / "preview.png"
+    if preview.exists():
+        print(f"samples  {preview}")
+
+
+def main() -> None:
+    """Entry point of `python -m federated.report` and `gptfl-report`."""
+    launch(run, ("data", "report"))
+
+
+if __name__ == "__main__":
+    main()
