@@ -18,7 +18,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def write_text(path: PathLike, text: str) -> None:
 
 def write_json(path: PathLike, value: Any) -> None:
     """`write_bytes` of indented JSON; numpy scalars, tuples and paths are converted."""
-    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_files(files: Mapping[PathLike, bytes]) -> None:
@@ -418,7 +418,7 @@ class Metrics:
         write_text(self.path, text)
 
     @classmethod
-    def open(cls, path: PathLike, resume_after: int | None = None) -> Self:
+    def open(cls, path: PathLike, resume_after: int | None = None) -> "Metrics":
         """The same as the constructor."""
         return cls(path, resume_after)
 
@@ -517,11 +517,16 @@ class Checkpoints:
                 item_handlers=ocp.PyTreeCheckpointHandler(),
             )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception:
+            # What went wrong first is the error to show; this is often its echo.
+            if kind is None:
+                raise
 
     @property
     def _record(self) -> pathlib.Path:
@@ -540,13 +545,10 @@ class Checkpoints:
 
     def _check_identity(self, ours: Any, theirs: Any) -> None:
         ours, theirs = _dotted(ours), _dotted(theirs)
-        differing = [
-            f"{name} is {json.dumps(theirs.get(name))} there and "
-            f"{json.dumps(ours.get(name))} here"
-            for name in dict.fromkeys([*theirs, *ours])
-            if theirs.get(name) != ours.get(name)
-        ]
-        if differing:
+        # Compared as text, in which 1, 1.0 and True are different things.
+        theirs = {name: json.dumps(value) for name, value in theirs.items()}
+        ours = {name: json.dumps(value) for name, value in ours.items()}
+        if differing := _differences(theirs, ours):
             raise CheckpointMismatch(
                 f"the checkpoints in {self.folder} are of another run: "
                 + "; ".join(differing)
@@ -615,7 +617,10 @@ class Checkpoints:
         step = self._resolve(step)
         wanted = dict(_leaves_of(template))
         stored = dict(_leaves_of(self._manager.item_metadata(step).tree))
-        self._check_leaves(step, wanted, stored)
+        tops = {path[0] for path, _ in _leaves_of(template, entries=True)}
+        self._check_leaves(
+            step, wanted, {path: stored[path] for path in stored if path[0] in tops}
+        )
         restored = self._manager.restore(
             step,
             args=ocp.args.PyTreeRestore(
@@ -645,18 +650,9 @@ class Checkpoints:
     def _check_leaves(
         self, step: int, wanted: dict[tuple, Any], stored: dict[tuple, Any]
     ) -> None:
-        tops = {path[0] for path in wanted}
-        there = {
-            path: _describe(leaf) for path, leaf in stored.items() if path[0] in tops
-        }
-        here = {path: _describe(leaf) for path, leaf in wanted.items()}
-        differing = [
-            f"{'/'.join(path)} is {there.get(path, 'absent')} there and "
-            f"{here.get(path, 'absent')} here"
-            for path in dict.fromkeys([*there, *here])
-            if there.get(path) != here.get(path)
-        ]
-        if differing:
+        there = {"/".join(path): _describe(leaf) for path, leaf in stored.items()}
+        here = {"/".join(path): _describe(leaf) for path, leaf in wanted.items()}
+        if differing := _differences(there, here):
             more = len(differing) - 3
             raise CheckpointMismatch(
                 f"checkpoint {step} in {self.folder} is of another model: "
@@ -700,20 +696,36 @@ def _metric(name: str) -> Any:
 
 def _preservation(
     keep: int, best: str | None
-) -> checkpoint_managers.PreservationPolicy:
-    latest = checkpoint_managers.LatestN(keep)
-    if best is None:
-        return latest
-    # A folder whose removal a kill cut short has no metrics: let it be removed again.
-    highest = checkpoint_managers.BestN(
-        get_metric_fn=_metric(best), n=1, keep_checkpoints_without_metrics=False
-    )
-    return checkpoint_managers.AnyPreservationPolicy([latest, highest])
+) -> checkpoint_managers.AnyPreservationPolicy:
+    policies = [checkpoint_managers.LatestN(keep)]
+    if best is not None:
+        # A folder whose removal a kill cut short has no metrics: remove it again.
+        policies.append(
+            checkpoint_managers.BestN(
+                get_metric_fn=_metric(best),
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
-def _leaves_of(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of a tree with their paths, as names."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What is not the same in two descriptions, name by name."""
+    return [
+        f"{name} is {there.get(name, 'absent')} there and "
+        f"{here.get(name, 'absent')} here"
+        for name in dict.fromkeys([*there, *here])
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _leaves_of(
+    tree: Any, entries: bool = False
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The leaves of a tree with their paths, as names; or its top-level entries."""
+    is_leaf = (lambda node: node is not tree) if entries else None
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]
         yield tuple(names) or ("value",), leaf
 

@@ -311,7 +311,8 @@ def _line_of(error: Exception, path: pathlib.Path) -> str:
 
 def _start_jax(command: _Command, config: ConfigDict) -> None:
     """Set what must be set before the first use of a device."""
-    logging.set_verbosity(logging.ERROR)
+    # What the libraries log as an error they raise as well, and then we say it.
+    logging.set_verbosity(logging.FATAL)
     dtypes = (
         config[section].get("dtype")
         for section in config.keys()

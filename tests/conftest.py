@@ -1,4 +1,4 @@
-"""Set-up shared by all tests. It imports nothing of ours: the jaxtyping hook is first."""
+"""Set-up shared by all tests."""
 
 import os
 import pathlib
