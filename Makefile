@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(call stage,generate.prompts)
 	$(call stage,generate.images)
 	$(call stage,train.downstream)
-	$(call stage,federated.simulate)
+	$(call stage,federated.compare)
 	$(call stage,federated.report)
 
 test: $(VENV)/.installed-test

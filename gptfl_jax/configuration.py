@@ -66,12 +66,15 @@ def _whole(least: int) -> Rule:
 
 
 def _number(
-    least: int | None = None, above: int | None = None, most: int | None = None
+    least: int | None = None,
+    above: int | None = None,
+    most: int | None = None,
+    below: int | None = None,
 ) -> Rule:
-    """A finite number, at least `least`, greater than `above`, at most `most`."""
+    """A finite number: `least` <= it <= `most`, `above` < it < `below`."""
     bounds = [
-        f"{sign} {bound:g}"
-        for sign, bound in ((">=", least), (">", above), ("<=", most))
+        f"{sign} {bound}"
+        for sign, bound in ((">=", least), (">", above), ("<=", most), ("<", below))
         if bound is not None
     ]
 
@@ -81,9 +84,10 @@ def _number(
             and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)
+            and (below is None or value < below)
         )
 
-    return Rule(" ".join(["a number", " and ".join(bounds)]).rstrip(), valid)
+    return Rule("a number " + " and ".join(bounds), valid)
 
 
 def _one_of(*names: str) -> Rule:
@@ -104,7 +108,7 @@ def _optax_name(value: Any) -> bool:
     function = getattr(optax, value, None)
     if not inspect.isfunction(function):
         return False
-    # Schedules and losses are functions of optax as well; optimizers say what they give.
+    # optax has schedules and losses as well: only optimizers take a learning rate.
     return "learning_rate" in inspect.signature(function).parameters
 
 
@@ -140,6 +144,7 @@ def _folder_name(value: Any) -> bool:
     )
 
 
+_FOLDER_NAME = Rule("a folder name", lambda value: value != "" and _folder_name(value))
 _TEXT = Rule("text", lambda value: isinstance(value, str))
 _NAME = Rule("a name", lambda value: isinstance(value, str) and value != "")
 _IDENTIFIER = Rule(
@@ -160,8 +165,8 @@ _METHODS = Rule(
     lambda value: (
         isinstance(value, dict | ConfigDict)
         and all(
-            _folder_name(name) and name and isinstance(fields, dict | ConfigDict)
-            for name, fields in value.items()
+            _FOLDER_NAME.valid(name) and isinstance(changes, dict | ConfigDict)
+            for name, changes in value.items()
         )
     ),
 )
@@ -207,7 +212,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "template": _field(
             "",
             _TEXT,
-            "sentence with {name}, and {domain} for multi_domain; empty: the data set's",
+            "sentence with {name} (multi_domain: and {domain}); empty: the data set's",
         ),
         "domains": _field(
             (), _NAMES, "domains of multi_domain; empty: the data set's own"
@@ -289,10 +294,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "scale": _field(
             0.0,
-            Rule(
-                "a number >= 0 and < 1",
-                lambda value: _is_number(value) and 0 <= value < 1,
-            ),
+            _number(least=0, below=1),
             "random factor on the size, from 1 - scale to 1 + scale",
         ),
         "rotate": _field(
@@ -300,18 +302,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "shear": _field(
             0.0,
-            Rule(
-                "a number >= 0 and < 90",
-                lambda value: _is_number(value) and 0 <= value < 90,
-            ),
+            _number(least=0, below=90),
             "random horizontal slants up to this many degrees",
         ),
         "validation_fraction": _field(
             0.1,
-            Rule(
-                "a number >= 0 and < 1",
-                lambda value: _is_number(value) and 0 <= value < 1,
-            ),
+            _number(least=0, below=1),
             "share of the training set held out to choose the best checkpoint; "
             "0: the last one is the best",
         ),
@@ -319,10 +315,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "checkpoint_every": _field(10, _whole(1), "most epochs between checkpoints"),
         "run": _field(
             "pretrain",
-            Rule(
-                "a folder name",
-                lambda value: _folder_name(value) and value != "",
-            ),
+            _FOLDER_NAME,
             "name of the folder, in the workdir, that checkpoints and metrics go to",
         ),
         "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
@@ -331,7 +324,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
     "federated": {
         "run": _field(
             "",
-            Rule("a folder name", _folder_name),
+            Rule("a folder name, or empty", _folder_name),
             "name of the run's folder; empty: <algorithm>-<init>-s<seed>",
         ),
         "algorithm": _field(
@@ -342,7 +335,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "init": _field(
             "random",
             _NAME,
-            "initial weights: random, synthetic (stage 2's last), or a checkpoint folder",
+            "initial weights: random, synthetic (stage 2's), or a checkpoint folder",
         ),
         "rounds": _field(100, _whole(1), "federated rounds"),
         "cohort_size": _field(10, _whole(1), "clients a round, without replacement"),
@@ -380,7 +373,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "partition": _field(
             "natural",
             _one_of("natural", "iid", "dirichlet"),
-            "how the real examples are dealt to clients; natural: as they were recorded",
+            "how real examples are dealt to clients; natural: as they were recorded",
         ),
         "num_clients": _field(
             100, _whole(1), "clients of the iid and dirichlet partitions"
@@ -445,7 +438,7 @@ def fields(*sections: str) -> Iterator[tuple[str, Field]]:
 def default_config(*sections: str) -> ConfigDict:
     """A config of `seed` and the named sections of `SCHEMA`, at their defaults.
 
-    The config is locked: a field that is not in `SCHEMA` cannot be set. Sections of
+    The config is locked: a field that is not in `SCHEMA` cannot be set. Fields of
     keywords (`options`) stay open.
     """
     config = ConfigDict()
@@ -474,7 +467,7 @@ def apply_arguments(
         The config itself, changed.
 
     Raises:
-        ConfigError: a name that is not in `aliases`, or a value the field does not take.
+        ConfigError: a name that `aliases` lacks, or a value the field does not take.
     """
     for pair in _split(arg):
         name, equals, value = (part.strip() for part in pair.partition("="))
@@ -499,12 +492,17 @@ def set_text(config: ConfigDict, dotted: str, text: str) -> None:
     """
     parent, _, keyword = dotted.rpartition(".")
     field = _find(parent) if _find(dotted) is None else None
-    if field is not None and field.takes == _KEYWORDS.takes and keyword.isidentifier():
+    if field is not None and field.takes == _KEYWORDS.takes:
+        if not keyword.isidentifier():
+            raise ConfigError(f"config.{dotted}: {keyword!r} is not a keyword")
         _require_section(config, parent)
         _get(config, parent)[keyword] = _literal(text)
         return
     field = _find(dotted)
     if field is None:
+        if dotted in _sections():
+            names = ", ".join(name for name, _ in fields(dotted) if "." in name)
+            raise ConfigError(f"config.{dotted} is a section; its fields are {names}")
         raise _unknown(
             dotted, known=[name for name, _ in fields(*_present(config))], prefix=True
         )
@@ -576,6 +574,24 @@ def _check_together(config: ConfigDict) -> None:
                 federated[f"{side}_optimizer"],
                 federated[f"{side}_options"],
             )
+    if "compare" in config and "federated" in config:
+        for name, changes in config.compare.methods.items():
+            _check_method(config, name, changes)
+
+
+def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
+    """Check the federated section that a method of `compare` makes."""
+    method = ConfigDict({"seed": config.seed, "federated": config.federated.to_dict()})
+    for key, value in changes.items():
+        dotted = f"federated.{key}"
+        if _find(dotted) is None:
+            known = [field for field, _ in fields("federated")]
+            raise _unknown(f"compare.methods.{name}.{key}", known, prefix=True)
+        _store(method, dotted, value)
+    try:
+        validate(method)
+    except ConfigError as error:
+        raise ConfigError(f"config.compare.methods.{name}: {error}") from None
 
 
 def check_cohort(cohort_size: int, num_clients: int) -> None:
@@ -641,7 +657,7 @@ def _store(config: ConfigDict, dotted: str, value: Any) -> None:
 def _locked(config: ConfigDict) -> ConfigDict:
     config.lock()
     for dotted, field in fields(*_present(config)):
-        if field.takes in (_KEYWORDS.takes, _METHODS.takes):
+        if isinstance(field.default, dict):
             _get(config, dotted).unlock()
     return config
 
@@ -663,7 +679,8 @@ def _parse(dotted: str, field: Field, text: str) -> Any:
     readings = [value, text]
     if isinstance(field.default, tuple):
         # --config.report.runs=a,b and =a need no quotes, brackets or closing comma.
-        readings += [(value,), tuple(map(_literal, _split(text))), tuple(_split(text))]
+        parts = _split(text)
+        readings = [value, tuple(map(_literal, parts)), tuple(parts)]
     for reading in readings:
         if field.valid(reading):
             is_float = isinstance(field.default, float)
@@ -699,7 +716,7 @@ def _refused(dotted: str, value: Any, takes: str) -> ConfigError:
 def _unknown(
     name: str, known: Iterable[str], what: str = "field", prefix: bool = False
 ) -> ConfigError:
-    """The error for a name that is none of `known`: it offers the nearest, or a list."""
+    """The error for a name that is none of `known`: it offers the nearest, or all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if not near:

@@ -1,0 +1,433 @@
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from gptfl_jax import configuration
+from gptfl_jax.configuration import (
+    SCHEMA,
+    ConfigError,
+    Field,
+    UserError,
+    apply_arguments,
+    default_config,
+    set_text,
+    validate,
+)
+
+SECTIONS = [name for name, entry in SCHEMA.items() if not isinstance(entry, Field)]
+
+
+def refusal(config: ConfigDict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    return str(caught.value)
+
+
+def test_every_default_is_taken_and_explained():
+    for dotted, field in configuration.fields():
+        assert field.valid(field.default), dotted
+        assert field.takes and field.help, dotted
+        assert not field.valid(object()), dotted
+        assert not field.valid(math.nan), dotted
+        assert not field.valid(None), dotted
+
+
+def test_default_config_holds_the_sections_asked_for():
+    config = default_config("data", "federated")
+    assert sorted(config.keys()) == ["data", "federated", "seed"]
+    assert config.federated.alpha == 0.1
+    assert config.federated.rounds == 100
+    assert config.data.options.to_dict() == {}
+    validate(config)
+    validate(default_config(*SECTIONS))
+    assert default_config().to_dict() == {"seed": 0}
+    with pytest.raises(ConfigError, match="fedrated: no such section; did you mean"):
+        default_config("fedrated")
+
+
+def test_default_configs_do_not_share_state():
+    first = default_config("data")
+    first.data.options.folder = "x"
+    assert default_config("data").data.options.to_dict() == {}
+    assert SCHEMA["data"]["options"].default == {}
+
+
+def test_unknown_fields_cannot_be_set_in_a_config_file():
+    config = default_config("federated")
+    with pytest.raises((AttributeError, KeyError)):
+        config.federated.round = 3
+    config.federated.client_options.momentum = 0.9
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "says"),
+    [
+        ("seed", -1, "config.seed = -1: takes a whole number >= 0"),
+        ("seed", True, "config.seed = True: takes a whole number >= 0"),
+        ("federated.alpha", -1, "config.federated.alpha = -1.0: takes a number > 0"),
+        ("federated.alpha", 0, "config.federated.alpha = 0.0: takes a number > 0"),
+        (
+            "federated.alpha",
+            math.nan,
+            "config.federated.alpha = nan: takes a number > 0",
+        ),
+        (
+            "federated.alpha",
+            math.inf,
+            "config.federated.alpha = inf: takes a number > 0",
+        ),
+        (
+            "federated.rounds",
+            2.0,
+            "config.federated.rounds = 2.0: takes a whole number >= 1",
+        ),
+        (
+            "federated.rounds",
+            0,
+            "config.federated.rounds = 0: takes a whole number >= 1",
+        ),
+        (
+            "train.label_smoothing",
+            1.5,
+            "config.train.label_smoothing = 1.5: takes a number >= 0 and <= 1",
+        ),
+        ("train.flip", 1, "config.train.flip = 1: takes True or False"),
+        (
+            "train.optimizer",
+            "adam",
+            "config.train.optimizer = 'adam': takes one of adamw, sgd",
+        ),
+        (
+            "generate.samples_per_class",
+            "x",
+            "config.generate.samples_per_class = 'x': takes a whole number >= 1, or a "
+            "multiple of the real count as 3x",
+        ),
+        (
+            "prompts.classes",
+            "cat",
+            "config.prompts.classes = 'cat': takes a list of names",
+        ),
+        (
+            "prompts.classes",
+            ("cat", 3),
+            "config.prompts.classes = ('cat', 3): takes a list of names",
+        ),
+        (
+            "federated.run",
+            "../x",
+            "config.federated.run = '../x': takes a folder name, or empty",
+        ),
+        (
+            "federated.client_optimizer",
+            "cosine_decay_schedule",
+            "config.federated.client_optimizer = 'cosine_decay_schedule': takes the "
+            "name of an optax optimizer, as sgd or adam",
+        ),
+        (
+            "model.name",
+            "../convnet",
+            "config.model.name = '../convnet': takes the name of a module of "
+            "gptfl_jax/models",
+        ),
+        (
+            "model.name",
+            "no_such_model",
+            "config.model.name = 'no_such_model': takes the name of a module of "
+            "gptfl_jax/models",
+        ),
+        (
+            "data.channels",
+            2,
+            "config.data.channels = 2: takes 0, 1 or 3",
+        ),
+        (
+            "data.options",
+            {"not a keyword": 1},
+            "config.data.options = {'not a keyword': 1}: takes keyword arguments, as "
+            "in {'name': value}",
+        ),
+        (
+            "report.targets",
+            (0.9, 90),
+            "config.report.targets = (0.9, 90): takes a list of numbers > 0 and <= 1",
+        ),
+    ],
+)
+def test_a_value_out_of_range_names_the_field_and_what_it_takes(dotted, value, says):
+    config = default_config(*SECTIONS)
+    section, _, key = dotted.rpartition(".")
+    holder = config[section] if section else config
+    with holder.ignore_type():
+        holder[key] = ConfigDict(value) if isinstance(value, dict) else value
+    assert refusal(config) == says
+
+
+@pytest.mark.parametrize(
+    "value", ["3x", "0.5x", "1e3x", "12", 12, "1", pytest.param(1, id="one")]
+)
+def test_samples_per_class_takes_counts_and_ratios(value):
+    assert SCHEMA["generate"]["samples_per_class"].valid(value)
+
+
+@pytest.mark.parametrize("value", ["0x", "-1x", "infx", "nanx", "0", 0, "1.5", 1.5, ""])
+def test_samples_per_class_refuses(value):
+    assert not SCHEMA["generate"]["samples_per_class"].valid(value)
+
+
+def test_unknown_and_missing_fields_of_a_config_built_by_hand():
+    config = ConfigDict(default_config("federated").to_dict())
+    config.federated.round = 3
+    assert refusal(config) == (
+        "config.federated.round: no such field; did you mean config.federated.rounds?"
+    )
+    del config.federated["round"], config.federated["rounds"]
+    assert refusal(config) == (
+        "config.federated.rounds is missing: takes a whole number >= 1"
+    )
+    config = default_config("federated").unlock()
+    config.federatde = ConfigDict()
+    assert refusal(config) == (
+        "config.federatde: no such section; did you mean config.federated?"
+    )
+    config = ConfigDict({"seed": 0, "federated": 3})
+    assert refusal(config) == "config.federated = 3: takes a section"
+
+
+def test_fields_that_depend_on_each_other():
+    config = default_config(*SECTIONS)
+    config.federated.partition = "dirichlet"
+    config.federated.num_clients = 8
+    config.federated.cohort_size = 9
+    assert refusal(config) == (
+        "config.federated.cohort_size = 9: takes at most the number of clients, "
+        "which is 8"
+    )
+    config.federated.cohort_size = 8
+    validate(config)
+
+    config.prompts.method = "imported"
+    assert "config.prompts.imported_file" in refusal(config)
+    config.prompts.method = "ucg"
+    config.prompts.template = "a photo"
+    assert refusal(config) == (
+        "config.prompts.template = 'a photo': takes a sentence with {name} in it"
+    )
+    config.prompts.template = "a photo of {name}"
+
+    config.generate.height = 64
+    assert "takes both or neither" in refusal(config)
+    config.generate.width = 32
+    validate(config)
+
+    config.train.epochs = 2
+    config.train.warmup_epochs = 2.5
+    assert refusal(config) == (
+        "config.train.warmup_epochs = 2.5: takes at most config.train.epochs = 2"
+    )
+
+
+def test_optimizer_options_are_keywords_of_the_optimizer():
+    config = default_config("federated")
+    config.federated.client_options = {"momentum": 0.9, "nesterov": True}
+    config.federated.server_options = {"b1": 0.5, "eps": 1e-3}
+    validate(config)
+    config.federated.client_options = {"b1": 0.9}
+    assert refusal(config).startswith(
+        "config.federated.client_options.b1: optax.sgd takes no such keyword, but "
+        "momentum, nesterov"
+    )
+
+
+def test_methods_to_compare_are_checked_as_federated_sections():
+    config = default_config("federated", "compare")
+    config.compare.methods = {
+        "fedavg": {"algorithm": "fedavg"},
+        "gptfl": {"init": "synthetic", "client_options": {"momentum": 0.5}},
+    }
+    validate(config)
+    config.compare.methods.gptfl.round = 3
+    assert refusal(config) == (
+        "config.compare.methods.gptfl.round: no such field; did you mean "
+        "config.federated.rounds?"
+    )
+    del config.compare.methods.gptfl["round"]
+    config.compare.methods.gptfl.rounds = 0
+    assert refusal(config) == (
+        "config.compare.methods.gptfl: config.federated.rounds = 0: takes a whole "
+        "number >= 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "value"),
+    [
+        ("seed", "3", 3),
+        ("federated.alpha", "1", 1.0),
+        ("federated.alpha", "1e-3", 0.001),
+        ("federated.run", "12", "12"),
+        ("federated.run", "a-b", "a-b"),
+        ("federated.run", "", ""),
+        ("train.flip", "true", True),
+        ("train.flip", "False", False),
+        ("generate.samples_per_class", "3x", "3x"),
+        ("generate.samples_per_class", "40", 40),
+        ("prompts.classes", "cat,dog", ("cat", "dog")),
+        ("prompts.classes", "cat", ("cat",)),
+        ("prompts.classes", "('a, b', 'c')", ("a, b", "c")),
+        ("prompts.classes", "()", ()),
+        ("prompts.classes", "1,2", ("1", "2")),
+        ("prompts.template", "a photo, of {name}", "a photo, of {name}"),
+        ("report.targets", "0.5", (0.5,)),
+        ("report.targets", "0.5,0.75", (0.5, 0.75)),
+        ("report.targets", "[0.5, 1]", (0.5, 1)),
+        ("generate.guidance_choices", "1,2,3", (1, 2, 3)),
+    ],
+)
+def test_text_becomes_the_fields_type(dotted, text, value):
+    config = default_config(*SECTIONS)
+    set_text(config, dotted, text)
+    section, _, key = dotted.rpartition(".")
+    found = (config[section] if section else config)[key]
+    assert found == value
+    assert type(found) is type(value)
+    validate(config)
+
+
+def test_text_sets_keywords():
+    config = default_config("federated", "model")
+    set_text(config, "federated.client_options.momentum", "0.9")
+    set_text(config, "federated.client_options.nesterov", "true")
+    set_text(config, "federated.server_options", "{'b1': 0.5}")
+    set_text(config, "model.options.norm", "group")
+    assert config.federated.client_options.to_dict() == {
+        "momentum": 0.9,
+        "nesterov": True,
+    }
+    assert config.federated.server_options.to_dict() == {"b1": 0.5}
+    assert config.model.options.to_dict() == {"norm": "group"}
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "says"),
+    [
+        (
+            "federated.round",
+            "5",
+            "config.federated.round: no such field; did you mean "
+            "config.federated.rounds?",
+        ),
+        (
+            "rounds",
+            "5",
+            "config.rounds: no such field; did you mean config.federated.rounds?",
+        ),
+        (
+            "train.cohort_size",
+            "5",
+            "config.train.cohort_size: no such field; did you mean "
+            "config.federated.cohort_size?",
+        ),
+        (
+            "data",
+            "5",
+            "config.data is a section; its fields are data.source, data.options, "
+            "data.folder, data.image_size, data.channels",
+        ),
+        (
+            "zzz",
+            "5",
+            "config.zzz: no such field; there are config.seed, config.data, "
+            "config.federated",
+        ),
+        (
+            "data.zzz",
+            "5",
+            "config.data.zzz: no such field; there are config.data.source, "
+            "config.data.options, config.data.folder, config.data.image_size, "
+            "config.data.channels",
+        ),
+        (
+            "train.epochs",
+            "5",
+            "config.train.epochs: this config has no section `train`",
+        ),
+        (
+            "federated.rounds",
+            "many",
+            "config.federated.rounds = 'many': takes a whole number >= 1",
+        ),
+        (
+            "federated.rounds",
+            "5.5",
+            "config.federated.rounds = 5.5: takes a whole number >= 1",
+        ),
+        (
+            "federated.diagnostics",
+            "1",
+            "config.federated.diagnostics = 1: takes True or False",
+        ),
+        (
+            "federated.client_options",
+            "3",
+            "config.federated.client_options = 3: takes keyword arguments, as in "
+            "{'name': value}",
+        ),
+        (
+            "federated.client_options.a-b",
+            "3",
+            "config.federated.client_options.a-b: 'a-b' is not a keyword",
+        ),
+    ],
+)
+def test_text_that_is_refused(dotted, text, says):
+    config = default_config("data", "federated")
+    if dotted == "train.cohort_size":
+        config = default_config("train", "federated")
+    with pytest.raises(ConfigError) as caught:
+        set_text(config, dotted, text)
+    assert str(caught.value) == says
+
+
+def test_config_string_sets_fields_by_their_aliases():
+    aliases = {"alpha": "federated.alpha", "init": "federated.init", "seed": "seed"}
+    aliases["options"] = "federated.client_options"
+    config = default_config("federated")
+    same = apply_arguments(
+        config, " alpha=0.5, init=random,seed=4,options={'momentum': 0.9}", aliases
+    )
+    assert same is config
+    assert config.federated.alpha == 0.5
+    assert config.federated.init == "random"
+    assert config.seed == 4
+    assert config.federated.client_options.to_dict() == {"momentum": 0.9}
+    assert apply_arguments(config, "", aliases).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("arg", "says"),
+    [
+        ("alph=1", "alph: no such name in the config string; did you mean alpha?"),
+        (
+            "rounds=1",
+            "rounds: no such name in the config string; there are alpha, init",
+        ),
+        ("alpha", "'alpha': takes name=value pairs separated by commas"),
+        ("alpha=-1", "config.federated.alpha = -1: takes a number > 0"),
+        ("alpha=x", "config.federated.alpha = 'x': takes a number > 0"),
+    ],
+)
+def test_config_string_is_checked(arg, says):
+    aliases = {"alpha": "federated.alpha", "init": "federated.init"}
+    with pytest.raises(ConfigError) as caught:
+        apply_arguments(default_config("federated"), arg, aliases)
+    assert says in str(caught.value)
+
+
+def test_cohort_check_for_stages():
+    configuration.check_cohort(3, 3)
+    with pytest.raises(UserError, match="cohort_size = 4: takes at most .* is 3"):
+        configuration.check_cohort(4, 3)
