@@ -217,7 +217,7 @@ class StableDiffusion:
             or an array with one for each sample.
           num_steps: evaluations of the UNet a sample (twice as many with guidance).
           guidance_scale: strength of the guidance, a number or one a sample; at 1 and
-            below there is none.
+            below there is none, which as one number for all saves half of the time.
           negative_prompts: what to steer away from, one for all or one a sample;
             nothing when None.
           latents: initial noise of unit variance, [batch, height / f, width / f,
@@ -262,10 +262,12 @@ class StableDiffusion:
                 f"guidance_scale of shape {guidance.shape}: takes a finite number, or "
                 f"{batch} of them"
             )
+        # Drawn values may all be 1 in some batch: it runs the program of the others.
+        guided = guidance.ndim == 1 or guidance > 1
         guidance = np.broadcast_to(np.maximum(guidance, 1), (batch,))
         tokens = self._tokenize(prompts)
         negative_tokens = None
-        if np.any(guidance > 1):
+        if guided:
             if negative_prompts is None or isinstance(negative_prompts, str):
                 negative_tokens = self._tokenize([negative_prompts or ""])
             elif len(negative_prompts) == batch:
