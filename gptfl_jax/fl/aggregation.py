@@ -1,9 +1,9 @@
 """How a cohort's updates become one: weighted mean, clip and noise, robust means.
 
-An `Aggregation` is a sum in four pieces, so that updates can be added while clients
-train, one at a time or several lanes at once, and the sums of several devices added: the
-mean of a cohort never needs all its updates in memory. Robust means do need them, and
-keep a buffer of them in place of a sum.
+An `Aggregation` is a sum in four pieces. Updates are added while clients train, one at
+a time or several lanes at once, and the sums of several devices add up: the mean of a
+cohort never needs all its updates in memory. Robust means do need them, and keep a
+buffer of them in place of a sum.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Federated algorithms: what clients minimise, how updates combine, what the server does.
+"""Federated algorithms: local objective, combination of updates, server optimizer.
 
 Every algorithm is `compose(rule, local, server, aggregation=...)`, three replaceable
 parts, and FedAvg is the identity in all of them. Notation: x the server's weights, y_i
@@ -82,8 +82,8 @@ def compose(
     Args:
       rule: what clients minimise, how they step, what they send.
       local: optimizer, batches and epochs of the clients.
-      server: takes the negative mean update as a pseudo-gradient of the params. It never
-        sees model state (batch statistics), which is averaged.
+      server: takes the negative mean update as a pseudo-gradient of the params. It
+        never sees model state (batch statistics), which is averaged.
       weighting: "examples" or "uniform" mean of the updates.
       aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`.
       execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.

@@ -1,4 +1,4 @@
-"""Local training of a cohort: every client from the same weights, over its own examples.
+"""Local training of a cohort: every client from the same weights, on its own examples.
 
 Two ways to execute a cohort, with the same results:
 
@@ -6,8 +6,8 @@ Two ways to execute a cohort, with the same results:
   batches, both with traced bounds. Nothing is padded to the longest client, and only
   the last batch of an epoch is padded, to a quarter of the batch size. On CPUs this is
   fastest, with one device a core (`jax_num_cpu_devices`).
-- "vmap": lanes of clients side by side, each step one batched computation; a client that
-  is done waits, masked, for the longest of its lanes. For GPUs and TPUs.
+- "vmap": lanes of clients side by side, each step one batched computation; a client
+  that is done waits, masked, for the longest of its lanes. For GPUs and TPUs.
 
 A cohort is split over the devices of a mesh axis `clients`, longest client first, and
 the sums of the devices meet in one all-reduce.
@@ -63,7 +63,7 @@ class LocalTraining(NamedTuple):
     """Leave out the last, smaller batch of an epoch; a client with less than one batch
     keeps it. Otherwise that batch is padded and masked."""
     schedule: Callable[[Array], Array] | None = None
-    """round -> factor on the learning rate, as `optax.cosine_decay_schedule(1.0, n)`."""
+    """round -> factor on the learning rate: `optax.cosine_decay_schedule(1.0, n)`."""
     local_schedule: Callable[[Array], Array] | None = None
     """Done share of a client's steps in this round, 0 to < 1 -> factor. The original
     GPT-FL decays by a cosine within every round: `lambda x: (1 + cos(pi x)) / 2`."""
@@ -178,7 +178,10 @@ def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
 class Cohort(NamedTuple):
     """The clients of a round, each entry [cohort]."""
 
-    keys: Shaped[PRNGKeyArray, " cohort"]
+    order_keys: Shaped[PRNGKeyArray, " cohort"]
+    """For the order of the client's examples."""
+    step_keys: Shaped[PRNGKeyArray, " cohort"]
+    """For what its loss draws, as augmentation and dropout."""
     starts: Int32[Array, " cohort"]
     """First row of the client's examples."""
     sizes: Int32[Array, " cohort"]
@@ -238,15 +241,17 @@ def describe(
         sizes = jnp.where(taking_part, sizes, 0)
     # How often the client came before, from the ranks of a stable sort.
     order = jnp.argsort(cohort, stable=True)
-    ordered = cohort[order]
-    rank = jnp.arange(cohort.shape[0])
-    first = jnp.searchsorted(ordered, ordered, side="left")
-    earlier = jnp.zeros_like(rank).at[order].set(rank - first)
+    ordered, rank = cohort[order], jnp.arange(cohort.shape[0])
+    new = jnp.diff(ordered, prepend=-1) != 0
+    earlier = rank - lax.cummax(jnp.where(new, rank, 0))
+    earlier = jnp.zeros_like(rank).at[order].set(earlier)
 
-    def client_key(client, occurrence):
-        return jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
+    def client_keys(client, occurrence):
+        client_key = jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
+        return jax.random.split(client_key)
 
-    return Cohort(jax.vmap(client_key)(cohort, earlier), starts, sizes)
+    keys = jax.vmap(client_keys)(cohort, earlier)
+    return Cohort(keys[:, 0], keys[:, 1], starts, sizes)
 
 
 def balance(
@@ -559,26 +564,32 @@ class _Client(NamedTuple):
 
     def train(self, context, data, view, plan, rate) -> Progress:
         """One client by itself: whole batches in a loop, then the rest of an epoch."""
-        size, sizes = self.local.batch_size, _buckets(self.local.batch_size)
+        sizes = _buckets(self.local.batch_size)
 
         def epoch(e, progress):
             before = e * plan.per_epoch
             left = plan.total - before
+            shuffle = self._shuffle(view, e)
 
-            def step(b, progress, rows=size):
+            def step(b, progress, index, mask):
                 return self._step(
-                    context, data, view, plan, rate, progress, e, b, before + b, rows
+                    context, data, view, plan, rate, progress, before + b, index, mask
                 )
 
-            progress = lax.fori_loop(0, jnp.minimum(plan.full, left), step, progress)
+            def whole(b, progress):
+                return step(b, progress, *self._rows(view, shuffle, b))
+
+            progress = lax.fori_loop(0, jnp.minimum(plan.full, left), whole, progress)
+            index, mask = self._rows(view, shuffle, plan.full)
             has_rest = (plan.per_epoch > plan.full) & (left > plan.full)
-            rest = jnp.where(has_rest, view.sizes - plan.full * size, 0)
-            branches = [lambda progress: progress]
-            for rows in sizes:
-                branches.append(lambda p, rows=rows: step(plan.full, p, rows))
-            return lax.switch(
-                jnp.searchsorted(jnp.asarray((0, *sizes)), rest), branches, progress
-            )
+            rest = jnp.where(has_rest, mask.sum().astype(jnp.int32), 0)
+
+            def part(size):
+                return lambda p: step(plan.full, p, index[:size], mask[:size])
+
+            branches = [lambda p: p, *(part(size) for size in sizes)]
+            bucket = jnp.searchsorted(jnp.asarray((0, *sizes)), rest)
+            return lax.switch(bucket, branches, progress)
 
         epochs = (plan.total + plan.per_epoch - 1) // plan.per_epoch
         return lax.fori_loop(0, epochs, epoch, self.start(context))
@@ -589,10 +600,9 @@ class _Client(NamedTuple):
 
         def one(context, view, plan, progress, s):
             epoch = s // plan.per_epoch
-            new = self._step(
-                *(context, data, view, plan, rate, progress, epoch),
-                *(s - epoch * plan.per_epoch, s, self.local.batch_size),
-            )
+            shuffle = self._shuffle(view, epoch)
+            rows = self._rows(view, shuffle, s - epoch * plan.per_epoch)
+            new = self._step(context, data, view, plan, rate, progress, s, *rows)
             active = s < plan.total
             return jax.tree.map(lambda x, y: jnp.where(active, x, y), new, progress)
 
@@ -613,16 +623,23 @@ class _Client(NamedTuple):
         clip = optax.clip_by_global_norm(self.local.clip_norm)
         return optax.chain(clip, self.local.optimizer)
 
-    def _step(self, context, data, view, plan, rate, progress, epoch, b, s, rows):
-        """Step s: batch b of an epoch, in an array of `rows` rows."""
-        order, noise = jax.random.split(view.keys)
-        place = b * self.local.batch_size + jnp.arange(rows)
-        index = sampling.shuffled(jax.random.fold_in(order, epoch), place, view.sizes)
-        index = view.starts + index
-        mask = (place < view.sizes).astype(progress.loss.dtype)
-        take = lambda x: jnp.take(x, index, axis=0, mode="clip")
+    def _shuffle(self, view, epoch):
+        return sampling.Shuffle.draw(jax.random.fold_in(view.order_keys, epoch))
+
+    def _rows(self, view, shuffle, b):
+        """Rows of batch b of an epoch, and which of them are real."""
+        place = b * self.local.batch_size + jnp.arange(self.local.batch_size)
+        index = view.starts + shuffle(place, view.sizes)
+        return index, (place < view.sizes).astype(_real())
+
+    def _step(self, context, data, view, plan, rate, progress, s, index, mask):
+        """Step s of a client, on the rows of `index`."""
+
+        def take(x):
+            return jnp.take(x, index, axis=0, mode="clip")
+
         batch = Batch(jax.tree.map(take, data.inputs), take(data.labels), mask)
-        key = jax.random.fold_in(noise, s)
+        key = jax.random.fold_in(view.step_keys, s)
 
         def loss(params):
             variables = {"params": params, **progress.model_state}
@@ -657,6 +674,10 @@ def _apply(optimizer, gradient, state, params, factor):
     if factor is not None:
         updates = scale(updates, jnp.asarray(factor))
     return optax.apply_updates(params, updates), state
+
+
+def _real() -> Any:
+    return jnp.zeros(()).dtype
 
 
 def _square(tree: PyTree) -> Float[Array, ""]:
