@@ -103,7 +103,9 @@ def _leave(code: int) -> None:
 def _program_name(run: Callable) -> str:
     module = sys.modules[run.__module__]
     spec = getattr(module, "__spec__", None)
-    return spec.name if spec is not None else module.__name__
+    if spec is not None:
+        return spec.name
+    return pathlib.Path(sys.argv[0]).stem
 
 
 # Command line -----------------------------------------------------------------------

@@ -1,0 +1,320 @@
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gptfl_jax import configuration, launch
+from gptfl_jax.configuration import ConfigError, UserError
+
+PROGRAM = '''\
+"""Say what was asked.
+
+It does nothing else.
+"""
+
+import sys
+
+from gptfl_jax.configuration import UserError
+from gptfl_jax.launch import launch
+
+
+def run(config, workdir):
+    import jax
+
+    if config.seed == 13:
+        raise UserError("no luck with 13")
+    if config.seed == 14:
+        raise KeyboardInterrupt
+    if config.seed == 15:
+        raise ZeroDivisionError
+    print("run", config.federated.rounds, config.federated.alpha, workdir)
+    print("devices", jax.local_device_count(), jax.device_count())
+    print("dtype", jax.numpy.zeros(1, float).dtype)
+
+
+if __name__ == "__main__":
+    launch(run, ("data", "federated"))
+'''
+
+CONFIG = """\
+from gptfl_jax import configuration
+
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "federated")
+    config.federated.rounds = 7
+    return configuration.apply_arguments(config, arg, {"alpha": "federated.alpha"})
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "echo.py").write_text(PROGRAM)
+    (tmp_path / "mine.py").write_text(CONFIG)
+    return tmp_path
+
+
+def start(folder: pathlib.Path, *arguments: str, **environment: str):
+    clean = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "echo", *arguments],
+        cwd=folder,
+        env={**clean, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(process) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+def command(*arguments: str) -> launch._Command:
+    return launch._read_command(["--config=c", "--workdir=w", *arguments])
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+# Programs, as a user starts them
+
+
+def test_runs_a_program_and_says_where_first(folder):
+    code, output, errors = outcome(
+        start(
+            folder,
+            "--config=mine.py:alpha=0.25",
+            "--workdir=runs/x",
+            "--config.federated.dtype=float64",
+            "--cpu_devices=3",
+        )
+    )
+    assert (code, errors) == (0, "")
+    assert output.splitlines() == [
+        "echo: mine.py:alpha=0.25 -> runs/x, on 3 CPU devices",
+        f"run 7 0.25 {pathlib.Path('runs/x')}",
+        "devices 3 3",
+        "dtype float64",
+    ]
+
+
+def test_makes_a_device_of_every_core(folder):
+    arguments = ("--config", "mine.py", "--workdir", "w")
+    overrides = ("--config.federated.rounds", "9")
+    code, output, errors = outcome(start(folder, *arguments, *overrides))
+    assert (code, errors) == (0, "")
+    cores = len(os.sched_getaffinity(0))
+    assert output.splitlines()[1:] == [
+        "run 9 0.1 w",
+        f"devices {cores} {cores}",
+        "dtype float32",
+    ]
+
+
+def test_xla_flags_have_the_say_over_devices(folder):
+    flags = "--xla_force_host_platform_device_count=5"
+    process = start(folder, "--config=mine.py", "--workdir=w", XLA_FLAGS=flags)
+    code, output, _ = outcome(process)
+    assert code == 0
+    assert "on 5 CPU devices" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (
+            ["--config.federated.round=5"],
+            2,
+            "echo: config.federated.round: no such field; did you mean "
+            "config.federated.rounds?\n",
+        ),
+        (["--config.seed=13"], 2, "echo: no luck with 13\n"),
+        (
+            ["--config.seed=14"],
+            130,
+            "echo: interrupted; the same command goes on from here\n",
+        ),
+    ],
+)
+def test_a_users_error_is_one_line(folder, arguments, code, says):
+    process = start(folder, "--config=mine.py", "--workdir=w", *arguments)
+    found, output, errors = outcome(process)
+    assert (found, errors) == (code, says)
+    assert "run " not in output
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(folder):
+    arguments = ("--config=mine.py", "--workdir=w", "--config.seed=15")
+    code, _, errors = outcome(start(folder, *arguments))
+    assert code == 1
+    assert "Traceback" in errors and "ZeroDivisionError" in errors
+
+
+def test_several_processes_started_by_hand(folder):
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    processes = [
+        start(
+            folder,
+            "--config=mine.py",
+            "--workdir=w",
+            "--cpu_devices=2",
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={index}",
+        )
+        for index in range(2)
+    ]
+    for index, process in enumerate(processes):
+        code, output, errors = outcome(process)
+        assert code == 0, errors
+        assert (
+            "echo: mine.py -> w, on 4 CPU devices in 2 processes, this is process "
+            f"{index}\n"
+        ) in output
+        assert "devices 2 4\n" in output
+
+
+def test_help_says_what_it_does_and_which_fields_it_reads(folder):
+    code, output, errors = outcome(start(folder, "--help"))
+    assert (code, errors) == (0, "")
+    assert output.startswith("Say what was asked.\n\nIt does nothing else.\n")
+    assert "python -m echo --config=configs/digits.py --workdir=runs/digits" in output
+    assert "--config.federated.rounds=50\n" in output
+    assert "--cpu_devices\n" in output
+    alpha = configuration.SCHEMA["federated"]["alpha"]
+    entry = re.search(r"^  federated\.alpha = 0\.1\n((?: {6}.*\n)+)", output, re.M)
+    text = " ".join(entry.group(1).split())
+    assert text == f"{alpha.help}. Takes {alpha.takes}."
+    for dotted, _ in configuration.fields("data", "federated"):
+        assert f"\n  {dotted} = " in output
+    assert "train.epochs" not in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+# The command line
+
+
+def test_overrides_are_told_from_flags():
+    found = command(
+        *("--config.a.b=1=2", "--config.flag", "--noconfig.other", "--config.c", "-1"),
+        *("--config.last", "--cpu_devices=4"),
+    )
+    assert found.overrides == [
+        ("a.b", "1=2"),
+        ("flag", "True"),
+        ("other", "False"),
+        ("c", "-1"),
+        ("last", "True"),
+    ]
+    assert found.cpu_devices == 4
+    assert found.workdir == pathlib.Path("w")
+    assert not found.distributed
+
+
+def test_processes_are_asked_for(monkeypatch):
+    by_hand = ("--coordinator_address=h:1", "--num_processes=2", "--process_id=0")
+    assert command(*by_hand).distributed
+    assert command("--distributed").distributed
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "one,two")
+    assert command().distributed
+    assert not command("--nodistributed").distributed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config=c"], "--workdir is missing; see --help"),
+        (["--workdir=w"], "--config is missing; see --help"),
+        (
+            ["--config=c", "--wrokdir=w"],
+            "--wrokdir: no such flag; did you mean --workdir?",
+        ),
+        (["--config=c", "--zzz=w"], "--zzz: no such flag; see --help"),
+        (["--config=c", "--workdir=w", "more"], "unexpected argument 'more'"),
+        (["--config=c", "--workdir=w", "--cpu_devices=0"], "--cpu_devices=0"),
+        (["--config=c", "--workdir=w", "--cpu_devices=x"], "--cpu_devices=x"),
+        (
+            ["--config=c", "--workdir=w", "--num_processes=2"],
+            "--coordinator_address, --num_processes and --process_id go together",
+        ),
+    ],
+)
+def test_flags_are_checked(arguments, says):
+    assert says in refusal(launch._read_command, arguments)
+
+
+# Config files
+
+
+def test_reads_a_config_file_with_its_string(folder):
+    config = launch.read_config(f"{folder}/mine.py:alpha=0.5", ("data",))
+    assert config.federated.rounds == 7
+    assert config.federated.alpha == 0.5
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py"])
+def test_configs_that_come_along_are_found_from_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    config = launch.read_config(f"{name}:alpha=0.5", ("prompts", "federated"))
+    assert config.federated.alpha == 0.5
+    configuration.validate(config)
+    assert "digits" in launch.installed_configs()
+
+
+def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "configs").mkdir()
+    shutil.copy("mine.py", "configs/digits.py")
+    assert launch.read_config("configs/digits.py").federated.rounds == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no attribute 'get_config'"),
+        ("def get_config(arg):\n    return 3", "must return a ConfigDict"),
+        ("def get_config(:", "mine.py line 1: "),
+        (
+            CONFIG.replace("rounds = 7", "round = 7"),
+            "mine.py line 6: ",
+        ),
+        (CONFIG.replace("rounds = 7", "rounds = 'x'"), "mine.py line 6: "),
+        (CONFIG.replace('"data", ', ""), "mine.py has no section `data`"),
+        (CONFIG.replace('"data"', '"dta"'), "dta: no such section; did you mean data?"),
+        ("import no_such_module", "mine.py line 1: No module named"),
+    ],
+)
+def test_a_config_file_that_does_not_work_is_named(folder, text, says):
+    (folder / "mine.py").write_text(text)
+    message = refusal(launch.read_config, f"{folder}/mine.py", ("data",))
+    assert says in message
+    assert str(folder / "mine.py") in message
+
+
+def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digist", "other/digits.py", "configs/../digits.py"):
+        with pytest.raises(ConfigError) as caught:
+            launch.read_config(name)
+        assert f"--config={name}: no such file" in str(caught.value)
+        assert "digits" in str(caught.value)
+
+
+def test_config_strings_are_checked_by_the_config_file(folder):
+    message = refusal(launch.read_config, f"{folder}/mine.py:alhpa=1")
+    assert "alhpa: no such name in the config string; did you mean alpha?" in message
