@@ -183,7 +183,7 @@ def make_learner(
     *,
     normalisation: Callable[[Any], Any] | None = None,
     augmentation: Callable[[PRNGKeyArray, Any], Any] | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: int | float = 0.0,
     dtype: str = "float32",
 ) -> Learner:
     """Binds a model to its input processing, loss and precision.
@@ -313,7 +313,7 @@ _scale_gradient.defvjp(
 def cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
-    label_smoothing: float = 0.0,
+    label_smoothing: int | float = 0.0,
 ) -> Float[Array, " batch"]:
     """-sum_c q_c log softmax(logits)_c; q = (1 - s) one_hot(label) + s / classes."""
     log_probabilities = jax.nn.log_softmax(logits)
@@ -385,7 +385,7 @@ def train_step(
 
 
 def make_schedule(
-    name: str, learning_rate: float, steps: int, warmup_steps: int = 0
+    name: str, learning_rate: int | float, steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
     """Learning rate by step: `constant`, or `cosine` down to 0 at `steps`.
 
@@ -411,11 +411,11 @@ def make_schedule(
 
 def make_optimizer(
     name: str,
-    learning_rate: float | optax.Schedule,
+    learning_rate: int | float | optax.Schedule,
     *,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    clip_norm: float = 0.0,
+    momentum: int | float = 0.9,
+    weight_decay: int | float = 0.0,
+    clip_norm: int | float = 0.0,
 ) -> optax.GradientTransformation:
     """`adamw` or `sgd`, as PyTorch defines them.
 

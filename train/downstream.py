@@ -11,7 +11,7 @@ Written to `<workdir>/pretrain/` (`train.run` gives another name):
     metrics.jsonl    a line an evaluation: epoch (`step`), train_loss, accuracy,
                      macro_f1 and loss on the test set, the validation set's, seconds
     checkpoints/     variables and optimizer state of the last epochs, and of the one
-                     with the highest validation accuracy
+                     with the highest validation accuracy (the later of equals)
 
 Started again, a run continues from its last checkpoint and ends with the same weights.
 """
@@ -195,7 +195,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         with bar:
             while epoch < settings.epochs:
                 rows = order(np.int32(epoch))
-                carry = state, jnp.zeros(())
+                carry = state, put(np.float32(0))
                 for first in range(0, steps_per_epoch, chunk):
                     count = min(chunk, steps_per_epoch - first)
                     carry = advance(carry, examples, rows, np.int32(first), count)
@@ -242,7 +242,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     f"epoch {epoch}, loss {train_loss:.3f}, "
                     f"test accuracy {scalars['accuracy']:.1%}"
                 )
-                better = bool(best) and scalars[best] > highest
+                better = bool(best) and scalars[best] >= highest
                 due = epoch - last_saved >= settings.checkpoint_every
                 if better or due or epoch == settings.epochs:
                     saved.save(epoch, state._asdict(), scalars)
@@ -283,7 +283,12 @@ def make_epoch(
         table = table.reshape(steps, batch_size)
         return jnp.pad(table, ((0, 0), (0, rows - batch_size)), constant_values=-1)
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    @functools.partial(
+        jax.jit,
+        static_argnames="count",
+        donate_argnums=0,
+        out_shardings=NamedSharding(split.mesh, P()),
+    )
     def advance(carry, examples, table, first, count):
         def step(carry, index):
             state, total = carry
@@ -320,6 +325,7 @@ def data_mesh(batch_size: int) -> Mesh:
 
 def _replicate(sharding: NamedSharding, array: np.ndarray) -> Array:
     """The array on every device of the mesh, also when processes share it."""
+    array = np.asarray(array)
     return jax.make_array_from_callback(
         array.shape, sharding, lambda index: array[index]
     )

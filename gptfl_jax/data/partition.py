@@ -64,7 +64,7 @@ def iid(
 def dirichlet(
     labels: Int[np.ndarray, " examples"],
     num_clients: int,
-    alpha: float,
+    alpha: int | float,
     seed: int,
     min_examples: int = 1,
 ) -> Int32[np.ndarray, " examples"]:
@@ -93,7 +93,7 @@ def dirichlet(
 def dirichlet_balanced(
     labels: Int[np.ndarray, " examples"],
     num_clients: int,
-    alpha: float,
+    alpha: int | float,
     seed: int,
     min_examples: int = 1,
     attempts: int = 20,
@@ -155,7 +155,7 @@ def shards(
 def quantity_skew(
     num_examples: int,
     num_clients: int,
-    alpha: float,
+    alpha: int | float,
     seed: int,
     min_examples: int = 1,
 ) -> Int32[np.ndarray, " {num_examples}"]:
@@ -174,7 +174,7 @@ def partition(
     num_clients: int,
     seed: int,
     *,
-    alpha: float = 0.1,
+    alpha: int | float = 0.1,
     min_examples: int = 1,
     shards_per_client: int = 2,
 ) -> tuple[Int32[np.ndarray, " examples"], int]:
@@ -256,7 +256,9 @@ def _rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def _dirichlet(generator: np.random.Generator, alpha: float, size: int) -> np.ndarray:
+def _dirichlet(
+    generator: np.random.Generator, alpha: int | float, size: int
+) -> np.ndarray:
     """Dirichlet(alpha, ..., alpha), also for alpha where a gamma draw underflows.
 
     Gamma(alpha) = Gamma(alpha + 1) U^(1 / alpha), taken in logarithms: the largest

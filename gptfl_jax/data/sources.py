@@ -138,32 +138,44 @@ DIGITS_BLOCKS = (
 """First example of each writing run; found by the repeating sequence of labels."""
 
 
-def sklearn_digits(*, test_blocks: int = 3) -> Source:
+def sklearn_digits(*, test_blocks: int = 3, blocks: int = len(DIGITS_BLOCKS)) -> Source:
     """1,797 real handwritten digits, 8x8 grey; comes with scikit-learn.
 
     The natural clients are the 14 runs in which they were written (`DIGITS_BLOCKS`).
     The test set is the last `test_blocks` runs, hence of hands not seen in training.
     Pixels count ink in 4x4 blocks, 0..16, here scaled to 0..255 (ink is bright).
+
+    Args:
+      test_blocks: runs in the test set.
+      blocks: the first so many runs make up the data set. Hyperparameters can be chosen
+        on the training writers alone with `blocks=11`: the last of these 11 then are
+        the test set, and the real test set is not looked at.
     """
     from sklearn.datasets import load_digits  # slow to import
 
-    if not 0 < test_blocks < len(DIGITS_BLOCKS):
+    if not 2 <= blocks <= len(DIGITS_BLOCKS):
+        raise configuration.UserError(
+            f"config.data.options.blocks = {blocks}: takes a whole number from 2 to "
+            f"{len(DIGITS_BLOCKS)}"
+        )
+    if not 0 < test_blocks < blocks:
         raise configuration.UserError(
             f"config.data.options.test_blocks = {test_blocks}: takes a whole number "
-            f"from 1 to {len(DIGITS_BLOCKS) - 1}"
+            f"from 1 to {blocks - 1}"
         )
     digits = load_digits()
+    starts = (*DIGITS_BLOCKS, len(digits.target))
     inputs = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     block = np.searchsorted(DIGITS_BLOCKS, np.arange(len(labels)), side="right") - 1
+    block = block.astype(np.int32)
     names = tuple(str(digit) for digit in range(10))
-    split = DIGITS_BLOCKS[-test_blocks]
-    return Source(
-        Dataset(inputs[:split], labels[:split], names, block[:split].astype(np.int32)),
-        Dataset(inputs[split:], labels[split:], names, block[split:].astype(np.int32)),
-        mean=(0.5,),
-        std=(0.5,),
+    split, end = starts[blocks - test_blocks], starts[blocks]
+    train, test = (
+        Dataset(inputs[rows], labels[rows], names, block[rows])
+        for rows in (slice(split), slice(split, end))
     )
+    return Source(train, test, mean=(0.5,), std=(0.5,))
 
 
 def cifar10(folder: str) -> Source:
@@ -211,7 +223,7 @@ def image_folder(
     image_size: int = 0,
     channels: int = 0,
     classes: Sequence[str] = (),
-    test_fraction: float = 0.2,
+    test_fraction: int | float = 0.2,
     split_seed: int = 0,
 ) -> Source:
     """Pictures in a folder a class: `train/<class>/*` and `test/<class>/*`.
@@ -272,7 +284,7 @@ def image_folder(
 
 
 def hold_out(
-    labels: Int32[np.ndarray, " examples"], fraction: float, seed: int
+    labels: Int32[np.ndarray, " examples"], fraction: int | float, seed: int
 ) -> Shaped[np.ndarray, " examples"]:
     """Draws `fraction` of each class at random (at least one where a class has two).
 
@@ -516,6 +528,12 @@ def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"forbidden encoding {encoding}")
+    return text.encode("latin1")
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads plain containers and numpy arrays; refuses every other global."""
 
@@ -527,6 +545,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np._core.multiarray._reconstruct
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
+        if module == "_codecs" and name == "encode":  # how Python 3 spells bytes
+            return _latin1
         raise pickle.UnpicklingError(f"forbidden global {module}.{name}")
 
 
