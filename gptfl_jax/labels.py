@@ -110,11 +110,13 @@ def same_name(first: str, second: str) -> bool:
     return _bare(first) == _bare(second)
 
 
+@functools.lru_cache(maxsize=4096)
 def _bare(label: str) -> str:
-    words = _words(spoken(label))
-    if len(words) > 1 and words[0] in ("a", "an", "the"):
-        words = words[1:]
-    return "".join(words)
+    return "".join(_without_article(_words(spoken(label)))) or label
+
+
+def _without_article(words: list[str]) -> list[str]:
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
 
 def names_class(sentence: str, *labels: str) -> bool:
@@ -133,16 +135,16 @@ def names_class(sentence: str, *labels: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _patterns(label: str) -> tuple[re.Pattern, ...]:
-    patterns = []
+    wanted = [re.escape(_plain(spoken(label)))]  # also what has no words, as "C++"
     for part in re.split(r"\s+or\s+", spoken(label)):
-        words = _words(part)
-        if len(words) > 1 and words[0] in ("a", "an", "the"):
-            words = words[1:]
+        words = _without_article(_words(part))
         if words:
-            alternatives = ["|".join(map(re.escape, _forms(word))) for word in words]
-            joined = r"[\s_-]*".join(f"(?:{forms})" for forms in alternatives)
-            patterns.append(re.compile(rf"(?<![^\W_]){joined}(?![^\W_])"))
-    return tuple(patterns)
+            inflected = ["|".join(map(re.escape, _forms(word))) for word in words]
+            # A sentence's end or a comma does not join words.
+            wanted.append(
+                r"(?:[^\w.,;:!?]|_)*".join(f"(?:{forms})" for forms in inflected)
+            )
+    return tuple(re.compile(rf"(?<![^\W_])(?:{form})(?![^\W_])") for form in wanted)
 
 
 def _plain(text: str) -> str:
