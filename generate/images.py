@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -179,6 +180,7 @@ def make_missing(
         return
     options = config.generate
     pipeline = StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
+    drawn = len({sample.guidance for sample in folder.planned}) > 1
     total = sum(map(len, batches))
     missing = sum(sample.file not in made for batch in unfinished for sample in batch)
     with contextlib.ExitStack() as stack:
@@ -193,7 +195,7 @@ def make_missing(
             sample_folder.SampleWriter(folder.folder, encode_png, on_written)
         )
         for batch in unfinished:
-            images = generate(config, pipeline, batch, len(batches[0]))
+            images = generate(config, pipeline, batch, len(batches[0]), drawn)
             rows = [i for i, sample in enumerate(batch) if sample.file not in made]
             writer.put([batch[row] for row in rows], rows, images)
 
@@ -212,20 +214,26 @@ def share(planned: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:
 
 
 def generate(
-    config: ConfigDict, pipeline: StableDiffusion, batch: Sequence[Sample], size: int
-) -> jax.Array | np.ndarray:
+    config: ConfigDict,
+    pipeline: StableDiffusion,
+    batch: Sequence[Sample],
+    size: int,
+    drawn: bool,
+) -> UInt8[jax.Array, "size height width 3"]:
     """The images of a batch, filled up to `size` with its last sample.
 
-    Returns:
-      uint8 [size, height, width, 3]; the first `len(batch)` are the batch's.
+    Args:
+      drawn: whether the plan's guidance scales differ; where they do not, a scale of 1
+        for all takes half of the work.
     """
     rows = [*batch, *[batch[-1]] * (size - len(batch))]
+    scales = [sample.guidance for sample in rows]
     options = config.generate
     return pipeline(
         [sample.prompt for sample in rows],
         key=jax.vmap(jax.random.key)(np.array([s.seed for s in rows], np.uint32)),
         num_steps=options.num_steps,
-        guidance_scale=np.array([sample.guidance for sample in rows], np.float32),
+        guidance_scale=scales if drawn else scales[0],
         negative_prompts=options.negative_prompt,
         height=options.height or None,
         width=options.width or None,
@@ -367,6 +375,8 @@ def _progress_bar(total: int, made: int) -> tqdm:
         initial=made,
         desc="images",
         unit=" images",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+        "[{elapsed}, {remaining} left, {rate_noinv_fmt}]",
         disable=jax.process_index() != 0,
         # In a log file every refresh is a line.
         mininterval=0.2 if terminal else 10.0,
@@ -402,13 +412,16 @@ def _finish(
     write_preview(config, folder)
     text = f"{len(folder.planned):,} images in {folder.folder}"
     if made:
-        text += f", {made:,} of them made in {seconds:.0f} s"
+        part = "" if made == len(folder.planned) else f"{made:,} of them "
+        text += f", {part}made in {seconds:.0f} s"
     if config.generate.preview_per_class:
         text += f"; a look at them: {folder.folder / 'preview.png'}"
     print(text, flush=True)
 
 
 def main() -> None:
+    # transformers, here for tokenizers alone, would tell the user to install torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     launch(run, sections=("data", "prompts", "generate"))
 
 
