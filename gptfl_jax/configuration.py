@@ -12,9 +12,10 @@ all read from it. A config file builds on it:
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import math
+import os
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -112,15 +113,6 @@ def _optax_name(value: Any) -> bool:
     return "learning_rate" in inspect.signature(function).parameters
 
 
-def _model_name(value: Any) -> bool:
-    if not isinstance(value, str) or not value.isidentifier() or value.startswith("_"):
-        return False
-    try:
-        return importlib.util.find_spec(f"gptfl_jax.models.{value}") is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def _samples_per_class(value: Any) -> bool:
     if _is_whole(value):
         return value >= 1
@@ -170,7 +162,7 @@ _METHODS = Rule(
         )
     ),
 )
-_MODEL = Rule("the name of a module of gptfl_jax/models", _model_name)
+_MODELS = pkgutil.iter_modules([os.path.join(os.path.dirname(__file__), "models")])
 _OPTAX = Rule("the name of an optax optimizer, as sgd or adam", _optax_name)
 _DTYPE = _one_of("float32", "bfloat16", "float16", "float64")
 
@@ -199,7 +191,11 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
     },
     "model": {
-        "name": _field("convnet", _MODEL, "the classifier: a file of gptfl_jax/models"),
+        "name": _field(
+            "convnet",
+            _one_of(*sorted(module.name for module in _MODELS)),
+            "the classifier: a file of gptfl_jax/models",
+        ),
         "options": _field({}, _KEYWORDS, "keywords for its Model"),
     },
     "prompts": {
