@@ -26,8 +26,6 @@ from gptfl_jax.configuration import UserError
 _SETTINGS = "settings.json"
 # Names in the folder that no class folder may take.
 _RESERVED = ("manifest.jsonl", "preview.png", "run.json", _SETTINGS)
-# What a kill in the middle of a write leaves behind: `.name.<process id>`.
-_LEFTOVER = re.compile(r"\..+\.\d+")
 # How long a process waits for the slowest one: longer than any run.
 _PATIENCE_MS = 30 * 24 * 3600 * 1000
 # Batches being written while the next one is made.
@@ -176,12 +174,7 @@ class SampleFolder:
             self.folder / sample.file.rpartition("/")[0] for sample in self.planned
         }
         for folder in {self.folder, *parents}:
-            if not folder.is_dir():
-                continue
-            with os.scandir(folder) as entries:
-                leftovers = [e.path for e in entries if _LEFTOVER.fullmatch(e.name)]
-            for path in leftovers:
-                os.unlink(path)
+            artifacts.remove_leftovers(folder)
 
     def _put_in_order(self, made: set[str]) -> None:
         samples = [sample for sample in self.planned if sample.file in made]

@@ -10,14 +10,17 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import json
 import math
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +33,9 @@ from orbax.checkpoint import checkpoint_managers
 from gptfl_jax.configuration import UserError
 
 PathLike = str | os.PathLike[str]
+
+# What a kill in the middle of a write leaves behind: `.name.<process id>`.
+_LEFTOVER = re.compile(r"\..+\.\d+")
 
 
 class WriteError(UserError):
@@ -74,6 +80,7 @@ def write_files(files: Mapping[PathLike, bytes]) -> None:
     """
     named = {pathlib.Path(path): data for path, data in files.items()}
     folders = dict.fromkeys(path.parent for path in named)
+    # The form of these names is that of _LEFTOVER.
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in named}
 
     def write(path: pathlib.Path) -> None:
@@ -100,6 +107,20 @@ def write_files(files: Mapping[PathLike, bytes]) -> None:
         raise
     for folder in folders:
         _flush_folder(folder)
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what kills in the middle of a write have left in a folder.
+
+    Not in those below it. Only for who holds the folder's lock: another run's write may
+    be under way.
+    """
+    if not os.path.isdir(folder):
+        return
+    with _explained(folder), os.scandir(folder) as entries:
+        leftovers = [each.path for each in entries if _LEFTOVER.fullmatch(each.name)]
+        for path in leftovers:
+            os.unlink(path)
 
 
 def make_folder(folder: PathLike) -> pathlib.Path:
@@ -231,9 +252,11 @@ def _take_lock(folder: pathlib.Path) -> int:
             f"{folder} is in use by another run ({holder or 'unknown'}). "
             "Wait for it to end, or choose another --workdir"
         ) from None
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        raise
+        raise WriteError(
+            f"cannot lock {folder}: {error.strerror}. Choose another --workdir"
+        ) from error
     # Only for the message above: the lock is the kernel's, not this text.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
@@ -326,21 +349,17 @@ def read_manifest(folder: PathLike) -> list[Sample]:
     samples: dict[str, Sample] = {}
     root = folder.resolve()
     # Resolving a path touches the disk at every level; samples share few folders.
-    safe_folders: dict[str, bool] = {}
+    is_inside = functools.cache(functools.partial(_is_inside, root))
     for number, line in enumerate(_whole_lines(path), start=1):
         sample = _parse_sample(line, f"{path} line {number}")
         parent, _, name = sample.file.rpartition("/")
-        if parent not in safe_folders:
-            safe_folders[parent] = (root / parent).resolve().is_relative_to(root)
-        if (
-            name in ("", ".", "..")
-            or os.path.isabs(sample.file)
-            or ".." in pathlib.PurePosixPath(sample.file).parts
-            or "\\" in sample.file
-            or "\0" in sample.file
-            or not safe_folders[parent]
-            or _leaves(root, folder / sample.file)
-        ):
+        safe = (
+            name not in ("", ".", "..")
+            and not {"\\", "\0"} & set(sample.file)
+            and is_inside(parent)
+            and (not os.path.islink(root / sample.file) or is_inside(sample.file))
+        )
+        if not safe:
             raise ManifestError(
                 f"{path} line {number}: the file {sample.file!r} is outside {folder}. "
                 "Remove the line, or make the samples again"
@@ -349,9 +368,12 @@ def read_manifest(folder: PathLike) -> list[Sample]:
     return list(samples.values())
 
 
-def _leaves(root: pathlib.Path, path: pathlib.Path) -> bool:
-    """Whether a file is a symbolic link that leads out of the folder."""
-    return path.is_symlink() and not path.resolve().is_relative_to(root)
+def _is_inside(root: pathlib.Path, path: str) -> bool:
+    """Whether a path below `root` stays there, by its parts and where links lead."""
+    below = pathlib.PurePosixPath(path)
+    if below.is_absolute() or ".." in below.parts:
+        return False
+    return (root / below).resolve().is_relative_to(root)
 
 
 def _parse_sample(line: str, where: str) -> Sample:
@@ -489,8 +511,6 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise UserError(f"{folder} is missing: there are no checkpoints to read")
         record = self._read_record()
-        if record is not None and identity is not None:
-            self._check_identity(_plain(identity), record["identity"])
         self._best = record["best"] if record is not None and read_only else best
         if read_only:
             options = ocp.CheckpointManagerOptions(
@@ -501,10 +521,6 @@ class Checkpoints:
             )
         else:
             make_folder(self.folder)
-            if identity is None:
-                identity = {} if record is None else record["identity"]
-            if jax.process_index() == 0:
-                write_json(self._record, {"identity": identity, "best": best})
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=_preservation(keep, best),
                 best_fn=None if best is None else _metric(best),
@@ -516,6 +532,17 @@ class Checkpoints:
                 options=options,
                 item_handlers=ocp.PyTreeCheckpointHandler(),
             )
+        try:
+            # With no checkpoint yet there is nothing that could be of another run.
+            if record is not None and identity is not None and self.steps():
+                self._check_identity(_plain(identity), record["identity"])
+            if identity is None:
+                identity = {} if record is None else record["identity"]
+            if not read_only and jax.process_index() == 0:
+                write_json(self._record, {"identity": identity, "best": best})
+        except UserError:
+            self._manager.close()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -575,7 +602,11 @@ class Checkpoints:
         scalars = {name: float(value) for name, value in (metrics or {}).items()}
         with _explained(self.folder):
             self._manager.save(
-                step, args=ocp.args.PyTreeSave(saved), metrics=scalars or None
+                step,
+                args=ocp.args.PyTreeSave(saved),
+                metrics=scalars or None,
+                # Or orbax passes over a step before the last one without a word.
+                force=True,
             )
 
     def steps(self) -> list[int]:
@@ -616,24 +647,40 @@ class Checkpoints:
         """
         step = self._resolve(step)
         wanted = dict(_leaves_of(template))
-        stored = dict(_leaves_of(self._manager.item_metadata(step).tree))
-        tops = {path[0] for path, _ in _leaves_of(template, entries=True)}
+        entries = {path[0] for path, _ in _leaves_of(template, entries=True)}
+        with self._readable(step):
+            stored = dict(_leaves_of(self._manager.item_metadata(step).tree))
         self._check_leaves(
-            step, wanted, {path: stored[path] for path in stored if path[0] in tops}
-        )
-        restored = self._manager.restore(
             step,
-            args=ocp.args.PyTreeRestore(
-                item=_nested(dict.fromkeys(wanted, 0)),
-                restore_args=_nested(
-                    {path: _restore_args(leaf) for path, leaf in wanted.items()}
-                ),
-                partial_restore=True,
-            ),
+            wanted,
+            {path: leaf for path, leaf in stored.items() if path[0] in entries},
         )
+        with self._readable(step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.PyTreeRestore(
+                    item=_nested(dict.fromkeys(wanted, 0)),
+                    restore_args=_nested(
+                        {path: _restore_args(leaf) for path, leaf in wanted.items()}
+                    ),
+                    partial_restore=True,
+                ),
+            )
         values = dict(_leaves_of(restored))
         leaves = [_like(leaf, values[path]) for path, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Say which folder to remove where a checkpoint has lost some of its files."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"checkpoint {step} in {self.folder} cannot be read ({reason}). "
+                f"Delete {self.folder / str(step)} to go on from the one before"
+            ) from error
 
     def _resolve(self, step: int | str | None) -> int:
         if step == "best":
@@ -765,10 +812,10 @@ def _storable(leaf: Any) -> np.ndarray | jax.Array:
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array):
+        if leaf.is_fully_addressable:
+            return np.array(leaf)
         if leaf.is_fully_replicated:
             return np.array(leaf.addressable_data(0))
-        if leaf.is_fully_addressable and jax.process_count() == 1:
-            return np.array(leaf)
         return jax.numpy.copy(leaf)
     return np.array(leaf)
 
@@ -833,8 +880,6 @@ def write_run_record(folder: PathLike, config: ConfigDict) -> None:
     """Write `run.json`: the command, the config, versions, devices and the date."""
     if jax.process_index() != 0:
         return
-    from importlib import metadata
-
     packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     versions = {"python": platform.python_version()}
     for package in packages:

@@ -92,8 +92,13 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     # What the kill left has another name, and the next run writes as ever.
+    assert len(files_below(tmp_path)) == 2
     artifacts.write_text(path, "new")
     assert path.read_text() == "new"
+    (tmp_path / ".hidden").write_text("")
+    artifacts.remove_leftovers(tmp_path)
+    artifacts.remove_leftovers(tmp_path / "none")
+    assert files_below(tmp_path) == [".hidden", "f.txt"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +233,8 @@ def test_sample_listed_twice_counts_once(tmp_path):
         "/etc/passwd",
         "seven\\..\\..\\outside.png",
         "seven/nul\0.png",
+        "nul\0/a.png",
+        "seven/./../../outside.png",
         "..",
         "",
         "linked_folder/outside.png",
@@ -487,6 +494,41 @@ def test_leaves_that_do_not_fit_are_named(tmp_path, params, says):
         with pytest.raises(artifacts.CheckpointMismatch) as caught:
             checkpoints.restore({"params": params, "n": 0})
     assert says in str(caught.value)
+
+
+def test_an_earlier_step_is_saved_as_well(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(5, {"x": 5})
+        checkpoints.save(3, {"x": 3})
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 5]
+        assert checkpoints.restore({"x": 0}, 3) == {"x": 3}
+
+
+def test_another_identity_may_follow_where_nothing_was_saved(tmp_path):
+    with Checkpoints(tmp_path, {"model": "a"}):
+        pass
+    with Checkpoints(tmp_path, {"model": "b"}) as checkpoints:
+        checkpoints.save(1, {"x": 1})
+    with pytest.raises(artifacts.CheckpointMismatch, match='"b" there and "a" here'):
+        Checkpoints(tmp_path, {"model": "a"})
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    state = {"x": np.arange(3.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"damaged")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(
+            UserError, match="checkpoint 2 in .* cannot be read"
+        ) as error:
+            checkpoints.restore(state)
+        assert f"Delete {tmp_path / '2'} to go on" in str(error.value)
+        np.testing.assert_array_equal(checkpoints.restore(state, 1)["x"], state["x"])
 
 
 def test_kill_while_saving_leaves_the_last_good_one(tmp_path):
