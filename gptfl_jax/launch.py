@@ -313,8 +313,10 @@ def _line_of(error: Exception, path: pathlib.Path) -> str:
 
 def _start_jax(command: _Command, config: ConfigDict) -> None:
     """Set what must be set before the first use of a device."""
-    # What the libraries log as an error they raise as well, and then we say it.
+    # What orbax logs as an error it raises as well, and then we say it. transformers
+    # advises to install torch, which we do without on purpose.
     logging.set_verbosity(logging.FATAL)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     dtypes = (
         config[section].get("dtype")
         for section in config.keys()
