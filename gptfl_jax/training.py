@@ -260,6 +260,7 @@ def make_learner(
         variables: Variables, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Variables]:
         augment, dropout = jax.random.split(key)
+        batch = jax.tree.map(jnp.asarray, batch)
         inputs = scale_pixels(batch.inputs)
         if augmentation is not None:
             inputs = augmentation(augment, inputs)
@@ -275,8 +276,8 @@ def make_learner(
         logits = logits.astype(wide)
         if gradient_scale != 1:
             logits = _scale_gradient(logits, gradient_scale)
-        losses = cross_entropy(logits, jnp.asarray(batch.labels), label_smoothing)
-        return masked_mean(losses, jnp.asarray(batch.mask)), dict(new_state)
+        losses = cross_entropy(logits, batch.labels, label_smoothing)
+        return masked_mean(losses, batch.mask), dict(new_state)
 
     def predict(variables: Variables, inputs: Any) -> Float[Array, "batch classes"]:
         logits = apply_model(variables, finish(scale_pixels(inputs)), False, None)

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptfl_jax import models, training
+from gptfl_jax.configuration import UserError
+
+
+def shapes(name, shape, num_classes=10, **options):
+    model = models.create(name, num_classes, **options)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape))))
+
+
+# Parameters worked out by hand: weights + biases + scales and biases of norms.
+CONVNET = (
+    (9 * 3 * 128 + 128 + 256) + 2 * (9 * 128 * 128 + 128 + 256) + 16 * 128 * 10 + 10
+)
+RESNET20 = (
+    (9 * 3 * 16 + 32)
+    + 6 * (9 * 16 * 16 + 32)
+    + (9 * 16 * 32 + 64)
+    + 5 * (9 * 32 * 32 + 64)
+    + (9 * 32 * 64 + 128)
+    + 5 * (9 * 64 * 64 + 128)
+    + 64 * 10
+    + 10
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "expected"),
+    [
+        ("convnet", (32, 32, 3), {}, CONVNET),
+        ("convnet", (32, 32, 3), {"norm": "group"}, CONVNET),
+        ("convnet", (32, 32, 3), {"norm": "none"}, CONVNET - 3 * 256),
+        ("convnet", (8, 8, 1), {"width": 4, "depth": 1}, 40 + 8 + 16 * 4 * 10 + 10),
+        ("cnn", (28, 28, 1), {}, 1_663_370),  # as the paper says
+        ("resnet", (32, 32, 3), {}, RESNET20),
+        ("resnet", (32, 32, 3), {"norm": "group"}, RESNET20),
+        ("resnet", (32, 32, 3), {"depth": 56}, 853_018),  # "0.85M" in the paper
+    ],
+)
+def test_number_of_parameters(name, shape, options, expected):
+    variables = shapes(name, shape, **options)
+    assert training.number_of_parameters(variables) == expected
+    state = set(variables) - {"params"}
+    batch_norm = name == "resnet" and "norm" not in options
+    assert state == ({"batch_stats"} if batch_norm else set())
+
+
+def test_convnet_by_hand():
+    # Width 1, one block: the kernel sums its window; norm and pool follow by hand.
+    model = models.create("convnet", 1, width=1, depth=1)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    params = {
+        "conv0": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.full(1, 5.0)},
+        "norm0": {"scale": jnp.full(1, 2.0), "bias": jnp.full(1, 0.5)},
+        "classifier": {"kernel": jnp.ones((4, 1)), "bias": jnp.ones(1)},
+    }
+    around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = sum(around[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3))
+    mean, var = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
+    y = np.maximum((y - mean) / np.sqrt(var + 1e-5) * 2 + 0.5, 0)
+    expected = y.reshape(2, 2, 2, 2, 2).mean((2, 4)).sum((1, 2)) + 1
+    logits = model.apply({"params": params}, jnp.asarray(x))
+    np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4)
+
+
+def test_odd_rows_are_dropped_by_the_pools():
+    params = shapes("convnet", (15, 13, 3), width=8, depth=2)["params"]
+    assert params["classifier"]["kernel"].shape == (3 * 3 * 8, 10)
+
+
+def test_resnet_shortcut_pads_channels_on_both_sides():
+    from gptfl_jax.models.resnet import BasicBlock
+
+    block = BasicBlock(features=4, stride=2, norm="group", groups=1)
+    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 2))
+    variables = jax.eval_shape(lambda: block.init(jax.random.key(0), x, False, None))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
+    y = block.apply(zero, x, False, None)
+    np.testing.assert_array_equal(y[..., 1:3], x[:, ::2, ::2])
+    assert not y[..., [0, 3]].any()
+
+
+def test_unknown_models_and_options_are_refused():
+    with pytest.raises(UserError, match="takes one of cnn, convnet, resnet"):
+        models.create("vgg0", 10)
+    with pytest.raises(UserError, match="takes one of"):
+        models.create("os.path", 10)
+    with pytest.raises(UserError, match="convnet does not take layers; it takes width"):
+        models.create("convnet", 10, layers=3)
+    with pytest.raises(UserError, match="norm = 'layer': takes instance"):
+        shapes("convnet", (8, 8, 1), norm="layer")
+    with pytest.raises(UserError, match="norm = 'layer': takes batch or group"):
+        shapes("resnet", (8, 8, 1), norm="layer")
+    with pytest.raises(UserError, match="depth = 18"):
+        shapes("resnet", (8, 8, 1), depth=18)
