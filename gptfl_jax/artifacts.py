@@ -439,11 +439,6 @@ class Metrics:
         text = "".join(json.dumps(_plain(line)) + "\n" for line in kept)
         write_text(self.path, text)
 
-    @classmethod
-    def open(cls, path: PathLike, resume_after: int | None = None) -> "Metrics":
-        """The same as the constructor."""
-        return cls(path, resume_after)
-
     def write(self, step: int, **scalars: Any) -> None:
         """Append one line. Arrays of one element count as numbers; NaN becomes null."""
         if self._writes:

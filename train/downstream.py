@@ -175,7 +175,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         else:
             artifacts.write_run_record(folder, config)
         log = folder / "metrics.jsonl"
-        metrics = artifacts.Metrics.open(log, resume_after=epoch or None)
+        metrics = artifacts.Metrics(log, resume_after=epoch or None)
         past = artifacts.read_metrics(log) if epoch else []
         highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
         last_saved, started = epoch, time.perf_counter()
