@@ -440,7 +440,7 @@ class Metrics:
         write_text(self.path, text)
 
     def write(self, step: int, **scalars: Any) -> None:
-        """Append one line. Arrays of one element count as numbers; NaN becomes null."""
+        """Append one line. Arrays without axes count as numbers; NaN becomes null."""
         if self._writes:
             line = json.dumps(_plain({"step": int(step), **scalars}))
             _append_lines(self.path, [line])
