@@ -1,0 +1,109 @@
+"""A Stable Diffusion so small that a program can be run and killed many times."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.solvers import DPMSolver
+from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+
+CONFIG = """
+from gptfl_jax import configuration
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "prompts", "generate")
+    config.prompts.classes = ("bird", "hot dog", "cat/dog")
+    config.generate.model = {model!r}
+    config.generate.samples_per_class = "6"
+    config.generate.num_steps = 2
+    config.generate.guidance_choices = (1.0, 3.0, 7.5)
+    config.generate.batch_size = 4
+    config.generate.preview_per_class = 2
+    return configuration.apply_arguments(config, arg, {{}})
+"""
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+    words = ["<end>", "<start>", "<unknown>", "a", "photo", "of"]
+    words += ["bird", "hot", "dog", "cat", "drawing"]
+    model = tokenizers.models.WordLevel(
+        {word: number for number, word in enumerate(words)}, unk_token="<unknown>"
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 0)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<start>",
+        eos_token="<end>",
+        unk_token="<unknown>",
+        pad_token="<end>",
+        model_max_length=8,
+    )
+
+
+def make_model(folder: pathlib.Path, seed: int) -> None:
+    """Saves a pipeline with random weights that makes 8x8 images."""
+    text = CLIPTextConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        hidden_act="gelu",
+        bos_token_id=1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    unet = UNetConfig(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(8,),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = VAEConfig(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+    )
+    networks = Networks(CLIPTextModel(text), UNet2DCondition(unet), AutoencoderKL(vae))
+    generator = np.random.default_rng(seed)
+
+    def weight(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        spread = 1 / np.sqrt(max(1, np.prod(shape.shape[:-1])))
+        return generator.normal(0, spread, shape.shape).astype(np.float32)
+
+    params = jax.tree.map(weight, networks.shapes())
+    StableDiffusion(networks, params, _tokenizer(), DPMSolver()).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder of a tiny Stable Diffusion with random weights."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(
+    tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A config of three classes with awkward names, six images each."""
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.format(model=str(tiny_model)))
+    return path

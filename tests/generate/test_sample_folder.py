@@ -1,0 +1,152 @@
+import os
+
+import numpy as np
+import pytest
+
+from generate import sample_folder
+from gptfl_jax import artifacts
+from gptfl_jax.artifacts import Sample
+from gptfl_jax.configuration import UserError
+
+
+def planned(*files):
+    return [Sample(file, "a", "an a", 1, None, "m") for file in files]
+
+
+def folder_of(path, files, complete=lambda path: path.exists(), **settings):
+    return sample_folder.SampleFolder(path, planned(*files), settings, complete)
+
+
+@pytest.mark.parametrize(
+    "classes, folders",
+    [
+        (["cat", "dog"], ["cat", "dog"]),
+        (["hot dog", "cat/dog", "a\\b"], ["hot_dog", "cat_dog", "a_b"]),
+        (["a b", "a_b", "A B", "a/b-1"], ["a_b", "a_b-1", "A_B-2", "a_b-1-3"]),
+        (["..", ".hidden", "-rf", "", "?"], ["class", "hidden", "rf", "class-3", "_"]),
+        (["manifest.jsonl", "run.json"], ["manifest.jsonl-0", "run.json-1"]),
+        (["../../etc/passwd"], ["_.._etc_passwd"]),
+        (["crème brûlée", "茶"], ["crème_brûlée", "茶"]),
+        (["x" * 300], ["x" * 80]),
+    ],
+)
+def test_folder_names(classes, folders):
+    assert sample_folder.folder_names(classes) == dict(
+        zip(classes, folders, strict=True)
+    )
+
+
+def test_lines_and_files_decide_what_is_made(tmp_path):
+    files = ["a/0", "a/1", "a/2", "a/3"]
+    folder = folder_of(tmp_path, files, steps=2)
+    assert folder.open() == set()
+    for name in ("a/0", "a/1", "a/2"):
+        artifacts.write_bytes(tmp_path / name, b"x")
+    # a/2 has no line yet; a/3 has a line but no file; the last line is torn.
+    artifacts.append_samples(tmp_path, planned("a/3", "a/1", "a/0"))
+    with open(tmp_path / "manifest.jsonl", "ab") as file:
+        file.write(b'{"file": "a/2", "la')
+    (tmp_path / ".manifest.jsonl.123").write_bytes(b"left over")
+    (tmp_path / "a" / ".2.99").write_bytes(b"left over")
+    (tmp_path / "a" / ".keep").write_bytes(b"not ours")
+    folder = folder_of(tmp_path, files, steps=2)
+    assert folder.open() == {"a/0", "a/1"}
+    assert artifacts.read_manifest(tmp_path) == planned("a/0", "a/1")
+    assert sorted(os.listdir(tmp_path)) == ["a", "manifest.jsonl", "settings.json"]
+    assert sorted(os.listdir(tmp_path / "a")) == [".keep", "0", "1", "2"]
+    with pytest.raises(UserError, match="2 samples are missing .the first: a/2"):
+        folder.close()
+
+
+def test_close_puts_lines_in_order(tmp_path):
+    folder = folder_of(tmp_path, ["a/0", "a/1", "a/2"])
+    folder.open()
+    for name in ("a/2", "a/0", "a/1"):
+        artifacts.write_bytes(tmp_path / name, b"x")
+        artifacts.append_samples(tmp_path, planned(name))
+    folder.close()
+    assert artifacts.read_manifest(tmp_path) == planned("a/0", "a/1", "a/2")
+
+
+def test_other_settings_are_refused(tmp_path):
+    folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:1", scales=(1.0, 2.0)).open()
+    same = folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:1", scales=(1.0, 2.0))
+    same.open()
+    with pytest.raises(
+        UserError, match="with steps = 2, now it is 3, .*or choose anot"
+    ):
+        folder_of(tmp_path, ["a/0"], steps=3).open()
+    with pytest.raises(UserError, match="was made with another digest, and samples"):
+        folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:2").open()
+    # A setting that is new or gone, as the prompts of one class more or less, is fine.
+    folder_of(tmp_path, ["a/0"], other=1).open()
+    with pytest.raises(UserError, match="with steps = 2, now it is 3"):
+        folder_of(tmp_path, ["a/0"], steps=3).open()
+
+
+def test_samples_out_of_plan_are_refused(tmp_path):
+    folder = folder_of(tmp_path, ["a/0", "a/1"])
+    folder.open()
+    for name in ("a/0", "a/1"):
+        artifacts.write_bytes(tmp_path / name, b"x")
+        artifacts.append_samples(tmp_path, planned(name))
+    with pytest.raises(
+        UserError, match=r"holds 1 samples more .*first: a/1\); ask for"
+    ):
+        folder_of(tmp_path, ["a/0"]).open()
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(UserError, match=r"not the settings\.json .*; delete"):
+        folder.open()
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json: cannot be read .*; delete"):
+        folder.open()
+
+
+def test_a_line_that_leaves_the_folder_is_refused(tmp_path):
+    folder = folder_of(tmp_path, ["a/0"])
+    folder.open()
+    artifacts.append_samples(tmp_path, planned("../a/0"))
+    with pytest.raises(UserError, match=r"line 1: the file '\.\./a/0' is outside"):
+        folder.open()
+
+
+def encode(row: np.ndarray) -> bytes:
+    return bytes(row)
+
+
+def test_writer_writes_files_then_lines_in_order(tmp_path):
+    written = []
+    with sample_folder.SampleWriter(tmp_path, encode, written.append) as writer:
+        for number in range(20):
+            batch = np.full((3, 2), number, np.uint8) + np.uint8([[0], [50], [100]])
+            samples = planned(f"a/{number}-0", f"a/{number}-2")
+            writer.put(samples, [0, 2], batch)
+    files = [f"a/{number}-{row}" for number in range(20) for row in (0, 2)]
+    assert artifacts.read_manifest(tmp_path) == planned(*files)
+    assert [sample.file for samples in written for sample in samples] == files
+    for number in range(20):
+        for row in (0, 2):
+            content = (tmp_path / f"a/{number}-{row}").read_bytes()
+            assert content == bytes([number + 50 * row] * 2)
+
+
+def test_writer_reports_what_it_could_not_write(tmp_path):
+    (tmp_path / "a").write_bytes(b"a file where a folder should be")
+    batch = np.zeros((1, 2), np.uint8)
+    with pytest.raises(artifacts.WriteError, match="a file stands where a folder"):
+        with sample_folder.SampleWriter(tmp_path, encode, print) as writer:
+            for number in range(9):
+                writer.put(planned(f"a/{number}"), [0], batch)
+    assert artifacts.read_manifest(tmp_path) == []
+
+
+def test_writer_keeps_what_was_written_before_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with sample_folder.SampleWriter(tmp_path, encode, print) as writer:
+            for number in range(9):
+                writer.put(planned(f"a/{number}"), [0], np.zeros((1, 2), np.uint8))
+            raise KeyboardInterrupt
+    made = artifacts.read_manifest(tmp_path)
+    assert len(made) >= 6  # all but those that were still waiting
+    assert made == planned(*(f"a/{number}" for number in range(len(made))))
+    assert all((tmp_path / sample.file).exists() for sample in made)
