@@ -275,19 +275,18 @@ def contact_sheet(
     columns = math.ceil(len(rows) / 25)
     per_column = math.ceil(len(rows) / columns)
     column_width = label_width + max(len(images) for _, images in rows) * (side + gap)
-    sheet = Image.new(
-        "RGB", (columns * column_width + 8, per_column * (side + gap) + gap), "white"
-    )
+    size = (columns * column_width, per_column * (side + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, (name, (_, images)) in enumerate(zip(names, rows, strict=True)):
         column, row = divmod(number, per_column)
-        x, y = column * column_width + 8, row * (side + gap) + gap
-        draw.text((x, y + side // 2), name, fill="black", font=font, anchor="lm")
+        x, y = column * column_width, row * (side + gap) + gap
+        draw.text((x + 8, y + side // 2), name, fill="black", font=font, anchor="lm")
         for position, image in enumerate(images):
             smooth = Image.Resampling.BOX if max(image.size) > side else 0
             scale = side / max(image.size)
             size = tuple(max(1, round(length * scale)) for length in image.size)
-            place = (x + label_width - 8 + position * (side + gap), y)
+            place = (x + label_width + position * (side + gap), y)
             sheet.paste(image.resize(size, smooth), place)
     return sheet
 

@@ -89,9 +89,9 @@ class SampleFolder:
           UserError: the folder holds samples that the plan does not, or that were made
             with other settings.
         """
+        artifacts.make_folder(self.folder)
         made = self._check()
         if jax.process_index() == 0:
-            artifacts.make_folder(self.folder)
             artifacts.write_json(self.folder / _SETTINGS, self._settings)
             self._remove_leftovers()
             self._put_in_order(made)
