@@ -417,7 +417,59 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "accuracies for which rounds and bytes are counted",
         ),
     },
-    "generator": {},
+    "generator": {
+        "families": _field(
+            (), _NAMES, "font families to render; empty: all that are installed"
+        ),
+        "pen_shapes_per_digit": _field(
+            150, _whole(0), "shapes of each digit drawn from pen paths, beside the fonts"
+        ),
+        "vae_channels": _field(
+            (8, 16, 32),
+            _tuple_of(_whole(4), "whole numbers >= 4"),
+            "channels of the autoencoder, finest resolution first",
+        ),
+        "latent_channels": _field(4, _whole(1), "channels of the latents"),
+        "vae_steps": _field(900, _whole(1), "training steps of the autoencoder"),
+        "vae_learning_rate": _field(
+            2e-3, _number(above=0), "peak learning rate of the autoencoder"
+        ),
+        "kl_weight": _field(
+            1e-3, _number(least=0), "weight of the latents' KL divergence, by element"
+        ),
+        "pictures": _field(
+            60_000, _whole(1), "pictures rendered and encoded for the denoiser"
+        ),
+        "unet_channels": _field(
+            (48, 96),
+            _tuple_of(_whole(16), "whole numbers >= 16"),
+            "channels of the denoiser, finest resolution first",
+        ),
+        "text_features": _field(96, _whole(8), "features of a token"),
+        "text_layers": _field(2, _whole(1), "layers of the text encoder"),
+        "unet_steps": _field(4500, _whole(1), "training steps of the denoiser"),
+        "unet_learning_rate": _field(
+            1.5e-3, _number(above=0), "peak learning rate of the denoiser"
+        ),
+        "empty_prompts": _field(
+            0.1,
+            _number(least=0, most=1),
+            "share of prompts left empty, for classifier-free guidance",
+        ),
+        "ema_decay": _field(
+            0.998, _number(least=0, most=1), "decay of the averaged weights"
+        ),
+        "batch_size": _field(64, _whole(1), "pictures a step, over all devices"),
+        "checkpoint_every": _field(250, _whole(1), "steps between checkpoints"),
+        "log_every": _field(25, _whole(1), "steps between lines of metrics.jsonl"),
+        "test_samples": _field(
+            5000, _whole(0), "samples for the quality measure at the end; 0: none"
+        ),
+        "test_steps": _field(12, _whole(1), "denoising steps of those samples"),
+        "test_guidance_scale": _field(
+            2.0, _number(least=0), "guidance of those samples"
+        ),
+    },
 }
 
 
