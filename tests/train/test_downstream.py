@@ -1,0 +1,327 @@
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from gptfl_jax import artifacts, configuration, training
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import sources
+from train import downstream
+
+
+def make_config(**settings):
+    config = configuration.default_config("data", "model", "train")
+    config.model.options = {"width": 8, "depth": 1}
+    config.train.update(
+        {
+            "data": "real",
+            "epochs": 4,
+            "batch_size": 100,
+            "learning_rate": 0.01,
+            "checkpoint_every": 2,
+            **settings,
+        }
+    )
+    configuration.validate(config)
+    return config
+
+
+def metrics_of(workdir, drop=("seconds",)):
+    lines = artifacts.read_metrics(workdir / "pretrain" / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in drop} for line in lines]
+
+
+def weights_of(workdir, config, step=None):
+    """The variables of a checkpoint, read as a later stage does."""
+    data = downstream.load_data(config, workdir)
+    template = downstream.make_learner(config, data).init(jax.random.key(9))
+    folder = workdir / "pretrain" / "checkpoints"
+    variables = artifacts.restore_checkpoint(
+        folder, {"variables": template}, step=step
+    )["variables"]
+    return jax.tree.map(np.asarray, variables)
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The workdir of an uninterrupted run of `make_config()`."""
+    workdir = tmp_path_factory.mktemp("finished")
+    downstream.run(make_config(), workdir)
+    return workdir
+
+
+def test_the_digits_are_learned_and_measured(finished):
+    config = make_config()
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["accuracy"] > 0.8 > 0.5 > lines[-1]["train_loss"] / 2
+    assert lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    # 13 steps an epoch: 1,275 of the 1,415 examples, the rest is for validation.
+    data = downstream.load_data(config, finished)
+    assert (len(data.train.labels), len(data.validation.labels)) == (1275, 140)
+    halfway = 0.01 * (1 + np.cos(np.pi * 26 / 52)) / 2
+    assert lines[1]["learning_rate"] == pytest.approx(halfway, rel=1e-5)
+    # The checkpoint is of the weights that were measured.
+    learner = downstream.make_learner(config, data)
+    for step, line in (
+        (None, lines[-1]),
+        (
+            "best",
+            max(lines, key=lambda line: (line["validation_accuracy"], line["step"])),
+        ),
+    ):
+        variables = weights_of(finished, config, step)
+        result = training.evaluate(
+            learner, variables, data.test.inputs, data.test.labels, 10
+        )
+        assert result.accuracy == line["accuracy"]
+        assert result.macro_f1 == pytest.approx(line["macro_f1"])
+        assert result.loss == pytest.approx(line["loss"], rel=1e-5)
+    record = json.loads((finished / "pretrain" / "run.json").read_text())
+    assert record["config"]["train"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 4])
+def test_a_run_that_is_cut_short_ends_the_same(
+    tmp_path, monkeypatch, finished, kill_at
+):
+    write = artifacts.Metrics.write
+
+    def killed(self, step, **scalars):
+        write(self, step, **scalars)
+        if step == kill_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts.Metrics, "write", killed)
+        downstream.run(make_config(), tmp_path)
+    downstream.run(make_config(), tmp_path)
+    assert metrics_of(tmp_path) == metrics_of(finished)
+    for step in (None, "best"):
+        assert_same(
+            weights_of(tmp_path, make_config(), step),
+            weights_of(finished, make_config(), step),
+        )
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+    before = (finished / "pretrain" / "metrics.jsonl").read_bytes()
+    downstream.run(make_config(), finished)
+    assert (finished / "pretrain" / "metrics.jsonl").read_bytes() == before
+    assert "last (epoch 4): accuracy" in capsys.readouterr().out
+
+
+def test_checkpoints_of_another_run_are_refused(finished):
+    config = make_config()
+    config.model.options = {"width": 16, "depth": 1}
+    with pytest.raises(UserError, match=r"model.options.width is 8 there and 16 here"):
+        downstream.run(config, finished)
+    with pytest.raises(UserError, match=r"train.learning_rate is 0.01 there"):
+        downstream.run(make_config(learning_rate=0.1), finished)
+    with pytest.raises(UserError, match=r"of another model: variables/params"):
+        weights_of(finished, config)
+
+
+def test_a_second_run_at_once_is_refused(finished):
+    with (
+        artifacts.lock(finished / "pretrain"),
+        pytest.raises(UserError, match="in use"),
+    ):
+        downstream.run(make_config(), finished)
+
+
+def test_the_seed_decides(tmp_path, finished):
+    config = make_config(epochs=1)
+    config.seed = 1
+    downstream.run(config, tmp_path)
+    assert (
+        metrics_of(tmp_path)[0]["train_loss"] != metrics_of(finished)[0]["train_loss"]
+    )
+
+
+def test_divergence_stops_the_run(tmp_path):
+    config = make_config(learning_rate=1e30, optimizer="sgd")
+    with pytest.raises(UserError, match=r"training loss is \w+ in epoch 1: lower"):
+        downstream.run(config, tmp_path)
+    assert metrics_of(tmp_path) == []
+
+
+def test_missing_synthetic_pictures_name_the_command(tmp_path):
+    with pytest.raises(UserError, match="python -m generate.images"):
+        downstream.run(make_config(data="synthetic"), tmp_path)
+
+
+def write_synthetic(workdir, per_class=12):
+    """Enlarged real digits in the place of generated ones: 32x32 RGB."""
+    train = sources.load("sklearn_digits").train
+    samples, files = [], {}
+    for label, name in enumerate(train.class_names):
+        rows = np.flatnonzero(train.labels == label)[:per_class]
+        for index, row in enumerate(rows):
+            file = f"{name}/{name}_{index:05d}.png"
+            large = train.inputs[row].repeat(4, 0).repeat(4, 1).repeat(3, 2)
+            path = workdir / "synthetic" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(large).save(path)
+            files[file] = train.inputs[row]
+            samples.append(artifacts.Sample(file, name, "", index, 7.5, "test"))
+    artifacts.append_samples(workdir / "synthetic", samples)
+    return files
+
+
+def test_synthetic_real_and_both(tmp_path, capsys):
+    files = write_synthetic(tmp_path)
+    (tmp_path / "synthetic/3/3_00001.png").write_bytes(b"broken")
+    config = make_config(data="synthetic", validation_fraction=0)
+    data = downstream.load_data(config, tmp_path)
+    assert "1 left out" in capsys.readouterr().out
+    assert data.validation is None
+    del files["3/3_00001.png"]
+    # Conversion to 8x8 grey undoes the enlargement.
+    np.testing.assert_array_equal(data.train.inputs, np.stack(list(files.values())))
+    assert np.bincount(data.train.labels).tolist() == [12] * 3 + [11] + [12] * 6
+    assert len(data.test.labels) == 382
+
+    both = downstream.load_data(
+        make_config(data="both", validation_fraction=0), tmp_path
+    ).train
+    assert len(both.labels) == 1415 + 119
+    # Without validation data the best checkpoint is the last.
+    config.train.epochs = 2
+    downstream.run(config, tmp_path)
+    out = capsys.readouterr().out
+    assert "last (epoch 2)" in out and "best (epoch 2)" in out
+    assert_same(weights_of(tmp_path, config), weights_of(tmp_path, config, "best"))
+
+
+def test_classes_without_synthetic_pictures_are_named(tmp_path, capsys):
+    write_synthetic(tmp_path, per_class=2)
+    lines = (tmp_path / "synthetic/manifest.jsonl").read_text().splitlines(True)
+    kept = [line for line in lines if '"label": "7"' not in line]
+    (tmp_path / "synthetic/manifest.jsonl").write_text("".join(kept))
+    downstream.load_data(make_config(data="synthetic"), tmp_path)
+    assert "no synthetic pictures of 7" in capsys.readouterr().out
+
+
+def test_steps_in_a_loop_are_the_steps_one_by_one():
+    config = make_config(batch_size=300, flip=True)
+    data = downstream.load_data(config, pathlib.Path("unused"))
+    learner = downstream.make_learner(config, data)
+    # Not Adam: it would amplify rounding in the biases that instance norm makes void.
+    optimizer = training.make_optimizer("sgd", 0.01)
+    mesh = downstream.data_mesh(1)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    key = np.asarray(jax.random.key_data(jax.random.key(0)))
+    count = len(data.train.labels)
+    order, advance = downstream.make_epoch(learner, optimizer, key, count, 300, split)
+    table = order(np.int32(3))
+    assert table.shape == (5, 300)
+    np.testing.assert_array_equal(np.sort(table[table >= 0]), np.arange(count))
+    assert (table[-1] >= 0).sum() == count - 4 * 300
+    assert (order(np.int32(4)) != table).any()
+
+    examples = jax.tree.map(jax.numpy.asarray, (data.train.inputs, data.train.labels))
+
+    def begin():
+        state = training.init_state(learner, optimizer, jax.random.key(0))
+        return state, jax.numpy.zeros(())
+
+    looped = advance(begin(), examples, table, np.int32(0), 3)
+    single = begin()
+    for step in range(3):
+        single = advance(single, examples, table, np.int32(step), 1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        looped,
+        single,
+    )
+
+
+# Devices and processes --------------------------------------------------------------
+
+CONFIG_FILE = """
+from gptfl_jax import configuration
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "model", "train")
+    config.model.options = {"width": 8, "depth": 1}
+    config.train.data = "real"
+    config.train.epochs = 2
+    config.train.batch_size = 516
+    config.train.optimizer = "sgd"
+    config.train.learning_rate = 0.01
+    config.train.crop_padding = 1
+    config.train.flip = True
+    return config
+"""
+
+
+def start(repository, tmp_path, workdir, *flags):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG_FILE)
+    arguments = [f"--config={path}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.downstream", *arguments],
+        cwd=repository,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), (
+        outputs
+    )
+    return outputs
+
+
+@pytest.mark.slow
+def test_devices_and_processes_do_not_change_the_result(repository, tmp_path):
+    # 516 rows a step are 65 on each of 8 devices, 4 of them padding.
+    one = start(repository, tmp_path, tmp_path / "one", "--cpu_devices=1")
+    finish(one)
+    finish(start(repository, tmp_path, tmp_path / "eight", "--cpu_devices=8"))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    outputs = finish(
+        *(
+            start(
+                repository,
+                tmp_path,
+                tmp_path / "two",
+                "--cpu_devices=1",
+                f"--coordinator_address={address}",
+                "--num_processes=2",
+                f"--process_id={process}",
+            )
+            for process in range(2)
+        )
+    )
+    assert "last (epoch 2)" in outputs[0] and "last" not in outputs[1]
+    expected = metrics_of(tmp_path / "one")
+    for other in ("eight", "two"):
+        lines = metrics_of(tmp_path / other)
+        assert len(lines) == len(expected) == 2
+        for line, reference in zip(lines, expected, strict=True):
+            assert line == pytest.approx(reference, rel=1e-3)
+        config = make_config()
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            weights_of(tmp_path / other, config),
+            weights_of(tmp_path / "one", config),
+        )
