@@ -422,7 +422,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             (), _NAMES, "font families to render; empty: all that are installed"
         ),
         "pen_shapes_per_digit": _field(
-            150, _whole(0), "shapes of each digit drawn from pen paths, beside the fonts"
+            150, _whole(0), "shapes of a digit drawn from pen paths, beside the fonts"
         ),
         "vae_channels": _field(
             (8, 16, 32),
