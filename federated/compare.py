@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from federated import simulate
 from gptfl_jax import configuration
-from gptfl_jax.configuration import UserError
+from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.launch import launch
 
 
@@ -39,8 +39,15 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
         for seed in config.compare.seeds:
             run = copy.deepcopy(config)
             run.seed = seed
-            with run.federated.ignore_type():
-                run.federated.update(fields)
+            for field, value in fields.items():
+                if field not in run.federated:
+                    raise ConfigError(
+                        f"config.compare.methods['{name}']['{field}']: there is no "
+                        f"config.federated.{field}; there are "
+                        + ", ".join(sorted(run.federated))
+                    )
+                with run.federated.ignore_type():
+                    run.federated[field] = value
             run.federated.run = f"{name}-s{seed}"
             configuration.validate(run)
             configs.append(run)
@@ -75,7 +82,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         else:
             print(simulate.outcome(name, last), flush=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
+        raise UserError(
+            f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}"
+        )
 
 
 def main() -> None:

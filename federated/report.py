@@ -44,8 +44,11 @@ from gptfl_jax.data import sources
 from gptfl_jax.launch import launch
 
 SYNTHETIC_ONLY = "Synthetic only"
-# Fields that may differ between runs of one method.
-_NOT_THE_METHOD = ("federated.run", "seed")
+# Fields that may differ between runs of one method, as their seed may.
+_NOT_THE_METHOD = (
+    *("federated.run", "federated.checkpoint_every", "federated.eval_batch_size"),
+    "federated.client_execution",
+)
 _HUES = ("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00")
 _GREY = "#5f6b76"
 
@@ -125,7 +128,7 @@ def _display_name(algorithm: str, init: str) -> str:
 
 
 def methods_of(runs: Sequence[Run]) -> list[Method]:
-    """Takes runs that differ only in their seed together, in order of appearance.
+    """Takes runs that differ only in their seed together; those from scratch first.
 
     Methods that would have the same name are told apart by the fields in which they
     differ: `FedAvg from scratch (alpha 0.5)`.
@@ -157,15 +160,20 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
                 f"{path.rpartition('.')[2]} {fields.get(path)}" for path in differing
             )
             names[key] = f"{name} ({what})" if what else name
-    return [
+    methods = [
         Method(
             names[key],
             members[0].config["federated"]["algorithm"],
             members[0].config["federated"]["init"],
-            tuple(members),
+            tuple(sorted(members, key=lambda run: run.config["seed"])),
         )
         for key, members in groups.items()
     ]
+    order = ("random", "synthetic")
+    return sorted(
+        methods,
+        key=lambda m: (order.index(m.init) if m.init in order else 2, m.name),
+    )
 
 
 def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:
@@ -256,9 +264,13 @@ def synthetic_only(methods: Sequence[Method]) -> Method | None:
                 starts.setdefault(
                     run.config["seed"], Run(run.folder, run.config, [start])
                 )
-    if not starts:
+    runs = tuple(starts[seed] for seed in sorted(starts))
+    if not runs:
         return None
-    return Method(SYNTHETIC_ONLY, "none", "synthetic", tuple(starts.values()))
+    # One training of stage 2 is one measurement, whatever the seeds that start from it.
+    if len({(run.metrics[0]["accuracy"], run.metrics[0]["loss"]) for run in runs}) == 1:
+        runs = runs[:1]
+    return Method(SYNTHETIC_ONLY, "none", "synthetic", runs)
 
 
 def _percent(mean: float, std: float, seeds: int) -> str:
@@ -307,7 +319,10 @@ def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
     lines = [
         "  ".join(
             [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            + [
+                cell.rjust(width)
+                for cell, width in zip(line[1:], widths[1:], strict=True)
+            ]
         ).rstrip()
         for line in [header, *body]
     ]
@@ -604,9 +619,9 @@ pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; font-size: .85
 
 
 def _image(kind: str, data: bytes, alt: str, caption: str) -> str:
-    encoded = base64.b64encode(data).decode()
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return (
-        f'<figure><img alt="{html.escape(alt)}" src="data:image/{kind};base64,{encoded}">'
+        f'<figure><img alt="{html.escape(alt)}" src="{source}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 

@@ -186,9 +186,9 @@ def initial_weights(
     Raises:
       UserError: the checkpoint is missing, or of another model.
     """
-    fresh = learner.init(_key(config.seed, _INITIAL_WEIGHTS))
+    key = _key(config.seed, _INITIAL_WEIGHTS)
     if config.federated.init == "random":
-        return fresh
+        return learner.init(key)
     folder = pathlib.Path(config.federated.init).expanduser()
     of_workdir = workdir
     if config.federated.init == "synthetic":
@@ -200,7 +200,8 @@ def initial_weights(
     artifacts.require(
         folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
     )
-    return artifacts.restore_checkpoint(folder, {"variables": fresh})["variables"]
+    template = {"variables": jax.eval_shape(learner.init, key)}
+    return artifacts.restore_checkpoint(folder, template)["variables"]
 
 
 def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
@@ -487,7 +488,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def outcome(name: str, last: dict[str, Any]) -> str:
     """A line about the end of a run."""
-    dropped = f", {last['dropped']} clients dropped" if last.get("dropped") else ""
+    dropped = ""
+    if last.get("dropped"):
+        dropped = f", {last['dropped']} clients dropped in the last round"
     sent = (last["bytes_up"] + last["bytes_down"]) / 1e6
     return (
         f"{name}: accuracy {last['accuracy']:.4f}, macro F1 {last['macro_f1']:.4f}, "

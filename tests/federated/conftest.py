@@ -1,0 +1,47 @@
+"""A federation that runs in a second: digits, few clients, a network of 4 channels."""
+
+import pathlib
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from federated import simulate
+from gptfl_jax import artifacts, configuration
+
+
+def make_config(**federated) -> ConfigDict:
+    config = configuration.default_config(
+        "data", "model", "federated", "compare", "report"
+    )
+    config.model.options = {"width": 4, "depth": 1}
+    config.federated.update(
+        {
+            "partition": "dirichlet",
+            "num_clients": 12,
+            "cohort_size": 3,
+            "rounds": 6,
+            "min_examples": 5,
+            "eval_every": 2,
+            "checkpoint_every": 2,
+            "batch_size": 16,
+            **federated,
+        }
+    )
+    configuration.validate(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def setting() -> simulate.Setting:
+    """Of `make_config()`, compiled once for all tests."""
+    return simulate.prepare(make_config())
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path, setting: simulate.Setting) -> pathlib.Path:
+    """A workdir in which stage 2 has left its weights."""
+    variables = setting.learner.init(jax.random.key(5))
+    with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"variables": variables})
+    return tmp_path

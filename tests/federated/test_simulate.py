@@ -1,0 +1,331 @@
+"""Stage 3's loop: what it writes, how it resumes, what it refuses."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from federated import compare, simulate
+from gptfl_jax import artifacts, training
+from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
+from gptfl_jax.configuration import ConfigError, UserError
+from gptfl_jax.data import partition
+
+from .conftest import make_config
+
+
+def lines_without_seconds(folder: pathlib.Path) -> list[str]:
+    """The bytes of each line up to the time it took, which comes last."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert all(', "seconds": ' in line for line in lines)
+    return [line.rpartition(', "seconds": ')[0] for line in lines]
+
+
+def weights(folder: pathlib.Path, setting: simulate.Setting) -> np.ndarray:
+    template = {"variables": setting.learner.init(jax.random.key(0))}
+    restored = artifacts.restore_checkpoint(folder / "checkpoints", template)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(restored)])
+
+
+def test_writes_what_it_says(tmp_path, setting, capsys):
+    config = make_config()
+    last = simulate.simulate(config, tmp_path, setting)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+
+    metrics = artifacts.read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(7))
+    tested = [line["step"] for line in metrics if "accuracy" in line]
+    assert tested == [0, 2, 4, 6]
+    assert last["step"] == 6 and last["clients"] == 3 and last["dropped"] == 0
+
+    # Everybody gets the weights and sends them back, as float32.
+    variables = setting.learner.init(jax.random.key(0))
+    size = 4 * training.number_of_parameters(variables)
+    assert [line["bytes_up"] for line in metrics] == [3 * size * i for i in range(7)]
+    assert [line["bytes_down"] for line in metrics] == [3 * size * i for i in range(7)]
+
+    data = simulate.deal(config, setting.source.train)
+    saved = json.loads((folder / "partition.json").read_text())
+    assert saved["sizes"] == np.diff(data.offsets).tolist()
+    assert np.sum(saved["label_counts"], axis=1).tolist() == saved["sizes"]
+    real_counts = np.bincount(setting.source.train.labels)
+    assert np.sum(saved["label_counts"], axis=0).tolist() == real_counts.tolist()
+    assert saved["class_names"] == [str(digit) for digit in range(10)]
+    assert "12 clients, 1,415 examples" in capsys.readouterr().out
+
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["federated"]["num_clients"] == 12
+
+    # The test accuracy in the file is that of the weights in the checkpoint.
+    template = {"variables": variables}
+    restored = artifacts.restore_checkpoint(folder / "checkpoints", template)
+    test = setting.source.test
+    logits = jax.device_get(
+        setting.learner.predict(jax.device_get(restored["variables"]), test.inputs)
+    )
+    assert last["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == test.labels))
+
+
+def test_resumed_equals_uninterrupted(tmp_path, setting, monkeypatch):
+    config = make_config()
+    whole = tmp_path / "whole" / "federated" / "fedavg-random-s0"
+    simulate.simulate(config, tmp_path / "whole", setting)
+
+    stopped = tmp_path / "stopped" / "federated" / "fedavg-random-s0"
+    write = artifacts.Metrics.write
+    for stop_at in (1, 3, 5, 6):
+
+        def write_or_die(self, step, stop_at=stop_at, **scalars):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            write(self, step, **scalars)
+
+        monkeypatch.setattr(artifacts.Metrics, "write", write_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            simulate.simulate(config, tmp_path / "stopped", setting)
+        # As a kill in the middle of a write leaves it.
+        with open(stopped / "metrics.jsonl", "a") as file:
+            file.write('{"step": 99, "trai')
+    monkeypatch.setattr(artifacts.Metrics, "write", write)
+    simulate.simulate(config, tmp_path / "stopped", setting)
+
+    assert lines_without_seconds(stopped) == lines_without_seconds(whole)
+    np.testing.assert_allclose(
+        weights(stopped, setting), weights(whole, setting), rtol=0, atol=1e-6
+    )
+
+
+def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
+    simulate.simulate(make_config(rounds=4), tmp_path / "a", setting)
+    simulate.simulate(make_config(rounds=6), tmp_path / "a", setting)
+    simulate.simulate(make_config(rounds=6), tmp_path / "b", setting)
+    name = "federated/fedavg-random-s0"
+    assert lines_without_seconds(tmp_path / "a" / name) == lines_without_seconds(
+        tmp_path / "b" / name
+    )
+    capsys.readouterr()
+    again = simulate.simulate(make_config(rounds=6), tmp_path / "a", setting)
+    assert again["step"] == 6
+    assert "all 6 rounds are done" in capsys.readouterr().out
+
+
+def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
+    """Seed, partition, cohorts and keys are those of the documented streams."""
+    config = make_config()
+    config.seed = 3
+    simulate.simulate(config, tmp_path, setting)
+    data = simulate.deal(config, setting.source.train)
+    base = jax.random.fold_in(jax.random.key(3), 3)
+    initial, cohorts, clients = (jax.random.fold_in(base, i) for i in range(3))
+    state = setting.algorithm.init(setting.learner.init(initial), 12)
+    for done in range(6):
+        chosen = simulate.sampling.cohort(cohorts, done, 12, 3)
+        assert len(set(chosen.tolist())) == 3
+        state, _ = setting.algorithm.round(
+            state, jax.device_put(data), chosen, jax.random.fold_in(clients, done)
+        )
+    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.variables)])
+    got = weights(tmp_path / "federated" / "fedavg-random-s3", setting)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_natural_clients_are_the_writing_runs(setting):
+    config = make_config(partition="natural")
+    data = simulate.deal(config, setting.source.train)
+    assert np.diff(data.offsets).tolist() == [
+        *(130, 126, 130, 130, 130, 130, 130, 123, 128, 130, 128)
+    ]
+
+
+def test_start_from_stage_2(workdir, setting):
+    config = make_config(init="synthetic", rounds=1)
+    simulate.simulate(config, workdir, setting)
+    by_path = make_config(init=str(workdir / "pretrain"), rounds=1, run="by-path")
+    simulate.simulate(by_path, workdir, setting)
+    root = workdir / "federated"
+    synthetic = lines_without_seconds(root / "fedavg-synthetic-s0")
+    assert synthetic == lines_without_seconds(root / "by-path")
+    # Weights of a federated run are a start as well.
+    onward = make_config(init=str(root / "by-path"), rounds=1, run="onward")
+    simulate.simulate(onward, workdir, setting)
+    first, last = (
+        artifacts.read_metrics(root / "onward" / "metrics.jsonl")[0],
+        artifacts.read_metrics(root / "by-path" / "metrics.jsonl")[-1],
+    )
+    assert first["accuracy"] == last["accuracy"] and first["loss"] == last["loss"]
+
+
+def test_stage_2_run_again_is_noticed(workdir, setting):
+    config = make_config(init="synthetic", rounds=1)
+    simulate.simulate(config, workdir, setting)
+    other = setting.learner.init(jax.random.key(6))
+    with artifacts.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.save(2, {"variables": other})
+    with pytest.raises(CheckpointMismatch, match=r"federated\.initial_weights"):
+        simulate.simulate(config, workdir, setting)
+
+
+def test_missing_stage_2_names_its_command(tmp_path, setting):
+    config = make_config(init="synthetic")
+    with pytest.raises(UserError, match=r"python -m train\.downstream .*--workdir="):
+        simulate.simulate(config, tmp_path, setting)
+    config = make_config(init=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere.* is missing.*train\.downstream"):
+        simulate.simulate(config, tmp_path, setting)
+
+
+def test_initial_weights_of_another_model_are_refused(tmp_path, setting):
+    with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"variables": {"params": {"other": np.zeros(3)}}})
+    config = make_config(init="synthetic")
+    with pytest.raises(CheckpointMismatch, match="is of another model"):
+        simulate.simulate(config, tmp_path, setting)
+
+
+def test_folder_of_another_run_is_refused(tmp_path, setting):
+    simulate.simulate(make_config(rounds=1, run="mine"), tmp_path, setting)
+    config = make_config(rounds=1, run="mine")
+    config.model.options.width = 8
+    with pytest.raises(CheckpointMismatch, match=r"model\.options\.width is 4 there"):
+        simulate.simulate(config, tmp_path)
+    with pytest.raises(CheckpointMismatch, match=r"federated\.batch_size is 16 there"):
+        simulate.simulate(
+            make_config(rounds=1, run="mine", batch_size=8), tmp_path, setting
+        )
+
+
+def test_cohort_larger_than_the_clients_is_refused(tmp_path, setting):
+    config = make_config(partition="natural", cohort_size=12)
+    with pytest.raises(ConfigError, match=r"federated\.cohort_size = 12.*11"):
+        simulate.simulate(config, tmp_path, setting)
+
+
+def test_second_run_on_one_folder_is_refused(tmp_path, setting):
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    with (
+        artifacts.lock(folder),
+        pytest.raises(WorkdirInUse, match="in use by another run"),
+    ):
+        simulate.simulate(make_config(), tmp_path, setting)
+
+
+@pytest.fixture(scope="module")
+def setting_with_nan(setting) -> simulate.Setting:
+    """Natural clients, the first two of which hold a NaN in every example."""
+    train = setting.source.train
+    inputs = train.inputs.astype(np.float32) / 255
+    inputs[train.clients < 2] = np.nan
+    source = setting.source._replace(train=train._replace(inputs=inputs))
+    config = make_config(partition="natural")
+    model = simulate.models.create("convnet", 10, **config.model.options)
+    learner = training.make_learner(
+        model, training.example_of(inputs), normalisation=training.Normalisation(*_HALF)
+    )
+    algorithm = simulate.make_algorithm(config.federated, learner, setting.mesh)
+    return setting._replace(source=source, learner=learner, algorithm=algorithm)
+
+
+_HALF = ((0.5,), (0.5,))
+
+
+def test_clients_with_nan_are_dropped_and_counted(tmp_path, setting_with_nan, capsys):
+    config = make_config(partition="natural", rounds=8)
+    last = simulate.simulate(config, tmp_path, setting_with_nan)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
+    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
+    bad = [
+        int((simulate.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
+        for done in range(8)
+    ]
+    assert 0 < sum(bad) and max(bad) < 3
+    assert [line["dropped"] for line in metrics] == bad
+    assert [line["clients"] for line in metrics] == [3 - count for count in bad]
+    assert np.isfinite([line["train_loss"] for line in metrics]).all()
+    assert np.isfinite(weights(folder, setting_with_nan)).all()
+    outcome = simulate.outcome("run", {**last, "dropped": 2})
+    assert outcome.endswith("2 clients dropped in the last round")
+
+
+def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
+    train = setting_with_nan.source.train
+    nothing_else = train._replace(inputs=np.full_like(train.inputs, np.nan))
+    source = setting_with_nan.source._replace(train=nothing_else)
+    config = make_config(partition="natural")
+    with pytest.raises(
+        simulate.CohortFailed,
+        match=r"round 1: the updates of all 3 clients were NaN or infinite.*"
+        r"config\.federated\.client_learning_rate \(now 0\.1\)",
+    ):
+        simulate.simulate(config, tmp_path, setting_with_nan._replace(source=source))
+
+
+def test_compare_runs_every_method_with_every_seed(workdir, setting, capsys):
+    config = make_config(rounds=2)
+    config.compare.methods = {
+        "scratch": {"init": "random"},
+        "gptfl": {"init": "synthetic", "eval_every": 1},
+    }
+    config.compare.seeds = (0, 2)
+    configs = compare.runs(config)
+    assert [simulate.run_name(each) for each in configs] == [
+        *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
+    ]
+    # Seeds and initial weights share compiled programs, step sizes do not.
+    assert len({simulate.shared_by(each) for each in configs}) == 1
+    other = make_config(client_learning_rate=0.2)
+    assert simulate.shared_by(other) != simulate.shared_by(configs[0])
+
+    compare.run(config, workdir)
+    assert "[4/4] scratch-s2" in capsys.readouterr().out
+    alone = make_config(rounds=2, run="alone")
+    alone.seed = 2
+    simulate.simulate(alone, workdir, setting)
+    root = workdir / "federated"
+    assert lines_without_seconds(root / "alone") == lines_without_seconds(
+        root / "scratch-s2"
+    )
+
+
+def test_compare_checks_the_methods_first(tmp_path):
+    config = make_config()
+    with pytest.raises(UserError, match="compare.methods is empty"):
+        compare.run(config, tmp_path)
+    config.compare.methods = {"one": {"round": 3}}
+    with pytest.raises(ConfigError, match=r"there is no config\.federated\.round; "):
+        compare.run(config, tmp_path)
+    config.compare.methods = {"one": {"rounds": 0}}
+    with pytest.raises(ConfigError, match=r"config\.federated\.rounds = 0"):
+        compare.run(config, tmp_path)
+
+
+def test_a_failed_method_does_not_stop_the_comparison(tmp_path, monkeypatch, capsys):
+    def fail_or_pass(config, workdir, setting):
+        if config.federated.run == "bad-s0":
+            raise simulate.CohortFailed("bad-s0, round 1: all NaN")
+        line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
+        return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
+
+    monkeypatch.setattr(simulate, "prepare", lambda config: None)
+    monkeypatch.setattr(simulate, "simulate", fail_or_pass)
+    config = make_config()
+    config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}
+    config.compare.seeds = (0,)
+    with pytest.raises(UserError, match="1 of 2 runs failed: bad-s0"):
+        compare.run(config, tmp_path)
+    assert "good-s0: accuracy 0.5000" in capsys.readouterr().out
+
+
+def test_partition_summary_in_words():
+    counts = np.array([[3, 1], [0, 2]])
+    data = partition.FederatedData(
+        np.zeros((6, 1), np.float32),
+        np.array([0, 0, 0, 1, 1, 1], np.int32),
+        np.array([0, 4, 6], np.int32),
+    )
+    summary = partition.summarise(data, 2)
+    assert summary.histogram.tolist() == counts.tolist()
+    text = str(summary)
+    assert "2 clients, 6 examples" in text and "2 to 4 examples" in text
