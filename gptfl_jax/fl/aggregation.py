@@ -167,7 +167,7 @@ def accumulator_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def accumulator(like: Array) -> Array:
+def accumulator(like: Array | jax.ShapeDtypeStruct) -> Array:
     """Zeros for a sum of arrays like this one."""
     return jnp.zeros(like.shape, accumulator_dtype(like.dtype))
 

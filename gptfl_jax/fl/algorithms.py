@@ -126,11 +126,13 @@ def compose(
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
     ) -> tuple[ServerState, RoundMetrics]:
-        client_key, dropout_key, noise_key = jax.random.split(key, 3)
+        # Clients fold their number into the key; these two are no client's number.
+        dropout_key = jax.random.fold_in(key, 2**32 - 1)
+        noise_key = jax.random.fold_in(key, 2**32 - 2)
         reports = None
         if dropout:
             reports = sampling.reports(dropout_key, cohort, dropout)
-        described = clients.describe(data, cohort, client_key, reports)
+        described = clients.describe(data, cohort, key, local, reports)
         result = train(
             state.variables,
             state.shared,
@@ -172,7 +174,8 @@ def _server_step(rule, server, state, result, share):
 
 def _measure(new, update, result, cohort, state, diagnostics):
     stats, spread = result.stats, result.spread
-    reported = cohort.sizes > 0
+    sizes = cohort.size[:-1]
+    reported = sizes > 0
     counts = reported & stats.finite
     nan = jnp.full((), jnp.nan)
     variety, norms = Diversity(nan, nan, nan), (nan, nan, nan, nan)
@@ -185,15 +188,14 @@ def _measure(new, update, result, cohort, state, diagnostics):
         drift = distance(new.variables["params"], new.start)
     down = size_in_bytes((state.variables, state.shared))
     up = size_in_bytes(result.message)
-    size = cohort.sizes.shape[0]
     return RoundMetrics(
         train_loss=mean_loss(stats),
         clients=counts.sum(),
         dropped=jnp.sum(reported & ~stats.finite),
         failed=jnp.any(reported) & ~jnp.any(counts),
-        examples=jnp.sum(jnp.where(counts, cohort.sizes, 0)),
+        examples=jnp.sum(jnp.where(counts, sizes, 0)),
         steps=stats.steps.sum(),
-        bytes_down=jnp.asarray(float(down) * size),
+        bytes_down=jnp.asarray(float(down) * sizes.shape[0]),
         bytes_up=reported.sum() * jnp.asarray(float(up)),
         gradient_diversity=variety.gradient_diversity,
         inverse_gradient_diversity=variety.inverse_gradient_diversity,

@@ -17,6 +17,7 @@ Random draws depend on the client, not on the place where it is computed:
 step for dropout and augmentation.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -176,16 +177,27 @@ def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
 
 
 class Cohort(NamedTuple):
-    """The clients of a round, each entry [cohort]."""
+    """The clients of a round, or (all entries scalars) one of them.
 
-    order_keys: Shaped[PRNGKeyArray, " cohort"]
+    The last entry stands for nobody: an empty lane or slot.
+    """
+
+    order_key: Shaped[PRNGKeyArray, " entries"]
     """For the order of the client's examples."""
-    step_keys: Shaped[PRNGKeyArray, " cohort"]
+    step_key: Shaped[PRNGKeyArray, " entries"]
     """For what its loss draws, as augmentation and dropout."""
-    starts: Int32[Array, " cohort"]
+    start: Int32[Array, " entries"]
     """First row of the client's examples."""
-    sizes: Int32[Array, " cohort"]
+    size: Int32[Array, " entries"]
     """Examples of the client; 0: it does not take part."""
+    whole: Int32[Array, " entries"]
+    """Whole batches an epoch."""
+    batches: Int32[Array, " entries"]
+    """Batches an epoch, at least 1."""
+    steps: Int32[Array, " entries"]
+    """Steps in this round."""
+    rows: Int32[Array, " entries"]
+    """Examples over all these steps."""
 
 
 class ClientStats(NamedTuple):
@@ -229,16 +241,13 @@ def describe(
     data: FederatedData,
     cohort: Int32[Array, " cohort"],
     key: PRNGKeyArray,
+    local: LocalTraining,
     taking_part: Bool[Array, " cohort"] | None = None,
 ) -> Cohort:
-    """Looks the clients' rows up and gives each its key.
+    """Looks up the clients' rows, gives each its keys, and counts its steps.
 
-    A client that is in the cohort twice gets another key the second time.
+    A client that is in the cohort twice gets other keys the second time.
     """
-    starts = data.offsets[cohort]
-    sizes = data.offsets[cohort + 1] - starts
-    if taking_part is not None:
-        sizes = jnp.where(taking_part, sizes, 0)
     # How often the client came before, from the ranks of a stable sort.
     order = jnp.argsort(cohort, stable=True)
     ordered, rank = cohort[order], jnp.arange(cohort.shape[0])
@@ -246,12 +255,61 @@ def describe(
     earlier = rank - lax.cummax(jnp.where(new, rank, 0))
     earlier = jnp.zeros_like(rank).at[order].set(earlier)
 
-    def client_keys(client, occurrence):
-        client_key = jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
-        return jax.random.split(client_key)
+    def entry(client, occurrence, takes_part):
+        order_key, step_key = _client_keys(key, client, occurrence)
+        start, end = data.offsets[client], data.offsets[client + 1]
+        size = jnp.where(takes_part, end - start, 0)
+        return Cohort(order_key, step_key, start, size, *_schedule(local, size))
 
-    keys = jax.vmap(client_keys)(cohort, earlier)
-    return Cohort(keys[:, 0], keys[:, 1], starts, sizes)
+    if taking_part is None:
+        taking_part = jnp.ones(cohort.shape, bool)
+    nobody = jnp.zeros(1, jnp.int32)
+    return jax.vmap(entry)(
+        jnp.append(cohort, nobody),
+        jnp.append(earlier.astype(jnp.int32), nobody),
+        jnp.append(taking_part, nobody > 0),
+    )
+
+
+def _schedule(local, size):
+    """(whole batches, batches, steps, rows) of a client with `size` examples."""
+    # lax.div and rem: `//` also compiles what negative numbers would need.
+    batch_size = jnp.int32(local.batch_size)
+    whole, rest = lax.div(size, batch_size), lax.rem(size, batch_size)
+    has_rest = rest > 0
+    if local.drop_last:
+        has_rest &= whole == 0
+    batches = whole + has_rest
+    steps = jnp.int32(local.steps) if local.steps else local.epochs * batches
+    steps = jnp.where(size > 0, steps, 0)
+    a_pass = whole * batch_size + jnp.where(has_rest, rest, 0)
+    batches = jnp.maximum(batches, 1)
+    epochs, more = lax.div(steps, batches), lax.rem(steps, batches)
+    return whole, batches, steps, epochs * a_pass + more * batch_size
+
+
+def _client_keys(key, client, occurrence):
+    client_key = jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
+    return jax.random.split(client_key)
+
+
+def _shuffle(order_key, epoch):
+    return sampling.Shuffle.draw(jax.random.fold_in(order_key, epoch))
+
+
+def example_order(
+    key: PRNGKeyArray, client: int, epoch: int, size: int, occurrence: int = 0
+) -> Int32[Array, " {size}"]:
+    """In which order a client takes its examples in an epoch of the round with `key`.
+
+    Batch b is entries b * batch_size up to (b + 1) * batch_size. Training computes them
+    batch by batch; this is for comparing it with other implementations.
+
+    Args:
+      occurrence: how often the client stands in the cohort before.
+    """
+    shuffle = _shuffle(_client_keys(key, client, occurrence)[0], epoch)
+    return shuffle(jnp.arange(size), size)
 
 
 def balance(
@@ -290,34 +348,6 @@ class Progress(NamedTuple):
     shadow: Any
     """(number, optimizer state): the gradient mass so far, or ()."""
     loss: Float[Array, ""]
-
-
-class Plan(NamedTuple):
-    """Steps of a client in one round."""
-
-    full: Int[Array, ""]
-    """Whole batches an epoch."""
-    per_epoch: Int[Array, ""]
-    """Batches an epoch, at least 1."""
-    total: Int[Array, ""]
-    """Steps."""
-    rows: Int[Array, ""]
-    """Examples over all steps."""
-
-
-def plan(local: LocalTraining, size: Int[Array, ""]) -> Plan:
-    """How a client with `size` examples goes through them."""
-    full, rest = size // local.batch_size, size % local.batch_size
-    has_rest = rest > 0
-    if local.drop_last:
-        has_rest &= full == 0
-    batches = full + has_rest
-    per_epoch = jnp.maximum(batches, 1)
-    total = local.steps if local.steps else local.epochs * batches
-    total = jnp.where(size > 0, total, 0)
-    epochs, left = total // per_epoch, total % per_epoch
-    seen = full * local.batch_size + jnp.where(has_rest, rest, 0)
-    return Plan(full, per_epoch, total, epochs * seen + left * local.batch_size)
 
 
 def make_cohort_trainer(
@@ -366,51 +396,42 @@ def make_cohort_trainer(
         round: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> CohortResult:
-        size = cohort.sizes.shape[0]
-        stateful = bool(jax.tree.leaves(own))
+        size = cohort.size.shape[0] - 1
         # Only state must be laid out by slot; without it a slot is a mere number, and
         # one device may take as many small clients as the balance wants.
+        stateful = bool(jax.tree.leaves(own))
         slots = math.ceil(size / devices) if stateful else size
         # What a client costs besides its rows counts as a batch and a quarter.
-        costs = jax.vmap(lambda n: plan(local, n).rows)(cohort.sizes)
-        costs = costs + local.batch_size + local.batch_size // 4
+        costs = cohort.rows[:-1] + local.batch_size + local.batch_size // 4
         table = balance(costs, devices, slots)
         width = 1 if execution == "packed" else min(lanes or slots, slots)
+        run = functools.partial(_run, client, aggregation, width, diagnostics)
 
-        def on_device(variables, shared, own, data, cohort, round, positions):
-            slots_of_state = None if mesh is None else jnp.arange(slots)
-            return _run(
-                client,
-                aggregation,
-                Context(variables, shared, own),
+        def on_mesh(variables, shared, own, data, cohort, round, table):
+            *sums, own = run(
+                Context(variables, shared, jax.tree.map(lambda x: x[0], own)),
                 data,
                 cohort,
                 round,
-                positions,
-                positions if slots_of_state is None else slots_of_state,
-                width,
-                diagnostics,
-            )
-
-        def on_mesh(variables, shared, own, data, cohort, round, table):
-            own = jax.tree.map(lambda x: x[0], own)
-            *sums, own = on_device(
-                variables, shared, own, data, cohort, round, table[0]
+                table[0],
+                jnp.arange(slots),
             )
             return *lax.psum(sums, AXIS), jax.tree.map(lambda x: x[None], own)
 
         if mesh is None:
-            sums, spread, stats, own = on_device(
-                variables, shared, own, data, cohort, round, table[0]
+            context = Context(variables, shared, own)
+            sums, spread, stats, own = run(
+                context, data, cohort, round, table[0], table[0]
             )
         else:
-            all_, split_ = P(), P(AXIS)
+            everywhere, apart = P(), P(AXIS)
             own = jax.tree.map(lambda x: x.at[table].get(mode="clip"), own)
             sums, spread, stats, own = jax.shard_map(
                 on_mesh,
                 mesh=mesh,
-                in_specs=(all_, all_, split_, all_, all_, all_, split_),
-                out_specs=(all_, all_, all_, split_),
+                in_specs=(everywhere, everywhere, apart)
+                + (everywhere, everywhere, everywhere, apart),
+                out_specs=(everywhere, everywhere, everywhere, apart),
                 check_vma=False,
             )(variables, shared, own, data, cohort, round, table)
             own = jax.tree.map(
@@ -421,10 +442,11 @@ def make_cohort_trainer(
                 ),
                 own,
             )
+        stats = jax.tree.map(lambda x: x[:-1], stats)
         stats = stats._replace(finite=stats.finite > 0)
         total = stats.weights.sum()
         inverse = 1 / jnp.where(total > 0, total, 1)
-        weight = total * aggregation.weight(cohort.sizes).sum()
+        weight = total * aggregation.weight(cohort.size).sum()
         message = Message(
             aggregation.finish(sums.update, stats.weights, key),
             scale(sums.model_state, inverse),
@@ -438,45 +460,44 @@ def make_cohort_trainer(
 def _run(
     client,
     aggregation,
+    width,
+    diagnostics,
     context,
     data,
     cohort,
     round,
     positions,
-    state_index,
-    width,
-    diagnostics,
+    places,
 ):
     """Trains the clients at `positions` of the cohort, `width` at a time.
 
-    Slot s holds the client at positions[s], whose state is own[state_index[s]].
+    Slot s holds the client at positions[s], whose own state is own[places[s]].
     """
-    size, slots = cohort.sizes.shape[0], positions.shape[0]
+    size, slots = cohort.size.shape[0] - 1, positions.shape[0]
     local = client.local
     rate = None if local.schedule is None else local.schedule(round)
     # Relative to the cohort's total, sums stay as large as one update.
-    weights = aggregation.weight(cohort.sizes)
+    weights = aggregation.weight(cohort.size)
     weights = weights / jnp.maximum(weights.sum(), 1)
+    used = jnp.sum(positions < size)
+    fill = (0, -slots % width)
+    positions = jnp.pad(positions, fill, constant_values=size)
+    places = jnp.pad(places, fill, constant_values=slots)
     in_context = Context(None, None, 0)
 
     def chunk(i, carry):
         sums, spread, stats, own = carry
-        slot = i * width + jnp.arange(width)
-        position = positions.at[slot].get(mode="fill", fill_value=size)
-        place = state_index.at[slot].get(mode="fill", fill_value=slots)
-        views = jax.tree.map(lambda x: x.at[position].get(mode="clip"), cohort)
-        views = views._replace(sizes=jnp.where(position < size, views.sizes, 0))
+        position = lax.dynamic_slice_in_dim(positions, i * width, width)
+        place = lax.dynamic_slice_in_dim(places, i * width, width)
+        entries = jax.tree.map(lambda x: _at(x, position), cohort)
         mine = jax.tree.map(lambda x: x.at[place].get(mode="clip"), own)
         contexts = context._replace(own=mine)
-        plans = jax.vmap(lambda n: plan(local, n))(views.sizes)
         if width == 1:
-            first = jax.tree.map(lambda x: x[0], (mine, views, plans))
-            progress = client.train(
-                context._replace(own=first[0]), data, *first[1:], rate
-            )
+            one, entry = jax.tree.map(lambda x: x[0], (mine, entries))
+            progress = client.train(context._replace(own=one), data, entry, rate)
             progress = jax.tree.map(lambda x: x[None], progress)
         else:
-            progress = client.train_lanes(contexts, data, views, plans, rate)
+            progress = client.train_lanes(contexts, data, entries, rate)
         message, new, norm, finite = jax.vmap(client.finish, (in_context, 0))(
             contexts, progress
         )
@@ -489,24 +510,26 @@ def _run(
         norm = keep(norm, 0)
         new = jax.tree.map(keep, new, mine)
         own = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), own, new)
-        weight = keep(weights.at[position].get(mode="fill", fill_value=0), 0)
+        weight = keep(_at(weights, position), 0)
         sums = Message(
             aggregation.add(sums.update, message.update, weight, position),
             add_weighted(sums.model_state, message.model_state, weight),
             add_weighted(sums.extra, message.extra, weight),
         )
         if diagnostics:
-            counts = (finite & (plans.total > 0)).astype(norm.dtype)
+            counts = (finite & (entries.steps > 0)).astype(norm.dtype)
             inverse = counts / jnp.where(norm > 0, norm, 1)
             spread = Spread(
                 add_weighted(spread.total, message.update, counts),
                 add_weighted(spread.directions, message.update, inverse),
             )
         report = ClientStats(
-            weight, finite, plans.total, plans.rows, progress.loss, norm
+            weight, finite, entries.steps, entries.rows, progress.loss, norm
         )
         stats = jax.tree.map(
-            lambda table, x: table.at[position].set(x.astype(table.dtype), mode="drop"),
+            lambda table, x: table.at[position].set(
+                x.astype(table.dtype), mode="promise_in_bounds"
+            ),
             stats,
             report,
         )
@@ -522,11 +545,15 @@ def _run(
     if diagnostics:
         zeros = jax.tree.map(accumulator, message.update)
         spread = Spread(zeros, zeros)
-    real, whole = jnp.zeros(size, weights.dtype), jnp.zeros(size, jnp.int32)
-    stats = ClientStats(real, whole, whole, real, real, real)
-    used = jnp.sum(positions < size)
-    chunks = (used + width - 1) // width
+    real = jnp.zeros(size + 1, weights.dtype)
+    integer = jnp.zeros(size + 1, jnp.int32)
+    stats = ClientStats(real, integer, integer, real, real, real)
+    chunks = lax.div(used + (width - 1), width)
     return lax.fori_loop(0, chunks, chunk, (sums, spread, stats, context.own))
+
+
+def _at(x: Array, index: Array) -> Array:
+    return x.at[index].get(mode="promise_in_bounds")
 
 
 def _first(x: Array) -> jax.ShapeDtypeStruct:
@@ -562,57 +589,61 @@ class _Client(NamedTuple):
         context = context._replace(own=own)
         return self.finish(context, self.start(context))[0]
 
-    def train(self, context, data, view, plan, rate) -> Progress:
+    def train(self, context, data, entry, rate) -> Progress:
         """One client by itself: whole batches in a loop, then the rest of an epoch."""
         sizes = _buckets(self.local.batch_size)
 
         def epoch(e, progress):
-            before = e * plan.per_epoch
-            left = plan.total - before
-            shuffle = self._shuffle(view, e)
+            before = e * entry.batches
+            left = entry.steps - before
+            shuffle = _shuffle(entry.order_key, e)
 
             def step(b, progress, index, mask):
+                key = jax.random.fold_in(entry.step_key, before + b)
+                share = (before + b).astype(_real()) / entry.steps
                 return self._step(
-                    context, data, view, plan, rate, progress, before + b, index, mask
+                    context, data, progress, index, mask, key, rate, share
                 )
 
             def whole(b, progress):
-                return step(b, progress, *self._rows(view, shuffle, b))
+                return step(b, progress, *self._rows(entry, shuffle, b))
 
-            progress = lax.fori_loop(0, jnp.minimum(plan.full, left), whole, progress)
-            index, mask = self._rows(view, shuffle, plan.full)
-            has_rest = (plan.per_epoch > plan.full) & (left > plan.full)
+            progress = lax.fori_loop(0, jnp.minimum(entry.whole, left), whole, progress)
+            index, mask = self._rows(entry, shuffle, entry.whole)
+            has_rest = (entry.batches > entry.whole) & (left > entry.whole)
             rest = jnp.where(has_rest, mask.sum().astype(jnp.int32), 0)
 
             def part(size):
-                return lambda p: step(plan.full, p, index[:size], mask[:size])
+                return lambda p: step(entry.whole, p, index[:size], mask[:size])
 
             branches = [lambda p: p, *(part(size) for size in sizes)]
-            bucket = jnp.searchsorted(jnp.asarray((0, *sizes)), rest)
+            bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes[:-1]))
             return lax.switch(bucket, branches, progress)
 
-        epochs = (plan.total + plan.per_epoch - 1) // plan.per_epoch
+        epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
         return lax.fori_loop(0, epochs, epoch, self.start(context))
 
-    def train_lanes(self, contexts, data, views, plans, rate) -> Progress:
+    def train_lanes(self, contexts, data, entries, rate) -> Progress:
         """Several clients side by side, every argument [lanes, ...]."""
         in_context = Context(None, None, 0)
 
-        def one(context, view, plan, progress, s):
-            epoch = s // plan.per_epoch
-            shuffle = self._shuffle(view, epoch)
-            rows = self._rows(view, shuffle, s - epoch * plan.per_epoch)
-            new = self._step(context, data, view, plan, rate, progress, s, *rows)
-            active = s < plan.total
+        def one(context, entry, progress, s):
+            epoch = lax.div(s, entry.batches)
+            shuffle = _shuffle(entry.order_key, epoch)
+            rows = self._rows(entry, shuffle, s - epoch * entry.batches)
+            key = jax.random.fold_in(entry.step_key, s)
+            share = s.astype(_real()) / jnp.maximum(entry.steps, 1)
+            new = self._step(context, data, progress, *rows, key, rate, share)
+            active = s < entry.steps
             return jax.tree.map(lambda x, y: jnp.where(active, x, y), new, progress)
 
         def step(carry):
             s, progress = carry
-            lanes = jax.vmap(one, (in_context, 0, 0, 0, None))
-            return s + 1, lanes(contexts, views, plans, progress, s)
+            lanes = jax.vmap(one, (in_context, 0, 0, None))
+            return s + 1, lanes(contexts, entries, progress, s)
 
-        start = jax.vmap(self.start, (in_context,), axis_size=views.sizes.shape[0])
-        longest = plans.total.max()
+        start = jax.vmap(self.start, (in_context,), axis_size=entries.size.shape[0])
+        longest = entries.steps.max()
         return lax.while_loop(
             lambda carry: carry[0] < longest, step, (jnp.int32(0), start(contexts))
         )[1]
@@ -623,23 +654,19 @@ class _Client(NamedTuple):
         clip = optax.clip_by_global_norm(self.local.clip_norm)
         return optax.chain(clip, self.local.optimizer)
 
-    def _shuffle(self, view, epoch):
-        return sampling.Shuffle.draw(jax.random.fold_in(view.order_keys, epoch))
-
-    def _rows(self, view, shuffle, b):
+    def _rows(self, entry, shuffle, b):
         """Rows of batch b of an epoch, and which of them are real."""
         place = b * self.local.batch_size + jnp.arange(self.local.batch_size)
-        index = view.starts + shuffle(place, view.sizes)
-        return index, (place < view.sizes).astype(_real())
+        index = entry.start + shuffle(place, entry.size)
+        return index, (place < entry.size).astype(_real())
 
-    def _step(self, context, data, view, plan, rate, progress, s, index, mask):
-        """Step s of a client, on the rows of `index`."""
+    def _step(self, context, data, progress, index, mask, key, rate, share):
+        """One step on the rows of `index`; `share` of the client's steps are done."""
 
         def take(x):
             return jnp.take(x, index, axis=0, mode="clip")
 
         batch = Batch(jax.tree.map(take, data.inputs), take(data.labels), mask)
-        key = jax.random.fold_in(view.step_keys, s)
 
         def loss(params):
             variables = {"params": params, **progress.model_state}
@@ -648,31 +675,30 @@ class _Client(NamedTuple):
         (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(
             progress.params
         )
-        factor = rate
         if self.local.local_schedule is not None:
-            done = self.local.local_schedule(s / jnp.maximum(plan.total, 1))
-            factor = done if rate is None else rate * done
+            factor = self.local.local_schedule(share)
+            rate = factor if rate is None else rate * factor
         gradient = self.rule.correct(gradient, progress.params, context)
         params, state = _apply(
             self._optimizer(),
             gradient,
             progress.optimizer_state,
             progress.params,
-            factor,
+            rate,
         )
         shadow = progress.shadow
         if self.rule.shadow is not None:
             x, shadow_state = shadow
             pull = jnp.asarray(self.rule.shadow(x), x.dtype)
-            shadow = _apply(self.local.optimizer, pull, shadow_state, x, factor)
+            shadow = _apply(self.local.optimizer, pull, shadow_state, x, rate)
         loss_sum = progress.loss + value.astype(mask.dtype) * mask.sum()
         return Progress(params, model_state, state, shadow, loss_sum)
 
 
-def _apply(optimizer, gradient, state, params, factor):
+def _apply(optimizer, gradient, state, params, rate):
     updates, state = optimizer.update(gradient, state, params)
-    if factor is not None:
-        updates = scale(updates, jnp.asarray(factor))
+    if rate is not None:
+        updates = scale(updates, jnp.asarray(rate))
     return optax.apply_updates(params, updates), state
 
 
