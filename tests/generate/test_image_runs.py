@@ -1,0 +1,207 @@
+"""generate.images as a user runs it: real processes, devices, and kills."""
+
+import json
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from generate import prompts
+from gptfl_jax import artifacts, launch
+from gptfl_jax.generators.stable_diffusion import StableDiffusion
+
+
+class Runs:
+    """Starts generate.images in processes of its own; see run_images.py."""
+
+    def __init__(self, folder, config_file, repository):
+        self.folder, self.config_file = folder, config_file
+        self.log = folder / "log"
+        self.prompts = folder / "prompts"
+        launch.launch(
+            prompts.run,
+            ("data", "prompts"),
+            [f"--config={config_file}", f"--workdir={self.prompts}"],
+        )
+        path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
+        self._server = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__).with_name("run_images.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    def workdir(self, name):
+        workdir = self.folder / name
+        artifacts.write_bytes(
+            workdir / "prompts.json", (self.prompts / "prompts.json").read_bytes()
+        )
+        return workdir
+
+    def arguments(self, workdir, *extra):
+        return [f"--config={self.config_file}", f"--workdir={workdir}", *extra]
+
+    def __call__(self, workdir, *extra, **request):
+        request |= {"argv": self.arguments(workdir, *extra), "log": str(self.log)}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def complete(self, workdir, *extra):
+        code = self(workdir, *extra)
+        assert code == 0, self.log.read_text()
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, config_file, repository):
+    runs = Runs(tmp_path_factory.mktemp("runs"), config_file, repository)
+    yield runs
+    runs.close()
+
+
+# Batches of one on one device: the samples that all others are compared with.
+ALONE = ("--cpu_devices=1", "--config.generate.batch_size=1")
+
+
+@pytest.fixture(scope="module")
+def alone(runs):
+    workdir = runs.workdir("alone")
+    runs.complete(workdir, *ALONE)
+    return workdir
+
+
+def content(workdir):
+    folder = workdir / "synthetic"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def assert_same_samples(workdir, expected):
+    """The same files and lines; pixels may differ where a rounding to 8 bits turns.
+
+    XLA does not promise one order of summation for all batch shapes. Measured here and
+    on the shipped generator they do not differ at all.
+    """
+    ours, theirs = content(workdir), content(expected)
+    assert set(ours) == set(theirs)
+    assert ours["manifest.jsonl"] == theirs["manifest.jsonl"]
+    assert ours["settings.json"] == theirs["settings.json"]
+    for sample in artifacts.read_manifest(expected / "synthetic"):
+        one, other = (
+            np.asarray(PIL.Image.open(each / "synthetic" / sample.file), np.int16)
+            for each in (workdir, expected)
+        )
+        assert one.shape == other.shape == (8, 8, 3)
+        assert np.abs(one - other).max() <= 1
+
+
+def test_a_line_is_enough_to_make_its_sample_again(alone, tiny_model):
+    samples = artifacts.read_manifest(alone / "synthetic")
+    assert len(samples) == 18
+    pipeline = StableDiffusion.from_pretrained(tiny_model)
+    pictures = pipeline(
+        [sample.prompt for sample in samples],
+        key=jax.vmap(jax.random.key)(np.array([s.seed for s in samples])),
+        num_steps=2,
+        guidance_scale=np.array([sample.guidance for sample in samples]),
+    )
+    for sample, picture in zip(samples, np.asarray(pictures), strict=True):
+        file = np.asarray(PIL.Image.open(alone / "synthetic" / sample.file), np.int16)
+        assert np.abs(file - picture).max() <= 1
+    assert len({picture.tobytes() for picture in np.asarray(pictures)}) == 18
+
+
+@pytest.mark.parametrize("devices, batch_size", [(2, 7), (8, 64)])
+def test_devices_and_batch_size_change_nothing(runs, alone, devices, batch_size):
+    workdir = runs.workdir(f"on {devices}")
+    runs.complete(
+        workdir,
+        f"--cpu_devices={devices}",
+        f"--config.generate.batch_size={batch_size}",
+    )
+    assert f"on {devices} CPU devices" in runs.log.read_text()
+    assert_same_samples(workdir, alone)
+
+
+def test_kills_change_nothing(runs, alone):
+    """Six kills -9, anywhere from before the first line to after the last but one."""
+    workdir = runs.workdir("killed")
+    manifest = workdir / "synthetic" / "manifest.jsonl"
+    draw = random.Random(7)
+    killed = 0
+    for kill_at in (0, 1, 4, 9, 13, 16):
+        code = runs(
+            workdir,
+            *ALONE,
+            kill_at=kill_at,
+            manifest=str(manifest),
+            delay_s=draw.uniform(0, 0.05),
+        )
+        assert code in (-9, 0), runs.log.read_text()
+        killed += code == -9
+        listed = artifacts.read_manifest(workdir / "synthetic")
+        for sample in listed:  # what has a line is there, and whole
+            data = (workdir / "synthetic" / sample.file).read_bytes()
+            assert data == content(alone)[sample.file]
+    assert killed >= 4
+    runs.complete(workdir, *ALONE)
+    assert content(workdir) == content(alone)
+    assert "are there already" in runs.log.read_text()
+
+
+def test_two_processes_make_what_one_makes(runs, alone, repository):
+    """They begin, one goes on alone, and both finish."""
+    workdir = runs.workdir("two processes")
+
+    def both(*extra):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        started = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "generate.images"),
+                    *runs.arguments(workdir, "--cpu_devices=1", *extra),
+                    f"--coordinator_address=localhost:{port}",
+                    "--num_processes=2",
+                    f"--process_id={process}",
+                ],
+                cwd=repository,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+        return [process.returncode for process in started], outputs
+
+    batch = "--config.generate.batch_size=2"
+    codes, outputs = both(batch, "--config.generate.samples_per_class=2")
+    assert codes == [0, 0], outputs
+    assert "in 2 processes, this is process 1" in outputs[1]
+    assert "6 images in" in outputs[0] and "6 images in" not in outputs[1]
+    runs.complete(workdir, *ALONE, "--config.generate.samples_per_class=3")
+    codes, outputs = both(batch)
+    assert codes == [0, 0], outputs
+    assert "; 9 are there already" in outputs[0]
+    assert_same_samples(workdir, alone)
+    # Both refuse what one refuses, without waiting for the other.
+    codes, outputs = both("--config.generate.num_steps=3")
+    assert codes == [2, 2], outputs
+    assert "num_steps = 2, now it is 3" in outputs[1]
