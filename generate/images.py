@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -419,8 +418,6 @@ def _finish(
 
 
 def main() -> None:
-    # transformers, here for tokenizers alone, would tell the user to install torch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     launch(run, sections=("data", "prompts", "generate"))
 
 

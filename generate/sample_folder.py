@@ -120,18 +120,20 @@ class SampleFolder:
     def _check(self) -> set[str]:
         """Files that have a line and are there; refuses what is not of this plan."""
         lines = artifacts.read_manifest(self.folder)
+        if not lines:
+            return set()  # a run that made nothing binds no later one
         earlier = self._earlier_settings()
         remedy = (
             f"delete {self.folder} to make all samples anew, "
             "or choose another --workdir"
         )
-        if earlier is None and lines:
+        if earlier is None:
             raise UserError(
                 f"{self.folder} holds samples, but not the {_SETTINGS} that says how "
                 f"they were made; {remedy}"
             )
         for name, value in self._settings.items():
-            before = (earlier or {}).get(name, value)
+            before = earlier.get(name, value)
             if before == value:
                 continue
             hidden = isinstance(value, str) and value.startswith("sha256:")
@@ -153,7 +155,7 @@ class SampleFolder:
                 f"classes as it holds, {remedy}"
             )
         # Settings of classes that are not in this plan (any more) stay on record.
-        self._settings = {**(earlier or {}), **self._settings}
+        self._settings = {**earlier, **self._settings}
         return {line.file for line in lines if self._complete(self.folder / line.file)}
 
     def _earlier_settings(self) -> dict[str, Any] | None:

@@ -68,20 +68,31 @@ def test_close_puts_lines_in_order(tmp_path):
     assert artifacts.read_manifest(tmp_path) == planned("a/0", "a/1", "a/2")
 
 
+def make(folder):
+    """What a run does, with one byte a sample."""
+    made = folder.open()
+    for sample in folder.planned:
+        if sample.file not in made:
+            artifacts.write_bytes(folder.folder / sample.file, b"x")
+            artifacts.append_samples(folder.folder, [sample])
+    folder.close()
+
+
 def test_other_settings_are_refused(tmp_path):
-    folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:1", scales=(1.0, 2.0)).open()
-    same = folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:1", scales=(1.0, 2.0))
-    same.open()
+    settings = {"steps": 2, "digest": "sha256:1", "scales": (1.0, 2.0)}
+    folder_of(tmp_path, ["a/0"], steps=3).open()  # makes nothing, so binds nobody
+    make(folder_of(tmp_path, ["a/0"], **settings))
+    make(folder_of(tmp_path, ["a/0", "a/1"], **settings))
     with pytest.raises(
         UserError, match="with steps = 2, now it is 3, .*or choose anot"
     ):
-        folder_of(tmp_path, ["a/0"], steps=3).open()
+        folder_of(tmp_path, ["a/0", "a/1"], steps=3).open()
     with pytest.raises(UserError, match="was made with another digest, and samples"):
-        folder_of(tmp_path, ["a/0"], steps=2, digest="sha256:2").open()
+        folder_of(tmp_path, ["a/0", "a/1"], steps=2, digest="sha256:2").open()
     # A setting that is new or gone, as the prompts of one class more or less, is fine.
-    folder_of(tmp_path, ["a/0"], other=1).open()
+    make(folder_of(tmp_path, ["a/0", "a/1"], other=1))
     with pytest.raises(UserError, match="with steps = 2, now it is 3"):
-        folder_of(tmp_path, ["a/0"], steps=3).open()
+        folder_of(tmp_path, ["a/0", "a/1"], steps=3).open()
 
 
 def test_samples_out_of_plan_are_refused(tmp_path):
