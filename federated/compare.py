@@ -13,18 +13,21 @@ which it differs from what the config has there:
 Each is simulated with each seed of `config.compare.seeds`, in
 `<workdir>/federated/<method>-s<seed>/`, exactly as federated.simulate would. What this
 program saves is time: the start-up is paid once, and methods that differ only in their
-seed or initial weights share one compiled program. Runs that are done are left alone,
-one that was interrupted goes on. `federated.report` compares them.
+seed or initial weights share one compiled program. Methods go by their names, in
+alphabetical order. Runs that are done are left alone, one that was interrupted goes on.
+`federated.report` compares them.
 """
 
 import copy
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 
 from federated import simulate
 from gptfl_jax import configuration
 from gptfl_jax.configuration import ConfigError, UserError
+from gptfl_jax.data import partition
 from gptfl_jax.launch import launch
 
 
@@ -67,24 +70,37 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "{'fedavg': {'algorithm': 'fedavg'}}"
         )
     settings: dict[str, simulate.Setting] = {}
+    partitions: set[str] = set()
     failed = []
     for number, each in enumerate(configs, start=1):
         name = simulate.run_name(each)
-        print(f"[{number}/{len(configs)}] ", end="", flush=True)
         key = simulate.shared_by(each)
         if key not in settings:
             settings[key] = simulate.prepare(each)
+        source = settings[key].source
+        dealt = simulate.deal(each, source.train)
+        summary = f"seed {each.seed}: " + str(
+            partition.summarise(dealt, source.train.num_classes)
+        )
+        if summary not in partitions:
+            partitions.add(summary)
+            _say(summary)
         try:
-            last = simulate.simulate(each, workdir, settings[key])
+            last = simulate.simulate(each, workdir, settings[key], quiet=True)
         except simulate.CohortFailed as error:
-            print(error, flush=True)
+            _say(f"[{number}/{len(configs)}] {error}")
             failed.append(name)
         else:
-            print(simulate.outcome(name, last), flush=True)
+            _say(f"[{number}/{len(configs)}] {simulate.outcome(name, last)}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}"
         )
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def main() -> None:

@@ -30,10 +30,11 @@ import json
 import math
 import pathlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -367,34 +368,45 @@ def _draw(
     method: Method,
     style: dict[str, Any],
     field: str,
-    transform: Callable[[np.ndarray], np.ndarray],
+    logarithmic: bool = False,
 ) -> bool:
-    """A line for the mean over seeds, a band of one standard deviation."""
+    """A line for the mean over seeds, a band of one standard deviation.
+
+    On a logarithmic axis they are those of the logarithm: a band never reaches 0.
+    """
     curves = [curve(run, field) for run in method.runs]
     shared = set.intersection(*(set(rounds.tolist()) for rounds, _ in curves))
     if not shared:
         return False
     rounds = np.array(sorted(shared))
-    values = np.stack(
-        [transform(v[np.isin(r, rounds)]).astype(np.float64) for r, v in curves]
-    )
+    values = np.stack([v[np.isin(r, rounds)] for r, v in curves]).astype(np.float64)
+    if logarithmic:
+        values = np.log(values)
     mean = values.mean(0)
+    std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(mean))
+    low, high = mean - std, mean + std
+    if logarithmic:
+        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
     axes.plot(rounds, mean, label=method.name, linewidth=1.8, **style)
     if len(values) > 1:
-        std = values.std(0, ddof=1)
         axes.fill_between(
-            rounds,
-            mean - std,
-            mean + std,
-            color=style["color"],
-            alpha=0.13,
-            linewidth=0,
+            rounds, low, high, color=style["color"], alpha=0.13, linewidth=0
         )
     return True
 
 
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic axis of values, labelled 0.5 and not 5 x 10^-1."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
 def _legend(axes: Any, **options: Any) -> None:
-    axes.legend(frameon=False, fontsize=8, handlelength=3.2, **options)
+    axes.legend(
+        fontsize=8.5, handlelength=3.2, framealpha=0.8, edgecolor="none", **options
+    )
 
 
 def learning_curves(
@@ -402,21 +414,22 @@ def learning_curves(
 ) -> Any:
     """Test accuracy over rounds, all methods, with their spread over seeds."""
     figure, axes = _axes("round", "test accuracy, %")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
     style = _style(methods)
     for target in targets:
-        axes.axhline(100 * target, color="#c9d0d6", linewidth=0.9)
+        axes.axhline(target, color="#c9d0d6", linewidth=0.9)
     if start is not None:
         accuracy = row_of(start, ())["accuracy_mean"]
         axes.axhline(
-            100 * accuracy,
+            accuracy,
             color=_GREY,
             linewidth=1.4,
             linestyle=(0, (1, 1.5)),
             label=SYNTHETIC_ONLY,
         )
     for method in methods:
-        _draw(axes, method, style[method.name], "accuracy", lambda v: 100 * v)
-    axes.set_ylim(0, 101)
+        _draw(axes, method, style[method.name], "accuracy")
+    axes.set_ylim(0, 1.01)
     axes.set_xlim(left=0)
     _legend(axes, loc="lower right")
     return figure
@@ -427,12 +440,12 @@ def diversity_curves(methods: Sequence[Method]) -> Any | None:
     figure, axes = _axes("round", "gradient diversity")
     style = _style(methods)
     drawn = [
-        _draw(axes, method, style[method.name], "gradient_diversity", lambda v: v)
+        _draw(axes, method, style[method.name], "gradient_diversity", logarithmic=True)
         for method in methods
     ]
     if not any(drawn):
         return None
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_xlim(left=0)
     _legend(axes, loc="upper right")
     return figure
@@ -443,8 +456,8 @@ def loss_curves(methods: Sequence[Method]) -> Any:
     figure, axes = _axes("round", "test loss (cross-entropy)")
     style = _style(methods)
     for method in methods:
-        _draw(axes, method, style[method.name], "loss", lambda v: v)
-    axes.set_yscale("log")
+        _draw(axes, method, style[method.name], "loss", logarithmic=True)
+    _logarithmic(axes)
     axes.set_xlim(left=0)
     _legend(axes, loc="upper right")
     return figure
@@ -686,45 +699,58 @@ def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]
 
 
 def _provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> str:
+    """The commands, versions and machines behind the numbers, as HTML."""
     records = _records(workdir, runs)
-    commands, versions, devices = [], {}, []
+    commands, versions, machines = [], {}, []
     for record in records:
-        argv = record.get("argv", [])
-        commands.append(argv if isinstance(argv, str) else shlex.join(argv))
-        versions |= record.get("versions", {})
-        devices.append(str(record.get("devices", "")))
-    commands = list(dict.fromkeys(command for command in commands if command))
-    devices = list(dict.fromkeys(device for device in devices if device))
-    dates = [str(record["date"]) for record in records if "date" in record]
+        _, *arguments = record["argv"]
+        commands.append(shlex.join(["python", *arguments]))
+        versions |= record["versions"]
+        count = len(record["devices"])
+        machines.append(
+            f"{count} {record['device_kind']} device{'s' if count > 1 else ''}, "
+            f"{record['platform']}"
+        )
     with_versions = ", ".join(f"{name} {value}" for name, value in versions.items())
     lines = [
-        "<h2>How it was made</h2>",
-        f"<pre>{html.escape(chr(10).join(commands))}</pre>",
-        f'<p class="soft">{html.escape(with_versions)}',
-        f"<br>{html.escape('; '.join(devices))}",
+        with_versions,
+        *dict.fromkeys(machines),
+        f"{records[0]['date']} to {records[-1]['date']}",
     ]
-    if dates:
-        lines.append(f"<br>{html.escape(dates[0])} to {html.escape(dates[-1])}")
-    return "\n".join([*lines, "</p>"])
+    return "\n".join(
+        [
+            "<h2>How it was made</h2>",
+            f"<pre>{html.escape(chr(10).join(dict.fromkeys(commands)))}</pre>",
+            f'<p class="soft">{"<br>".join(map(html.escape, lines))}</p>',
+        ]
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _setting(methods: Sequence[Method], config: ConfigDict) -> str:
     """The setting that all runs share, in words."""
     federated = methods[0].runs[0].config["federated"]
+    clients = _count(federated["num_clients"], "client")
     partition = federated["partition"]
-    if partition == "dirichlet":
-        partition = f"Dirichlet({federated['alpha']:g}) label skew"
+    if partition == "natural":
+        clients = "natural clients"
+    elif partition == "dirichlet":
+        clients += f" with label skew Dirichlet({federated['alpha']:g})"
+    else:
+        clients += f" ({partition})"
     local = (
-        f"{federated['local_steps']} steps"
+        _count(federated["local_steps"], "step")
         if federated["local_steps"]
-        else f"{federated['local_epochs']} epoch(s)"
+        else _count(federated["local_epochs"], "epoch")
     )
-    seeds = sorted({run.config["seed"] for method in methods for run in method.runs})
+    seeds = {run.config["seed"] for method in methods for run in method.runs}
     return (
-        f"{config.data.source}; {federated['num_clients']} clients, {partition}; "
-        f"{federated['cohort_size']} clients a round, {local} of batch size "
-        f"{federated['batch_size']} each; {federated['rounds']} rounds; "
-        f"{len(seeds)} seed(s)."
+        f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
+        f"each for {local} in batches of {federated['batch_size']}; "
+        f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}."
     )
 
 
@@ -765,7 +791,7 @@ def page(
             "Test loss of the global model.",
         ),
         "</div>",
-        "<h2>Why</h2>",
+        "<h2>The clients</h2>",
         '<div class="figures">',
     ]
     diversity = diversity_curves(methods)

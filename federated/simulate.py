@@ -224,12 +224,16 @@ def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
 
 
 def simulate(
-    config: ConfigDict, workdir: pathlib.Path, setting: Setting | None = None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    setting: Setting | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs one federation, or what is left of it.
 
     Args:
       setting: of an earlier run with the same `shared_by(config)`; None: a new one.
+      quiet: show no more than the progress bar.
 
     Returns:
       The last line of its metrics.
@@ -248,9 +252,13 @@ def simulate(
         with artifacts.Checkpoints(folder / "checkpoints", identity) as checkpoints:
             start, state = _start(setting, data, variables, checkpoints)
             if start.round is not None and start.round >= config.federated.rounds:
-                print(f"{folder.name}: all {start.round} rounds are done", flush=True)
+                _say(f"{folder.name}: all {start.round} rounds are done", quiet)
             else:
-                _describe(config, folder, setting, data)
+                summary = partition.summarise(data, setting.source.train.num_classes)
+                _say(f"{folder.name}: {summary}", quiet)
+                if start.round:
+                    _say(f"{folder.name}: goes on after round {start.round}", quiet)
+                _record(config, folder, setting, summary)
                 _Loop(config, folder, setting, data, checkpoints, start).run(state)
     return artifacts.read_metrics(folder / "metrics.jsonl")[-1]
 
@@ -317,20 +325,22 @@ def _checkpoint(state: algorithms.ServerState, done: _Start) -> dict[str, Any]:
     }
 
 
-def _describe(
+def _say(text: str, quiet: bool = False) -> None:
+    if jax.process_index() == 0 and not quiet:
+        print(text, flush=True)
+
+
+def _record(
     config: ConfigDict,
     folder: pathlib.Path,
     setting: Setting,
-    data: partition.FederatedData,
+    summary: partition.Summary,
 ) -> None:
-    """Prints and saves what the run is about to do."""
-    train = setting.source.train
-    summary = partition.summarise(data, train.num_classes)
-    print(f"{folder.name}: {summary}", flush=True)
+    """Saves what the run is about to do."""
     artifacts.write_run_record(folder, config)
     if jax.process_index() == 0:
         content = {
-            "class_names": train.class_names,
+            "class_names": setting.source.train.class_names,
             "sizes": summary.sizes,
             "label_counts": summary.histogram,
         }
@@ -390,7 +400,7 @@ class _Loop:
             initial=self.start.round or 0,
             desc=self.name,
             unit="round",
-            disable=None,
+            disable=None if jax.process_index() == 0 else True,
             leave=False,
         ) as bar:
             for done in range(self.start.round or 0, federated.rounds):
@@ -483,7 +493,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
     last = simulate(config, workdir)
-    print(outcome(run_name(config), last))
+    _say(outcome(run_name(config), last))
 
 
 def outcome(name: str, last: dict[str, Any]) -> str:

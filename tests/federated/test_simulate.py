@@ -301,14 +301,16 @@ def test_compare_checks_the_methods_first(tmp_path):
         compare.run(config, tmp_path)
 
 
-def test_a_failed_method_does_not_stop_the_comparison(tmp_path, monkeypatch, capsys):
-    def fail_or_pass(config, workdir, setting):
+def test_a_failed_method_does_not_stop_the_comparison(
+    tmp_path, setting, monkeypatch, capsys
+):
+    def fail_or_pass(config, workdir, setting, quiet):
         if config.federated.run == "bad-s0":
             raise simulate.CohortFailed("bad-s0, round 1: all NaN")
         line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
         return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
 
-    monkeypatch.setattr(simulate, "prepare", lambda config: None)
+    monkeypatch.setattr(simulate, "prepare", lambda config: setting)
     monkeypatch.setattr(simulate, "simulate", fail_or_pass)
     config = make_config()
     config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}
