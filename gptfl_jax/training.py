@@ -240,21 +240,15 @@ def make_learner(
         variables = {**variables, "params": params}
         return model.apply(variables, inputs, train, mask, **kwargs)
 
+    @jax.jit
     def init(key: PRNGKeyArray) -> Variables:
-        def initialise(key):
-            inputs = jax.tree.map(
-                lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example
-            )
-            params, dropout = jax.random.split(key)
-            inputs = (
-                finish(scale_pixels(inputs))
-                if compute == wide
-                else _cast(finish(scale_pixels(inputs)), wide)
-            )
-            rngs = {"params": params, "dropout": dropout}
-            return _cast(dict(model.init(rngs, inputs, False, None)), wide)
-
-        return jax.jit(initialise)(key)
+        inputs = jax.tree.map(
+            lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example
+        )
+        params, dropout = jax.random.split(key)
+        inputs = _cast(finish(scale_pixels(inputs)), wide)
+        rngs = {"params": params, "dropout": dropout}
+        return _cast(dict(model.init(rngs, inputs, False, None)), wide)
 
     def loss(
         variables: Variables, batch: Batch, key: PRNGKeyArray

@@ -49,6 +49,9 @@ def test_digits_are_split_by_writing_run():
 
     one = sources.load("sklearn_digits", test_blocks=1)
     assert len(one.test.labels) == 130
+    early = sources.load("sklearn_digits", blocks=11, test_blocks=3)
+    np.testing.assert_array_equal(early.train.inputs, source.train.inputs[:1029])
+    np.testing.assert_array_equal(early.test.inputs, source.train.inputs[1029:])
     large = sources.load("sklearn_digits", image_size=16, channels=3)
     assert large.test.inputs.shape == (382, 16, 16, 3)
     np.testing.assert_array_equal(
@@ -62,10 +65,14 @@ def test_unknown_sources_and_options_are_refused():
         sources.load("mnist")
     with pytest.raises(UserError, match="takes one of"):
         sources.load("load_synthetic", "folder")
-    with pytest.raises(UserError, match="does not take blocks; it takes test_blocks"):
-        sources.load("sklearn_digits", blocks=2)
+    with pytest.raises(
+        UserError, match="does not take runs; it takes blocks, test_blocks"
+    ):
+        sources.load("sklearn_digits", runs=2)
     with pytest.raises(UserError, match="from 1 to 13"):
         sources.load("sklearn_digits", test_blocks=14)
+    with pytest.raises(UserError, match=r"blocks = 15: takes .* from 1 to 14"):
+        sources.load("sklearn_digits", blocks=15)
     with pytest.raises(UserError, match="data.folder is empty"):
         sources.load("cifar10")
 
