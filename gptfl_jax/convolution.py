@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 Form = Literal["lax", "patches", "row_split", "winograd"]
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -42,14 +42,14 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 # row_split's sums over rows (measured on 3x3x3 and 5x5x1 against 5x5x32).
 _NARROW_WINDOW = 64
 
-_asked_form: contextvars.ContextVar[Form | None] = contextvars.ContextVar(
+_asked_form: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "convolution_form", default=None
 )
 
 
 @contextlib.contextmanager
-def form(name: Form) -> Iterator[None]:
-    """Makes every `conv` traced inside the block use this form, on any backend.
+def form(name: str) -> Iterator[None]:
+    """Makes every `conv` traced inside the block use a form of `Form`, on any backend.
 
     For tests and measurements. A form that does not apply (row_split and winograd have
     conditions) gives way to "patches". It acts while a function is traced: what was
@@ -219,9 +219,10 @@ def _every(x: Array, axis: int, start: int, count: int, step: int) -> Array:
     return lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, axis)
 
 
-# Whatever is consumed more than once, or by a matrix product, is computed once and
-# kept: left alone, XLA computes it again inside every consumer.
-_keep = lax.optimization_barrier
+def keep(x: PyTree[Array]) -> PyTree[Array]:
+    """`x`, computed once. Left alone, XLA for CPUs computes an elementwise operation
+    again inside every consumer, and inside matrix products element by element."""
+    return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 # --- patches --------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _patches(inputs, kernel, geometry, precision):
 
 
 def _patches_forward(inputs, kernel, geometry, precision):
-    columns = _keep(_unfold(inputs, kernel.shape[:-2], geometry))
+    columns = keep(_unfold(inputs, kernel.shape[:-2], geometry))
     rows, (taps, channels) = columns.shape[:-2], columns.shape[-2:]
     features, groups = kernel.shape[-1], geometry.groups
     if groups == 1:
@@ -326,10 +327,10 @@ def _row_split_forward(inputs, kernel, geometry, precision):
     rows, columns = geometry.out_sizes((height, width), kernel.shape[:2])
     padded = _pad(inputs, {2: (left, right)})
     views = [_every(padded, 2, j * along, columns, 1) for j in range(window_columns)]
-    unfolded = _keep(jnp.concatenate(views, -1)).reshape(-1, window_columns * channels)
+    unfolded = keep(jnp.concatenate(views, -1)).reshape(-1, window_columns * channels)
     # [(column, channel), (row, feature)]: all rows of the window in one product.
     flat = kernel.transpose(1, 2, 0, 3).reshape(unfolded.shape[-1], -1)
-    terms = _keep(jnp.matmul(unfolded, flat, precision=precision))
+    terms = keep(jnp.matmul(unfolded, flat, precision=precision))
     terms = terms.reshape(batch, height, columns, window_rows, features)
     shifts = [i * down - top for i in range(window_rows)]
     # The inputs are kept for their shape alone; XLA drops them.
@@ -350,10 +351,10 @@ def _row_split_backward(geometry, precision, residuals, gradient):
         _every(padded, 1, (window_rows - 1 - i) * down, height, 1)
         for i in range(window_rows)
     ]
-    tall = _keep(jnp.concatenate(views, -1)).reshape(-1, window_rows * features)
+    tall = keep(jnp.concatenate(views, -1)).reshape(-1, window_rows * features)
     d_flat = jnp.matmul(unfolded.T, tall, precision=precision)
     d_kernel = d_flat.reshape(window_columns, channels, window_rows, features)
-    terms = _keep(jnp.matmul(tall, flat.T, precision=precision))
+    terms = keep(jnp.matmul(tall, flat.T, precision=precision))
     terms = terms.reshape(batch, height, columns, window_columns, channels)
     shifts = [left - j * along for j in range(window_columns)]
     d_inputs = _shifted_sum(terms, 2, shifts, width)
@@ -492,16 +493,16 @@ def _winograd_forward(inputs, kernel, geometry, precision):
         },
     )
     x = [_every(x, 2, j, tiles[1], m) for j in range(n)]
-    x = _keep(jnp.stack(_combine(transform.input, x)))
+    x = keep(jnp.stack(_combine(transform.input, x)))
     x = [_every(x, 2, i, tiles[0], m) for i in range(n)]
-    x = _keep(jnp.stack(_combine(transform.input, x)).reshape(n * n, -1, channels))
+    x = keep(jnp.stack(_combine(transform.input, x)).reshape(n * n, -1, channels))
     both = np.kron(transform.weight, transform.weight)
     weights = jnp.matmul(both.astype(kernel.dtype), kernel.reshape(r * r, -1))
-    weights = _keep(weights.reshape(n * n, channels, features))
-    y = _keep(jnp.matmul(x, weights, precision=precision))
+    weights = keep(weights.reshape(n * n, channels, features))
+    y = keep(jnp.matmul(x, weights, precision=precision))
     y = y.reshape(n, n, inputs.shape[0], *tiles, features)
     y = jnp.stack(_combine(transform.output.T, y), 3)
-    y = _keep(y.reshape(n, inputs.shape[0], tiles[0] * m, tiles[1], features))
+    y = keep(y.reshape(n, inputs.shape[0], tiles[0] * m, tiles[1], features))
     y = jnp.stack(_combine(transform.output.T, y), 3)
     y = y.reshape(inputs.shape[0], tiles[0] * m, tiles[1] * m, features)
     # The inputs and the kernel are kept for their shapes alone; XLA drops them.
@@ -517,17 +518,17 @@ def _winograd_backward(geometry, precision, residuals, gradient):
     tiles = [-(-size // m) for size in sizes]
     g = _pad(gradient, {a + 1: (0, t * m - sizes[a]) for a, t in enumerate(tiles)})
     g = [_every(g, 2, j, tiles[1], m) for j in range(m)]
-    g = _keep(jnp.stack(_combine(transform.output, g)))
+    g = keep(jnp.stack(_combine(transform.output, g)))
     g = [_every(g, 2, i, tiles[0], m) for i in range(m)]
-    g = _keep(jnp.stack(_combine(transform.output, g)).reshape(n * n, -1, features))
+    g = keep(jnp.stack(_combine(transform.output, g)).reshape(n * n, -1, features))
     d_weights = jnp.matmul(x.mT, g, precision=precision)
     both = np.kron(transform.weight, transform.weight).T
     d_kernel = jnp.matmul(both.astype(kernel.dtype), d_weights.reshape(n * n, -1))
-    dx = _keep(jnp.matmul(g, weights.mT, precision=precision))
+    dx = keep(jnp.matmul(g, weights.mT, precision=precision))
     dx = dx.reshape(n, n, batch, *tiles, channels)
     (top, _), (left, _) = geometry.padding
     dx = _combine(transform.input.T, dx)
-    dx = _keep(_overlap_add(dx, 2, m, top, inputs.shape[1]))
+    dx = keep(_overlap_add(dx, 2, m, top, inputs.shape[1]))
     dx = _combine(transform.input.T, dx)
     return _overlap_add(dx, 2, m, left, inputs.shape[2]), d_kernel.reshape(kernel.shape)
 

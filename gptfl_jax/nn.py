@@ -6,10 +6,13 @@ when the mean is large), statistics are float32 at least, and epsilon has no def
 because the ported models differ in it.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
 import flax.linen
+import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 from flax.linen.dtypes import promote_dtype
@@ -102,6 +105,8 @@ def max_pool(
 ) -> Float[Array, "batch *out_spatial channels"]:
     """Largest value of each window; padding never wins.
 
+    Of equal values in a window, the first in reading order takes the gradient.
+
     Args:
       inputs: examples with the channels last.
       window: its size, one for all axes or one an axis.
@@ -109,7 +114,11 @@ def max_pool(
       padding: as in `conv`.
     """
     window, stride, pads = _windows(inputs, window, stride, padding)
-    return lax.reduce_window(inputs, -jnp.inf, lax.max, window, stride, pads)
+    if _side_by_side(window, stride, pads):
+        return _max_of_tiles(inputs, window)
+    return lax.reduce_window(
+        inputs, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), _around(pads)
+    )
 
 
 def avg_pool(
@@ -130,13 +139,14 @@ def avg_pool(
         is left out of it.
     """
     window, stride, pads = _windows(inputs, window, stride, padding)
-    total = lax.reduce_window(inputs, 0.0, lax.add, window, stride, pads)
+    if _side_by_side(window, stride, pads):
+        return _mean_of_tiles(inputs, window)
+    around = (1, *window, 1), (1, *stride, 1), _around(pads)
+    total = lax.reduce_window(inputs, 0.0, lax.add, *around)
     if count_include_pad:
-        count = jnp.asarray(math.prod(window))
-    else:
-        ones = jnp.ones((1, *inputs.shape[1:-1], 1), inputs.dtype)
-        count = lax.reduce_window(ones, 0.0, lax.add, window, stride, pads)
-    return total / count.astype(inputs.dtype)
+        return total / math.prod(window)
+    ones = jnp.ones((1, *inputs.shape[1:-1], 1), inputs.dtype)
+    return total / lax.reduce_window(ones, 0.0, lax.add, *around)
 
 
 def _windows(inputs, window, stride, padding):
@@ -144,41 +154,89 @@ def _windows(inputs, window, stride, padding):
     window = convolution.each_axis(window, rank)
     stride = window if stride is None else convolution.each_axis(stride, rank)
     pads = convolution.padding_widths(padding, inputs.shape[1:-1], window, stride)
-    return (1, *window, 1), (1, *stride, 1), [(0, 0), *pads, (0, 0)]
+    return window, stride, pads
 
 
-def _moments(inputs, axes, where=None):
-    mean = jnp.mean(inputs, axes, keepdims=True, where=where)
-    variance = jnp.mean(jnp.square(inputs - mean), axes, keepdims=True, where=where)
-    return mean, variance
+def _around(pads):
+    return [(0, 0), *pads, (0, 0)]
 
 
-def _statistics_dtype(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
+# Pools whose windows lie side by side. XLA for CPUs runs a `reduce_window` and its
+# gradient several times slower than maxima and sums of slices; elsewhere the slices do
+# no harm. The gradients are written out such that neither reads more than it must.
 
 
-class InstanceNorm(flax.linen.Module):
-    """Normalises each channel of each example over its positions (Ulyanov et al. 2016).
+def _side_by_side(window, stride, pads) -> bool:
+    return window == stride and not any(lo or hi for lo, hi in pads)
 
-    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [channels].
-    """
 
-    epsilon: float
-    use_scale: bool = True
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    scale_init: Initializer = initializers.ones
-    bias_init: Initializer = initializers.zeros
+def _tiles(x, window):
+    """The values at each place of the windows, in reading order."""
+    counts = [n // k for n, k in zip(x.shape[1:-1], window, strict=True)]
+    parts = []
+    for place in itertools.product(*map(range, window)):
+        part = x
+        for axis, (i, k, n) in enumerate(zip(place, window, counts, strict=True), 1):
+            part = lax.slice_in_dim(part, i, i + (n - 1) * k + 1 if n else i, k, axis)
+        parts.append(part)
+    return parts
 
-    @flax.linen.compact
-    def __call__(
-        self, inputs: Float[Array, "batch *spatial channels"]
-    ) -> Float[Array, "batch *spatial channels"]:
-        axes = tuple(range(1, inputs.ndim - 1))
-        x = inputs.astype(_statistics_dtype(inputs.dtype))
-        mean, variance = _moments(x, axes)
-        return _affine(self, inputs, (x - mean) * lax.rsqrt(variance + self.epsilon))
+
+def _untile(parts, window, shape):
+    """The inverse of `_tiles`; zero at the end of an axis, where no window was."""
+    rank, counts = len(window), parts[0].shape[1:-1]
+    x = jnp.stack(parts, -2).reshape(parts[0].shape[0], *counts, *window, shape[-1])
+    order = [a for axis in range(rank) for a in (1 + axis, 1 + rank + axis)]
+    x = x.transpose(0, *order, 1 + 2 * rank)
+    x = x.reshape(shape[0], *(n * k for n, k in zip(counts, window, strict=True)), -1)
+    ends = [
+        (0, size - done, 0) for size, done in zip(shape[1:], x.shape[1:], strict=True)
+    ]
+    if any(end for _, end, _ in ends):
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends])
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_of_tiles(inputs, window):
+    return functools.reduce(jnp.maximum, _tiles(inputs, window))
+
+
+def _max_of_tiles_forward(inputs, window):
+    inputs = convolution.keep(inputs)
+    outputs = _max_of_tiles(inputs, window)
+    return outputs, (inputs, outputs)
+
+
+def _max_of_tiles_backward(window, residuals, gradient):
+    inputs, outputs = residuals
+    taken = jnp.zeros(outputs.shape, bool)
+    parts = []
+    for part in _tiles(inputs, window):
+        first = (part == outputs) & ~taken
+        taken |= first
+        parts.append(jnp.where(first, gradient, 0))
+    return (_untile(parts, window, inputs.shape),)
+
+
+_max_of_tiles.defvjp(_max_of_tiles_forward, _max_of_tiles_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _mean_of_tiles(inputs, window):
+    return functools.reduce(jnp.add, _tiles(inputs, window)) / math.prod(window)
+
+
+def _mean_of_tiles_backward(window, inputs, gradient):
+    parts = [gradient / math.prod(window)] * math.prod(window)
+    return (_untile(parts, window, inputs.shape),)
+
+
+# The inputs are kept for their shape alone; XLA drops them.
+_mean_of_tiles.defvjp(
+    lambda inputs, window: (_mean_of_tiles(inputs, window), inputs),
+    _mean_of_tiles_backward,
+)
 
 
 class GroupNorm(flax.linen.Module):
@@ -205,11 +263,79 @@ class GroupNorm(flax.linen.Module):
             raise ValueError(
                 f"{channels} channels cannot be split into {self.num_groups} groups"
             )
-        x = inputs.astype(_statistics_dtype(inputs.dtype))
-        x = x.reshape(*inputs.shape[:-1], self.num_groups, -1)
-        mean, variance = _moments(x, (*range(1, inputs.ndim - 1), x.ndim - 1))
-        x = (x - mean) * lax.rsqrt(variance + self.epsilon)
-        return _affine(self, inputs, x.reshape(inputs.shape))
+        return _normalise_groups(self, inputs, self.num_groups)
+
+
+class InstanceNorm(flax.linen.Module):
+    """Normalises each channel of each example over its positions (Ulyanov et al. 2016).
+
+    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [channels].
+    """
+
+    epsilon: float
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = initializers.ones
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        return _normalise_groups(self, inputs, inputs.shape[-1])
+
+
+def _normalise_groups(module, inputs, groups):
+    """Group norm with the parameters of a module; one channel a group is instance
+    norm."""
+    x = inputs.astype(_statistics_dtype(inputs.dtype))
+    x = x.reshape(inputs.shape[0], -1, inputs.shape[-1])
+    x = _group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
+    return x.reshape(inputs.shape).astype(module.dtype or inputs.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _group_norm(x, scale, bias, groups, epsilon):
+    """Norm of x [batch, positions, channels]. The gradient needs nothing but x and
+    sums over the positions, so nothing as large as x is kept beside it."""
+    return _group_norm_forward(x, scale, bias, groups, epsilon)[0]
+
+
+def _group_norm_forward(x, scale, bias, groups, epsilon):
+    x = convolution.keep(x)
+    mean = _group_mean(x.mean(1, keepdims=True), groups)
+    variance = _group_mean(jnp.square(x - mean).mean(1, keepdims=True), groups)
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = convolution.keep(inverse * scale)
+    return (x - mean) * factor + bias, (x, mean, inverse, factor, scale)
+
+
+def _group_norm_backward(groups, epsilon, residuals, gradient):
+    x, mean, inverse, factor, scale = residuals
+    gradient = convolution.keep(gradient)
+    d_bias = gradient.sum(1, keepdims=True)
+    d_scale = (gradient * (x - mean)).sum(1, keepdims=True) * inverse
+    # By what the gradients through mean and variance lower that of x.
+    positions = x.shape[1]
+    level = inverse * _group_mean(d_bias * scale / positions, groups)
+    slope = inverse**2 * _group_mean(d_scale * scale / positions, groups)
+    level, slope = convolution.keep((level, slope))
+    d_x = gradient * factor - level - (x - mean) * slope
+    return d_x, d_scale.sum((0, 1)), d_bias.sum((0, 1))
+
+
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
+def _group_mean(x, groups):
+    """Mean over the channels of each group, repeated for each of them."""
+    if groups == x.shape[-1]:
+        return x
+    grouped = x.reshape(*x.shape[:-1], groups, -1)
+    mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)
+    return mean.reshape(x.shape)
 
 
 class LayerNorm(flax.linen.Module):
@@ -230,7 +356,9 @@ class LayerNorm(flax.linen.Module):
     def __call__(self, inputs: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
         x = inputs.astype(_statistics_dtype(inputs.dtype))
         mean, variance = _moments(x, (-1,))
-        return _affine(self, inputs, (x - mean) * lax.rsqrt(variance + self.epsilon))
+        x = (x - mean) * lax.rsqrt(variance + self.epsilon)
+        scale, bias = _scale_and_bias(self, x)
+        return (x * scale + bias).astype(self.dtype or inputs.dtype)
 
 
 class BatchNorm(flax.linen.Module):
@@ -265,34 +393,51 @@ class BatchNorm(flax.linen.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = inputs.astype(_statistics_dtype(inputs.dtype))
-        if not train:
-            x = (x - mean.value) * lax.rsqrt(var.value + self.epsilon)
-            return _affine(self, inputs, x)
-        axes = tuple(range(inputs.ndim - 1))
-        where, count = None, jnp.asarray(inputs.size / inputs.shape[-1], x.dtype)
-        if mask is not None:
-            where = (mask != 0).reshape(-1, *[1] * (inputs.ndim - 1))
-            count = count * jnp.mean(where, dtype=x.dtype)
-        batch_mean, batch_var = _moments(x, axes, where)
-        if not self.is_initializing():
-            unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
-            for running, batch in ((mean, batch_mean), (var, unbiased)):
-                new = batch.reshape(shape).astype(running.value.dtype)
-                running.value = self.momentum * running.value + (
-                    (1 - self.momentum) * new
-                )
+        if train:
+            batch_mean, batch_var, count = _batch_moments(x, mask)
+            if not self.is_initializing():
+                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
+                for running, batch in ((mean, batch_mean), (var, unbiased)):
+                    new = (1 - self.momentum) * batch.astype(running.value.dtype)
+                    running.value = self.momentum * running.value + new
+        else:
+            batch_mean, batch_var = mean.value, var.value
         x = (x - batch_mean) * lax.rsqrt(batch_var + self.epsilon)
-        return _affine(self, inputs, x)
+        scale, bias = _scale_and_bias(self, x)
+        return (x * scale + bias).astype(self.dtype or inputs.dtype)
 
 
-def _affine(module, inputs, x):
-    """Learned scale and bias on the last axis, then the module's dtype."""
-    for name, used, init in (
-        ("scale", module.use_scale, module.scale_init),
-        ("bias", module.use_bias, module.bias_init),
-    ):
-        if used:
-            value = module.param(name, init, inputs.shape[-1:], module.param_dtype)
-            value = value.astype(x.dtype)
-            x = x * value if name == "scale" else x + value
-    return x.astype(module.dtype or inputs.dtype)
+def _batch_moments(x, mask):
+    """Mean and variance of each channel over the real rows, and how many numbers these
+    have. A batch without real rows has mean and variance 0."""
+    if mask is None:
+        mask = jnp.ones(x.shape[0], x.dtype)
+    real = (mask != 0).reshape(-1, *[1] * (x.ndim - 1))
+    axes = tuple(range(x.ndim - 1))
+    count = real.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])
+
+    def mean_of(values):
+        return jnp.where(real, values, 0).sum(axes) / jnp.maximum(count, 1)
+
+    mean = mean_of(x)
+    return mean, mean_of(jnp.square(x - mean)), count
+
+
+def _moments(x, axes):
+    mean = jnp.mean(x, axes, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+
+
+def _statistics_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _scale_and_bias(module, x):
+    """The learned ones of a norm, or 1 and 0 where it has none, as the type of x."""
+    shape = x.shape[-1:]
+    scale, bias = jnp.ones(shape, x.dtype), jnp.zeros(shape, x.dtype)
+    if module.use_scale:
+        scale = module.param("scale", module.scale_init, shape, module.param_dtype)
+    if module.use_bias:
+        bias = module.param("bias", module.bias_init, shape, module.param_dtype)
+    return scale.astype(x.dtype), bias.astype(x.dtype)

@@ -1,0 +1,100 @@
+"""Wall time, processor time and memory of this process and all that it started.
+
+Import this first: the start-up time is counted from here. Linux only (/proc).
+"""
+
+import os
+import threading
+import time
+
+START = time.perf_counter()
+
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def process_tree(root: int) -> list[int]:
+    """Process ids of `root` and all its living descendants."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    parent = int(file.read().rsplit(")", 1)[1].split()[1])
+            except OSError:  # It has ended.
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found, queue = [], [root]
+    while queue:
+        process = queue.pop()
+        found.append(process)
+        queue += children.get(process, [])
+    return found
+
+
+def cpu_seconds(root: int | None = None) -> float:
+    """User and system time so far: other work on the machine moves it less than wall
+    time."""
+    ticks = 0
+    for process in process_tree(os.getpid() if root is None else root):
+        try:
+            with open(f"/proc/{process}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _CLOCK_TICKS
+
+
+class Rounds:
+    """Wall and processor time of each round; the first one compiles and warms up."""
+
+    def __init__(self):
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+        self.startup_s = 0.0
+        """From the start of the process to the end of the first round."""
+
+    def begin(self) -> None:
+        """A round starts."""
+        self._wall, self._cpu = time.perf_counter(), cpu_seconds()
+
+    def end(self) -> None:
+        """It has ended, its results computed."""
+        self.wall_s.append(time.perf_counter() - self._wall)
+        self.cpu_s.append(cpu_seconds() - self._cpu)
+        if len(self.wall_s) == 1:
+            self.startup_s = time.perf_counter() - START
+
+
+class Memory(threading.Thread):
+    """Samples the memory of the process tree twice a second.
+
+    Proportional set size: a page that several processes share counts once.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak_mb = 0.0
+        self.processes = 0
+        self.start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while True:
+            self.sample()
+            time.sleep(0.5)
+
+    def sample(self) -> float:
+        """Megabytes now."""
+        total, processes = 0.0, 0
+        for process in process_tree(os.getpid()):
+            try:
+                with open(f"/proc/{process}/smaps_rollup") as file:
+                    line = next(line for line in file if line.startswith("Pss:"))
+            except (OSError, StopIteration):
+                continue
+            total += int(line.split()[1]) / 1024
+            processes += 1
+        if total > self.peak_mb:
+            self.peak_mb, self.processes = total, processes
+        return total

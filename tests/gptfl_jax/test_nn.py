@@ -1,0 +1,404 @@
+"""Convolutions against `lax.conv`, norms and pools against hand-worked numpy.
+
+Everything is float64 unless a test is about another type.
+"""
+
+import functools
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from gptfl_jax import convolution, nn
+
+FORMS = ("patches", "row_split", "winograd")
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def values_and_gradients(form, arguments, inputs, kernel, cotangent):
+    with convolution.form(form):
+        outputs, pull = jax.vjp(lambda x, w: nn.conv(x, w, **arguments), inputs, kernel)
+    return outputs, *pull(cotangent)
+
+
+# batch, sizes, channels in and out, window, arguments of conv
+GEOMETRIES = {
+    "3x3": (2, (8, 8), 3, 4, (3, 3), {}),
+    "odd sizes": (2, (9, 7), 3, 4, (3, 3), {}),
+    "batch 1, valid": (1, (7, 14), 3, 4, (3, 3), dict(padding="VALID")),
+    "padding beyond the window": (2, (5, 6), 3, 4, (3, 3), dict(padding=4)),
+    "uneven padding": (2, (8, 8), 3, 4, (3, 3), dict(padding=((0, 3), (2, 1)))),
+    "5x5": (2, (14, 14), 3, 4, (5, 5), {}),
+    "5x5 uneven": (1, (9, 7), 2, 3, (5, 5), dict(padding=((0, 3), (2, 1)))),
+    "one 5x5 window": (2, (5, 5), 2, 3, (5, 5), dict(padding="VALID")),
+    "even window": (2, (8, 9), 3, 4, (4, 2), {}),
+    "above only": (2, (8, 8), 2, 3, (4, 4), dict(padding=((5, 0), (0, 0)))),
+    "1x1": (2, (3, 4), 3, 4, (1, 1), {}),
+    "7x7": (1, (8, 8), 2, 2, (7, 7), {}),
+    "stride 2": (1, (9, 8), 4, 6, (3, 3), dict(stride=2, padding=1)),
+    "1x1 stride 2": (2, (9, 8), 4, 6, (1, 1), dict(stride=2, padding="VALID")),
+    "stride (1, 3)": (2, (9, 8), 4, 6, (3, 3), dict(stride=(1, 3), groups=2)),
+    "depthwise": (2, (9, 8), 4, 8, (3, 3), dict(groups=4)),
+    "dilated": (2, (9, 10), 3, 4, (3, 3), dict(dilation=(1, 3))),
+    "dilated, padded": (1, (9, 8), 2, 3, (2, 3), dict(dilation=2, padding=3)),
+    "one axis": (2, (11,), 3, 4, (5,), {}),
+    "three axes": (1, (5, 6, 4), 2, 3, (3, 2, 1), dict(stride=(1, 2, 1))),
+    "negative padding": (2, (6, 6), 2, 2, (3, 3), dict(padding=((-1, 0), (0, 2)))),
+    "no window fits": (2, (2, 2), 3, 4, (3, 3), dict(padding="VALID")),
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_every_form_agrees_with_lax_conv(geometry):
+    batch, sizes, channels, features, window, arguments = geometry
+    groups = arguments.get("groups", 1)
+    inputs = random(batch, *sizes, channels)
+    kernel = random(*window, channels // groups, features, seed=1)
+    out = jax.eval_shape(lambda x, w: nn.conv(x, w, **arguments), inputs, kernel)
+    cotangent = random(*out.shape, seed=2)
+
+    # In one program: compiling is what takes time.
+    @jax.jit
+    def all_forms(*operands):
+        return {
+            form: values_and_gradients(form, arguments, *operands)
+            for form in ("lax", *FORMS)
+        }
+
+    results = all_forms(inputs, kernel, cotangent)
+    for form in FORMS:
+        for result, reference in zip(results[form], results["lax"], strict=True):
+            np.testing.assert_allclose(result, reference, rtol=0, atol=2e-12)
+
+
+def chosen(*, sizes, channels, window=(3, 3), dtype=jnp.float32, precision=None, **kw):
+    return convolution.choose(
+        jnp.zeros((4, *sizes, channels[0]), dtype),
+        jnp.zeros((*window, *channels), dtype),
+        convolution.Geometry(
+            convolution.each_axis(kw.get("stride", 1), len(sizes)),
+            kw.get("padding", ((1, 1),) * len(sizes)),
+            (1,) * len(sizes),
+            kw.get("groups", 1),
+        ),
+        precision,
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
+def test_choice_on_a_cpu():
+    wide, square = (128, 128), (16, 16)
+    assert chosen(sizes=square, channels=wide) == "winograd"
+    assert chosen(sizes=square, channels=wide, window=(5, 5)) == "winograd"
+    highest = lax.Precision.HIGHEST
+    assert chosen(sizes=square, channels=wide, precision=highest) == "row_split"
+    with jax.default_matmul_precision("highest"):
+        assert chosen(sizes=square, channels=wide) == "row_split"
+    assert chosen(sizes=square, channels=(128, 8)) == "row_split"
+    assert chosen(sizes=square, channels=wide, window=(7, 7)) == "row_split"
+    # A single output a tile: nothing saved.
+    assert chosen(sizes=(1, 1), channels=wide) == "row_split"
+    assert chosen(sizes=square, channels=(3, 128)) == "patches"
+    assert chosen(sizes=square, channels=wide, stride=(2, 2)) == "patches"
+    assert chosen(sizes=square, channels=wide, dtype=jnp.bfloat16) == "patches"
+    assert chosen(sizes=(16,), channels=wide, window=(3,)) == "patches"
+
+
+def test_other_backends_use_lax_conv(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chosen(sizes=(16, 16), channels=(128, 128)) == "lax"
+
+
+@pytest.mark.parametrize(
+    ("form", "window", "tolerance"),
+    [
+        ("row_split", 3, 1e-6),
+        ("winograd", 3, 4e-6),
+        ("row_split", 5, 1e-6),
+        ("winograd", 5, 1.2e-5),
+    ],
+)
+def test_float32_rounding(form, window, tolerance):
+    """The errors that the module's docstring states, with room for chance."""
+    inputs = jnp.maximum(random(2, 16, 16, 64), 0)
+    kernel = random(window, window, 64, 32, seed=1) / window / 8
+    cotangent = random(2, 16, 16, 32, seed=2)
+
+    @jax.jit
+    def both(*operands):
+        single = [x.astype(jnp.float32) for x in operands]
+        return (
+            values_and_gradients("lax", {}, *operands),
+            values_and_gradients(form, {}, *single),
+        )
+
+    exact, result = both(inputs, kernel, cotangent)
+    for rounded, reference in zip(result, exact, strict=True):
+        assert rounded.dtype == jnp.float32
+        error = np.abs(rounded - reference).max() / np.abs(reference).max()
+        assert error < tolerance
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_loops_lanes_and_compilation(form):
+    """Weights of their own for every lane, in a loop, as clients train."""
+    inputs, kernels = random(3, 2, 6, 6, 2), random(3, 3, 3, 2, 2, seed=1) / 4
+
+    def train(form):
+        def client(x, kernel):
+            def step(_, kernel):
+                def loss(kernel):
+                    with convolution.form(form):
+                        return jnp.sum(jnp.tanh(nn.conv(x, kernel)))
+
+                return kernel - 0.01 * jax.grad(loss)(kernel)
+
+            return lax.fori_loop(0, 3, step, kernel)
+
+        return jax.jit(jax.vmap(client))
+
+    expected = train("lax")(inputs, kernels)
+    np.testing.assert_allclose(train(form)(inputs, kernels), expected, atol=1e-13)
+    mesh = jax.make_mesh((1,), ("clients",), (jax.sharding.AxisType.Auto,))
+    lanes = jax.shard_map(
+        train(form), mesh=mesh, in_specs=(P("clients"),) * 2, out_specs=P("clients")
+    )
+    np.testing.assert_allclose(lanes(inputs, kernels), expected, atol=1e-13)
+
+
+def test_half_precision_runs_and_keeps_its_type():
+    inputs, kernel = random(1, 6, 6, 4), random(3, 3, 4, 2, seed=1)
+    exact = nn.conv(inputs, kernel)
+    for dtype, tolerance in ((jnp.bfloat16, 0.1), (jnp.float16, 0.02)):
+        result = nn.conv(inputs.astype(dtype), kernel.astype(dtype))
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result.astype(float), exact, atol=tolerance)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    x = jnp.zeros((1, 4, 4, 3))
+    with pytest.raises(ValueError, match="2 window axes"):
+        nn.conv(x, jnp.zeros((3, 3, 4)))
+    with pytest.raises(ValueError, match="3 input channels"):
+        nn.conv(x, jnp.zeros((3, 3, 4, 2)))
+    with pytest.raises(ValueError, match="each of 2 axes"):
+        nn.conv(x, jnp.zeros((3, 3, 3, 2)), stride=(1, 1, 1))
+    with pytest.raises(ValueError, match="SAME, VALID"):
+        nn.conv(x, jnp.zeros((3, 3, 3, 2)), padding="same")
+    with pytest.raises(ValueError, match="cast one"):
+        nn.conv(x, jnp.zeros((3, 3, 3, 2), jnp.float32))
+    with (
+        pytest.raises(ValueError, match="takes one of lax"),
+        convolution.form("fft"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(kernel_size=(3, 3)),
+        dict(kernel_size=(3, 3), strides=2, padding=1, use_bias=False),
+        dict(kernel_size=(3, 3), feature_group_count=2, padding=((0, 1), (1, 0))),
+        dict(kernel_size=(3, 3), padding="VALID", kernel_dilation=2),
+        dict(kernel_size=(3, 3), kernel_init=flax.linen.initializers.he_normal()),
+        dict(kernel_size=5),
+    ],
+)
+def test_conv_is_flax_conv(arguments):
+    sizes = (9,) if arguments["kernel_size"] == 5 else (9, 8)
+    inputs, key = random(2, 3, *sizes, 4), jax.random.key(0)
+    ours, theirs = nn.Conv(6, **arguments), flax.linen.Conv(6, **arguments)
+    variables = ours.init(key, inputs)
+    reference = theirs.init(key, inputs)
+    jax.tree.map(np.testing.assert_array_equal, variables, reference)
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) + 0.1, variables)
+    expected = theirs.apply(variables, inputs)
+    np.testing.assert_allclose(ours.apply(variables, inputs), expected, atol=1e-13)
+
+
+def test_conv_computes_in_its_dtype():
+    inputs = jnp.ones((1, 4, 4, 2), jnp.float32)
+    layer = nn.Conv(2, (3, 3), dtype=jnp.bfloat16)
+    outputs, variables = layer.init_with_output(jax.random.key(0), inputs)
+    assert outputs.dtype == jnp.bfloat16
+    assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+POOLS = {
+    "2": ((6, 4), 2, {}),
+    "odd sizes": ((7, 5), 2, {}),
+    "2x3": ((6, 7), (2, 3), {}),
+    "one axis": ((9,), 2, {}),
+    "overlapping": ((7, 7), 3, dict(stride=2)),
+    "padded": ((7, 6), 3, dict(stride=2, padding=1)),
+    "same": ((5, 5), 2, dict(padding="SAME")),
+}
+
+
+def windows_of(x, window, stride=None, padding=0):
+    """[batch, *out, values, channels]: the windows of x, NaN where padding is."""
+    sizes = x.shape[1:-1]
+    window = convolution.each_axis(window, len(sizes))
+    stride = window if stride is None else convolution.each_axis(stride, len(sizes))
+    pads = [(padding, padding)] * len(sizes)
+    if padding == "SAME":
+        pads = [(0, -n % k) for n, k in zip(sizes, window, strict=True)]
+    x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=np.nan)
+    axes = tuple(range(1, x.ndim - 1))
+    views = np.lib.stride_tricks.sliding_window_view(x, window, axes)
+    views = views[(slice(None), *(slice(None, None, s) for s in stride))]
+    # sliding_window_view puts the window behind the channels.
+    return np.swapaxes(views.reshape(*views.shape[: x.ndim], -1), -1, -2)
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+def test_pools_of_windows(pool):
+    sizes, window, arguments = pool
+    x = random(2, *sizes, 3)
+    windows = windows_of(x, window, **arguments)
+    largest = nn.max_pool(x, window, **arguments)
+    np.testing.assert_array_equal(largest, np.nanmax(windows, -2))
+    mean = nn.avg_pool(x, window, **arguments)
+    expected = np.nansum(windows, -2) / windows.shape[-2]
+    np.testing.assert_allclose(mean, expected, atol=1e-14)
+    mean = nn.avg_pool(x, window, **arguments, count_include_pad=False)
+    np.testing.assert_allclose(mean, np.nanmean(windows, -2), atol=1e-14)
+
+
+def test_gradients_of_pools_side_by_side():
+    x = jnp.array([[1, 5, 2, 2, 9], [5, 0, 2, 1, 9], [7, 7, 7, 7, 7.0]])
+    x = x.reshape(1, 3, 5, 1)
+    cotangent = jnp.array([10.0, 20.0]).reshape(1, 1, 2, 1)
+    _, pull = jax.vjp(lambda x: nn.max_pool(x, 2), x)
+    # The first of the largest takes all; what no window covers takes nothing.
+    expected = [[0, 10, 20, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(pull(cotangent)[0][0, :, :, 0], expected)
+    _, pull = jax.vjp(lambda x: nn.avg_pool(x, 2), x)
+    expected = [[2.5, 2.5, 5, 5, 0], [2.5, 2.5, 5, 5, 0], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(pull(cotangent)[0][0, :, :, 0], expected)
+
+
+def test_gradients_of_pools_agree_with_reduce_window():
+    x = random(2, 7, 6, 3)
+    around = (1, 2, 3, 1), (1, 2, 3, 1), "VALID"
+
+    def gradient(pool):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
+
+    np.testing.assert_allclose(
+        gradient(lambda x: nn.max_pool(x, (2, 3))),
+        gradient(lambda x: lax.reduce_window(x, -jnp.inf, lax.max, *around)),
+        atol=1e-15,
+    )
+    np.testing.assert_allclose(
+        gradient(lambda x: nn.avg_pool(x, (2, 3))),
+        gradient(lambda x: lax.reduce_window(x, 0.0, lax.add, *around) / 6),
+        atol=1e-15,
+    )
+
+
+def normalised(x, axes, epsilon):
+    mean = x.mean(axes, keepdims=True)
+    variance = ((x - mean) ** 2).mean(axes, keepdims=True)
+    return (x - mean) / (variance + epsilon) ** 0.5
+
+
+def group_norm(x, groups, epsilon):
+    grouped = x.reshape(*x.shape[:-1], groups, -1)
+    axes = (*range(1, x.ndim - 1), x.ndim)
+    return normalised(grouped, axes, epsilon).reshape(x.shape)
+
+
+NORMS = {
+    "instance": (nn.InstanceNorm(0.1), lambda x: normalised(x, (1, 2), 0.1)),
+    "group": (nn.GroupNorm(2, 0.1), lambda x: group_norm(x, 2, 0.1)),
+    "one group": (nn.GroupNorm(1, 0.1), lambda x: normalised(x, (1, 2, 3), 0.1)),
+    "layer": (nn.LayerNorm(0.1), lambda x: normalised(x, (-1,), 0.1)),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_norms_and_their_gradients(norm):
+    layer, formula = norm
+    x, cotangent = random(2, 4, 3, 6) + 3, random(2, 4, 3, 6, seed=1)
+    params = {"scale": random(6, seed=2), "bias": random(6, seed=3)}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(norm):
+        outputs, pull = jax.vjp(norm, params, x)
+        return outputs, pull(cotangent)
+
+    result = run(lambda p, x: layer.apply({"params": p}, x))
+    known = run(lambda p, x: formula(x) * p["scale"] + p["bias"])
+    check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    jax.tree.map(check, result, known)
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_norms_in_other_types(norm):
+    layer, formula = norm
+    x = random(2, 4, 3, 6)
+    # A mean of 100 in float32: E[x^2] - E[x]^2 would be wrong by 3e-3.
+    far = (x + 100).astype(jnp.float32)
+    outputs, variables = layer.init_with_output(jax.random.key(0), far)
+    assert outputs.dtype == jnp.float32
+    np.testing.assert_allclose(outputs, formula(far.astype(float)), atol=5e-5)
+    half = x.astype(jnp.bfloat16)
+    outputs = layer.apply(variables, half)
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        outputs.astype(float), formula(half.astype(float)), atol=0.02
+    )
+    bare = layer.clone(use_scale=False, use_bias=False)
+    assert not bare.init(jax.random.key(0), x)
+    np.testing.assert_allclose(bare.apply({}, x), formula(x), atol=1e-13)
+
+
+def test_group_norm_refuses_groups_that_do_not_divide():
+    with pytest.raises(ValueError, match="6 channels .* 4 groups"):
+        nn.GroupNorm(4, 1e-5).init(jax.random.key(0), jnp.zeros((1, 2, 6)))
+
+
+def test_batch_norm():
+    layer, x = nn.BatchNorm(epsilon=0.1, momentum=0.75), random(5, 2, 3) + 2
+    variables = layer.init(jax.random.key(0), x, train=True)
+    outputs, state = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(outputs, normalised(x, (0, 1), 0.1), atol=1e-13)
+    mean, unbiased = x.mean((0, 1)), x.var((0, 1), ddof=1)
+    running = state["batch_stats"]
+    np.testing.assert_allclose(running["mean"], 0.25 * mean, rtol=1e-6)
+    np.testing.assert_allclose(running["var"], 0.75 + 0.25 * unbiased, rtol=1e-6)
+    outputs = layer.apply({**variables, **state}, x, train=False)
+    expected = (x - 0.25 * mean) / (0.75 + 0.25 * unbiased + 0.1) ** 0.5
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_batch_norm_leaves_masked_rows_out():
+    layer, x = nn.BatchNorm(epsilon=0.1), random(5, 2, 3)
+    variables = layer.init(jax.random.key(0), x, train=True)
+    mask = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])
+
+    def train(x, mask):
+        return layer.apply(variables, x, True, mask, mutable=["batch_stats"])
+
+    outputs, state = train(x, mask)
+    expected, expected_state = train(x[mask > 0], None)
+    np.testing.assert_allclose(outputs[mask > 0], expected, atol=1e-13)
+    jax.tree.map(np.testing.assert_allclose, state, expected_state)
+    # Padding alone, as in an idle lane, gives numbers.
+    outputs, state = train(x, jnp.zeros(5))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((outputs, state)))
