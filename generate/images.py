@@ -18,6 +18,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,8 +39,7 @@ from gptfl_jax.launch import launch
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the samples that are missing, and the contact sheet."""
-    made_prompts = read_prompts(workdir, config)
-    prompts = made_prompts["prompts"]
+    prompts, made_prompts = read_prompts(workdir, config)
     counts = samples_per_class(config, list(prompts))
     guidance = guidance_scales(config, made_prompts)
     planned = plan(config, prompts, counts, guidance)
@@ -61,8 +61,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             _finish(config, folder, len(planned) - len(made), time.monotonic() - start)
 
 
-def read_prompts(workdir: pathlib.Path, config: ConfigDict) -> dict:
+def read_prompts(
+    workdir: pathlib.Path, config: ConfigDict
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Reads prompts.json.
+
+    Returns:
+      the prompts of each class, and how they were made.
 
     Raises:
       UserError: it is missing, is not what generate.prompts writes, or was made with
@@ -72,25 +77,23 @@ def read_prompts(workdir: pathlib.Path, config: ConfigDict) -> dict:
     path = artifacts.require(workdir / "prompts.json", command)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        prompts = content["prompts"]
-        usable = bool(prompts) and all(
-            isinstance(sentences, list)
-            and sentences
-            and all(isinstance(sentence, str) for sentence in sentences)
-            for sentences in prompts.values()
-        )
+        prompts, made = content["prompts"], content.get("made", {})
+        made_with = made.get("config", {})
+        usable = isinstance(made_with, dict) and len(prompts) > 0
+        for sentences in prompts.values():
+            usable &= isinstance(sentences, list) and len(sentences) > 0
+            usable &= all(isinstance(sentence, str) for sentence in sentences)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         usable = False
     if not usable:
         raise UserError(f"{path} holds no prompts by class: make it with `{command}`")
-    made_with = content.get("made", {}).get("config", {})
     for name, value in json.loads(json.dumps(prompt_settings(config))).items():
         if made_with.get(name, value) != value:
             raise UserError(
                 f"{path} was made with config.{name} = {made_with[name]!r}, now it is "
                 f"{value!r}: put it back, or make the prompts again with `{command}`"
             )
-    return content
+    return prompts, made
 
 
 def samples_per_class(config: ConfigDict, classes: Sequence[str]) -> dict[str, int]:
@@ -126,12 +129,15 @@ def samples_per_class(config: ConfigDict, classes: Sequence[str]) -> dict[str, i
     return {name: max(1, math.floor(ratio * real[name] + 0.5)) for name in classes}
 
 
-def guidance_scales(config: ConfigDict, made_prompts: Mapping) -> tuple[float, ...]:
-    """The guidance scales a sample's is drawn from: the config's choices, else those
-    the prompt method stands for (ucg), else the one of `guidance_scale`."""
-    choices = config.generate.guidance_choices or made_prompts.get("made", {}).get(
-        "guidance_choices"
-    )
+def guidance_scales(
+    config: ConfigDict, made_prompts: Mapping[str, Any]
+) -> tuple[float, ...]:
+    """The guidance scales that each sample's is drawn from.
+
+    The config's choices; where it has none, those that the prompt method stands for
+    (ucg); else the one of `guidance_scale`.
+    """
+    choices = config.generate.guidance_choices or made_prompts.get("guidance_choices")
     return tuple(map(float, choices or (config.generate.guidance_scale,)))
 
 
@@ -150,7 +156,7 @@ def plan(
     folders = sample_folder.folder_names(list(prompts))
     by_class = []
     for name, count in counts.items():
-        draws = prompting.draw(key, name, count, len(prompts[name]), guidance)
+        draws = prompting.draw(key, name, count, len(prompts[name]), len(guidance))
         rows = zip(*(column.tolist() for column in draws), strict=True)
         by_class.append(
             [
@@ -159,7 +165,7 @@ def plan(
                     label=name,
                     prompt=prompts[name][prompt],
                     seed=seed,
-                    guidance=scale,
+                    guidance=guidance[scale],
                     model=config.generate.model,
                 )
                 for index, (prompt, scale, seed) in enumerate(rows)
@@ -194,7 +200,7 @@ def make_missing(
             sample_folder.SampleWriter(folder.folder, encode_png, on_written)
         )
         for batch in unfinished:
-            images = generate(config, pipeline, batch, len(batches[0]), drawn)
+            images = make_batch(config, pipeline, batch, len(batches[0]), drawn)
             rows = [i for i, sample in enumerate(batch) if sample.file not in made]
             writer.put([batch[row] for row in rows], rows, images)
 
@@ -212,7 +218,7 @@ def share(planned: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:
     return batches[jax.process_index() :: processes]
 
 
-def generate(
+def make_batch(
     config: ConfigDict,
     pipeline: StableDiffusion,
     batch: Sequence[Sample],
@@ -330,10 +336,10 @@ class _EarlyPreview:
 
 def _settings(
     config: ConfigDict, prompts: Mapping[str, Sequence[str]], guidance: Sequence[float]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What the pixels of a sample depend on, by the names a refusal shows."""
     options = config.generate
-    settings: dict[str, object] = {"config.seed": config.seed}
+    settings: dict[str, Any] = {"config.seed": config.seed}
     for name in ("model", "num_steps", "negative_prompt", "height", "width", "dtype"):
         settings[f"config.generate.{name}"] = options[name]
     settings["guidance scales"] = list(guidance)

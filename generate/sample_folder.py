@@ -146,7 +146,7 @@ class SampleFolder:
                 f"{self.folder} {differs}, and samples of both would mix: put it back, "
                 f"{remedy}"
             )
-        planned = {sample.file for sample in self.planned}
+        planned = {sample.file: sample for sample in self.planned}
         foreign = [line.file for line in lines if line.file not in planned]
         if foreign:
             raise UserError(
@@ -154,6 +154,12 @@ class SampleFolder:
                 f"(the first: {foreign[0]}); ask for at least as many samples and "
                 f"classes as it holds, {remedy}"
             )
+        for line in lines:
+            if line != planned[line.file]:
+                raise UserError(
+                    f"{self.folder}: the manifest has {line}, but this config plans "
+                    f"{planned[line.file]}; {remedy}"
+                )
         # Settings of classes that are not in this plan (any more) stay on record.
         self._settings = {**earlier, **self._settings}
         return {line.file for line in lines if self._complete(self.folder / line.file)}

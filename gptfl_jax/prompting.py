@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, PRNGKeyArray
+from jaxtyping import Int32, PRNGKeyArray
 
 from gptfl_jax import labels
 from gptfl_jax.configuration import UserError
@@ -246,7 +246,8 @@ class Draws(NamedTuple):
 
     prompt: Int32[np.ndarray, " samples"]
     """Index into the class's prompts."""
-    guidance_scale: Float32[np.ndarray, " samples"]
+    guidance: Int32[np.ndarray, " samples"]
+    """Index into the guidance scales to choose from."""
     seed: Int32[np.ndarray, " samples"]
     """`jax.random.key(seed)` is the key the generator draws the sample from."""
 
@@ -256,7 +257,7 @@ def draw(
     class_name: str,
     count: int,
     num_prompts: int,
-    guidance_scales: Sequence[float],
+    num_guidance_scales: int,
 ) -> Draws:
     """Draws prompt, guidance and seed of samples 0..count-1 of a class.
 
@@ -265,14 +266,11 @@ def draw(
     """
     class_key = _class_key(key, _SAMPLE_DRAWS, class_name)
     blocks = [
-        _draw_block(class_key, jnp.int32(start), num_prompts, len(guidance_scales))
+        _draw_block(class_key, jnp.int32(start), num_prompts, num_guidance_scales)
         for start in range(0, count, _DRAW_BLOCK)
     ]
-    prompt, guidance, seed = (
-        np.concatenate([np.asarray(part) for part in parts])[:count]
-        for parts in zip(*blocks, strict=True)
-    )
-    return Draws(prompt, np.asarray(guidance_scales, np.float32)[guidance], seed)
+    columns = zip(*blocks, strict=True)
+    return Draws(*(np.concatenate(parts)[:count] for parts in columns))
 
 
 @jax.jit

@@ -332,7 +332,7 @@ def test_a_retrained_model_is_refused(workdir, tmp_path, monkeypatch):
 
 
 def test_guidance_of_config_and_method():
-    ucg = {"made": {"guidance_choices": [1, 2, 3, 4, 5]}}
+    ucg = {"guidance_choices": [1, 2, 3, 4, 5]}
     none = make_config(guidance_choices=(), guidance_scale=2.5)
     assert images.guidance_scales(none, {}) == (2.5,)
     assert images.guidance_scales(none, ucg) == (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -380,7 +380,10 @@ def test_missing_or_foreign_prompts(tmp_path):
     command = rf"python -m generate\.prompts --config=\.\.\. --workdir={tmp_path}"
     with pytest.raises(UserError, match=rf"prompts\.json is missing.*{command}"):
         images.run(make_config(), tmp_path)
-    for text in ("", "[]", "{}", '{"prompts": {}}', '{"prompts": {"cat": []}}'):
+    for text in (
+        *("", "[]", "{}", '{"prompts": {}}', '{"prompts": {"cat": []}}'),
+        *('{"prompts": {"cat": ["a cat"]}, "made": 1}', '{"prompts": {"cat": "a"}}'),
+    ):
         (tmp_path / "prompts.json").write_text(text)
         with pytest.raises(UserError, match=rf"holds no prompts by class.*{command}"):
             images.run(make_config(), tmp_path)

@@ -113,6 +113,16 @@ def test_samples_out_of_plan_are_refused(tmp_path):
         folder.open()
 
 
+def test_lines_of_another_plan_are_refused(tmp_path):
+    make(folder_of(tmp_path, ["a/0"]))
+    folder = folder_of(tmp_path, ["a/0"])
+    folder.planned[0] = folder.planned[0]._replace(label="b")
+    with pytest.raises(
+        UserError, match="has Sample.*label='a'.*plans Sample.*'b'.*del"
+    ):
+        folder.open()
+
+
 def test_a_line_that_leaves_the_folder_is_refused(tmp_path):
     folder = folder_of(tmp_path, ["a/0"])
     folder.open()

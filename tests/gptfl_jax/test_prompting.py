@@ -246,37 +246,36 @@ def test_the_originals_cifar10_list():
 
 
 def test_draws_depend_on_class_and_index_alone():
-    long = prompting.draw(KEY, "cat", 2500, 7, (1.0, 2.5))
-    short = prompting.draw(KEY, "cat", 3, 7, (1.0, 2.5))
+    long = prompting.draw(KEY, "cat", 2500, 7, 2)
+    short = prompting.draw(KEY, "cat", 3, 7, 2)
     for few, many in zip(short, long, strict=True):
         assert few.tolist() == many[:3].tolist() and len(many) == 2500
-    dog = prompting.draw(KEY, "dog", 2500, 7, (1.0, 2.5))
+    dog = prompting.draw(KEY, "dog", 2500, 7, 2)
     assert (dog.seed != long.seed).all()
-    other_key = prompting.draw(jax.random.key(4), "cat", 2500, 7, (1.0, 2.5))
+    other_key = prompting.draw(jax.random.key(4), "cat", 2500, 7, 2)
     assert (other_key.seed != long.seed).all()
     # More prompts or scales to choose from change no seed.
-    assert (prompting.draw(KEY, "cat", 2500, 9, (1.0,)).seed == long.seed).all()
+    assert (prompting.draw(KEY, "cat", 2500, 9, 1).seed == long.seed).all()
 
 
 def test_draws_by_hand():
-    draws = prompting.draw(KEY, "cat", 1100, 7, (1.0, 2.5))
+    draws = prompting.draw(KEY, "cat", 1100, 7, 2)
     key = KEY
     # crc32 of "samples", crc32 of "cat", the index
     for number in (np.uint32(0x19925777), np.uint32(0x9E5E43A8), 1050):
         key = jax.random.fold_in(key, number)
     keys = jax.random.split(key, 3)
     assert draws.prompt[1050] == jax.random.randint(keys[0], (), 0, 7)
-    scale = (1.0, 2.5)[int(jax.random.randint(keys[1], (), 0, 2))]
-    assert draws.guidance_scale[1050] == scale
+    assert draws.guidance[1050] == jax.random.randint(keys[1], (), 0, 2)
     assert draws.seed[1050] == int(jax.random.bits(keys[2])) // 2
 
 
 def test_draws_are_uniform_and_reach_the_last():
-    draws = prompting.draw(KEY, "cat", 7000, 7, (1.0, 2.0, 3.0, 4.0, 5.0))
+    draws = prompting.draw(KEY, "cat", 7000, 7, 5)
     counts = np.bincount(draws.prompt, minlength=7)
     # 5 standard deviations of a binomial count with mean 1,000
     assert len(counts) == 7 and np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 6 / 7)
-    scales, counts = np.unique(draws.guidance_scale, return_counts=True)
-    assert scales.tolist() == [1, 2, 3, 4, 5]
+    counts = np.bincount(draws.guidance, minlength=5)
+    assert len(counts) == 5
     assert np.abs(counts - 1400).max() < 5 * np.sqrt(1400 * 4 / 5)
     assert len(set(draws.seed.tolist())) > 6990 and draws.seed.min() >= 0
