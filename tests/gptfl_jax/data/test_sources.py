@@ -71,7 +71,7 @@ def test_unknown_sources_and_options_are_refused():
         sources.load("sklearn_digits", runs=2)
     with pytest.raises(UserError, match="from 1 to 13"):
         sources.load("sklearn_digits", test_blocks=14)
-    with pytest.raises(UserError, match=r"blocks = 15: takes .* from 1 to 14"):
+    with pytest.raises(UserError, match=r"blocks = 15: takes .* from 2 to 14"):
         sources.load("sklearn_digits", blocks=15)
     with pytest.raises(UserError, match="data.folder is empty"):
         sources.load("cifar10")
