@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Int, Int32, PRNGKeyArray, PyTree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
-from gptfl_jax.fl.aggregation import Aggregation, weighted_mean
+from gptfl_jax.fl.aggregation import Aggregation, accumulator, weighted_mean
 from gptfl_jax.fl.clients import LocalRule, LocalTraining, plain_rule
 from gptfl_jax.fl.diagnostics import (
     Diversity,
@@ -29,7 +30,8 @@ from gptfl_jax.fl.diagnostics import (
     size_in_bytes,
     squared_norm,
 )
-from gptfl_jax.training import Learner, Variables
+from gptfl_jax.fl.normalisation import apply_policy
+from gptfl_jax.training import Batch, Learner, Variables, masked_mean
 
 
 class ServerState(NamedTuple):
@@ -45,6 +47,48 @@ class ServerState(NamedTuple):
     """Params at the start of the run, from which the drift is measured."""
     round: Int[Array, ""]
     """Rounds done."""
+    own: Any
+    """`ClientStates` of an algorithm whose clients keep state; () of others."""
+
+
+class ClientStates(NamedTuple):
+    """What clients keep between their rounds, for those that have taken part.
+
+    A checkpoint holds `pack()`, and is read with `packed_like(known)` as its template.
+    """
+
+    rows: dict[int, PyTree]
+    """Client -> row. Never changed in place: states of successive rounds share the rows
+    of clients that were not in the cohort."""
+    empty: PyTree
+    """Row of a client that has not taken part: (False, zeros)."""
+
+    def pack(self) -> "PackedClientStates":
+        """As numpy arrays."""
+        ids = sorted(self.rows)
+        rows = [self.rows[client] for client in ids] or [self.empty]
+        stacked = jax.tree.map(lambda *xs: np.stack(xs)[: len(ids)], *rows)
+        return PackedClientStates(np.asarray(ids, np.int32), stacked)
+
+    def packed_like(self, known: int) -> "PackedClientStates":
+        """Arrays of the shapes that `pack` gives for so many known clients."""
+        rows = jax.tree.map(lambda x: np.zeros((known, *x.shape), x.dtype), self.empty)
+        return PackedClientStates(np.zeros(known, np.int32), rows)
+
+    def unpack(self, packed: "PackedClientStates") -> "ClientStates":
+        """The states that were packed."""
+        rows = {
+            client: jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), packed.rows)
+            for i, client in enumerate(np.asarray(packed.ids).tolist())
+        }
+        return self._replace(rows=rows)
+
+
+class PackedClientStates(NamedTuple):
+    """`ClientStates` as arrays."""
+
+    ids: Int32[np.ndarray, " known"]
+    rows: PyTree[Shaped[np.ndarray, "known ..."]]
 
 
 class Algorithm(NamedTuple):
@@ -58,7 +102,11 @@ class Algorithm(NamedTuple):
     ]
     """(state, data, cohort, key) -> (state after the round, its metrics).
 
-    Compiled once for a cohort size, whichever clients are in it."""
+    Compiled once for a cohort size, whichever clients are in it. Where clients keep
+    state, the cohort is read on the host and the round cannot itself be compiled."""
+    start: Callable[[ServerState, int], Variables]
+    """(state, client) -> the weights that client would start from: the server's, unless
+    it keeps some of its own."""
 
 
 def compose(
@@ -73,6 +121,7 @@ def compose(
     lanes: int = 0,
     diagnostics: bool = True,
     dropout: float = 0.0,
+    batch_norm: str = "average",
 ) -> Algorithm:
     """An algorithm from its three parts.
 
@@ -83,7 +132,7 @@ def compose(
       rule: what clients minimise, how they step, what they send.
       local: optimizer, batches and epochs of the clients.
       server: takes the negative mean update as a pseudo-gradient of the params. It
-        never sees model state (batch statistics), which is averaged.
+        never sees model state, as batch statistics.
       weighting: "examples" or "uniform" mean of the updates.
       aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`.
       execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
@@ -91,12 +140,14 @@ def compose(
       lanes: clients side by side under "vmap"; 0: all.
       diagnostics: whether to measure diversity, norms and drift.
       dropout: probability that a client of a cohort fails to report.
+      batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
 
     Raises:
       ValueError: an unknown weighting or execution, or a value out of range.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout}: takes a number in [0, 1)")
+    rule = apply_policy(rule, batch_norm)
     combine = weighted_mean(weighting) if aggregation is None else aggregation
     train = clients.make_cohort_trainer(
         rule,
@@ -108,24 +159,36 @@ def compose(
         diagnostics=diagnostics,
     )
 
+    def first_own(variables: Variables, shared: Any) -> PyTree:
+        return rule.init_own(clients.Context(variables, shared, None))
+
     def init(variables: Variables, num_clients: int) -> ServerState:
         del num_clients
         params, _ = clients.split(variables)
+        shared = rule.init_shared(params)
+        own = jax.eval_shape(first_own, variables, shared)
+        if jax.tree.leaves(own):
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), own)
+            own = ClientStates({}, (jnp.zeros((), bool), zeros))
+        else:
+            own = ()
         return ServerState(
             variables=variables,
             optimizer_state=server.init(params),
-            shared=rule.init_shared(params),
+            shared=shared,
             start=params,
             round=jnp.zeros((), jnp.int32),
+            own=own,
         )
 
     @jax.jit
-    def round(
+    def compiled_round(
         state: ServerState,
+        rows: PyTree,
         data: FederatedData,
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
-    ) -> tuple[ServerState, RoundMetrics]:
+    ) -> tuple[ServerState, PyTree, RoundMetrics]:
         # Clients fold their number into the key; these two are no client's number.
         dropout_key = jax.random.fold_in(key, 2**32 - 1)
         noise_key = jax.random.fold_in(key, 2**32 - 2)
@@ -133,22 +196,77 @@ def compose(
         if dropout:
             reports = sampling.reports(dropout_key, cohort, dropout)
         described = clients.describe(data, cohort, key, local, reports)
+        own = ()
+        if rows:
+            known, own = rows
+            first = first_own(state.variables, state.shared)
+            own = jax.tree.map(
+                lambda x, y: jnp.where(_column(known, x), x, y), own, first
+            )
         result = train(
             state.variables,
             state.shared,
-            (),
+            own,
             data,
             described,
             state.round,
             noise_key,
         )
+        if rows:
+            took_part = result.stats.finite & (result.stats.steps > 0)
+            rows = _everywhere((known | took_part, result.own), mesh)
         population = combine.weight(data.offsets[1:] - data.offsets[:-1]).sum()
-        new, update = _server_step(
-            rule, server, state, result, result.weight / population
-        )
-        return new, _measure(new, update, result, described, state, diagnostics)
+        share = result.weight / population
+        new, update = _server_step(rule, server, state, result, share)
+        metrics = _measure(rule, new, update, result, described, state, diagnostics)
+        return new, rows, metrics
 
-    return Algorithm(init, round)
+    def round(
+        state: ServerState,
+        data: FederatedData,
+        cohort: Int32[Array, " cohort"],
+        key: PRNGKeyArray,
+    ) -> tuple[ServerState, RoundMetrics]:
+        if not state.own:
+            new, _, metrics = compiled_round(state, (), data, cohort, key)
+            return new, metrics
+        own, ids = state.own, np.asarray(cohort).tolist()
+        rows = _stack([own.rows.get(client, own.empty) for client in ids])
+        bare = state._replace(own=())
+        new, rows, metrics = compiled_round(bare, rows, data, cohort, key)
+        known = own.rows | dict(zip(ids, _unstack(rows), strict=True))
+        return new._replace(own=own._replace(rows=known)), metrics
+
+    def start(state: ServerState, client: int) -> Variables:
+        own = first_own(state.variables, state.shared)
+        if state.own and client in state.own.rows:
+            known, row = state.own.rows[client]
+            own = jax.tree.map(lambda x, y: jnp.where(known, x, y), row, own)
+        return rule.begin(clients.Context(state.variables, state.shared, own))
+
+    return Algorithm(init, round, start)
+
+
+@jax.jit
+def _stack(rows: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+
+
+@jax.jit
+def _unstack(rows: PyTree) -> list[PyTree]:
+    count = jax.tree.leaves(rows)[0].shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(count)]
+
+
+def _column(flags: Bool[Array, " cohort"], like: Array) -> Bool[Array, "cohort ..."]:
+    return flags.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Rows go to whichever device trains their client next: all devices hold them."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _server_step(rule, server, state, result, share):
@@ -172,7 +290,7 @@ def _server_step(rule, server, state, result, share):
     return new._replace(round=state.round + 1), update
 
 
-def _measure(new, update, result, cohort, state, diagnostics):
+def _measure(rule, new, update, result, cohort, state, diagnostics):
     stats, spread = result.stats, result.spread
     sizes = cohort.size[:-1]
     reported = sizes > 0
@@ -186,8 +304,8 @@ def _measure(new, update, result, cohort, state, diagnostics):
         norms = norm_summary(stats.norm, trained)
         mean_norm = jnp.sqrt(squared_norm(update))
         drift = distance(new.variables["params"], new.start)
-    down = size_in_bytes((state.variables, state.shared))
-    up = size_in_bytes(result.message)
+    down = size_in_bytes(rule.sent_down(state.variables, state.shared))
+    up = size_in_bytes(rule.sent_up(result.message))
     return RoundMetrics(
         train_loss=mean_loss(stats),
         clients=counts.sum(),
@@ -244,17 +362,7 @@ def fedprox(
     if mu < 0:
         raise ValueError(f"mu {mu}: takes a number >= 0")
 
-    def correct(gradient, params, context):
-        if mu == 0:
-            return gradient
-        return jax.tree.map(
-            lambda g, y, x: g + mu * (y - x),
-            gradient,
-            params,
-            context.variables["params"],
-        )
-
-    rule = plain_rule(learner)._replace(correct=correct)
+    rule = plain_rule(learner)._replace(correct=_proximal(mu))
     return compose(rule, local, _IDENTITY, **options)
 
 
@@ -273,3 +381,321 @@ def fedopt(
     GPT-FL moved them as if they were weights.
     """
     return compose(plain_rule(learner), local, server_optimizer, **options)
+
+
+def fedavgm(
+    learner: Learner,
+    local: LocalTraining,
+    beta: float = 0.9,
+    server_learning_rate: float = 1.0,
+    nesterov: bool = False,
+    **options: Any,
+) -> Algorithm:
+    """FedAvg with server momentum: v <- beta v + sum_i p_i d_i, x <- x + rate v.
+
+    Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification (arXiv 1909.06335), where v is not damped by 1 - beta: with beta =
+    0.9 the server moves up to ten times as far as FedAvg's.
+
+    Raises:
+      ValueError: beta outside [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta {beta}: takes a number in [0, 1)")
+    server = optax.sgd(server_learning_rate, momentum=beta or None, nesterov=nesterov)
+    return compose(plain_rule(learner), local, server, **options)
+
+
+def scaffold(
+    learner: Learner,
+    local: LocalTraining,
+    control: str = "path",
+    server_learning_rate: float = 1.0,
+    **options: Any,
+) -> Algorithm:
+    """SCAFFOLD: control variates c (server) and c_i (clients) undo client drift.
+
+        client:  y <- y - eta (g - c_i + c), K steps from x
+        I,  control "start":  c_i' = gradient of f_i at x
+        II, control "path":   c_i' = c_i - c - d_i / (K eta)
+        server:  x <- x + rate sum_i p_i d_i,   c <- c + s sum_i p_i (c_i' - c_i)
+
+    with s the cohort's share of the population's weight: |S| / N under weighting
+    "uniform", the paper's, so that c stays the mean of all c_i; under "examples" it is
+    their mean by examples, which matches the objective that the weighting implies.
+
+    SCAFFOLD: Stochastic Controlled Averaging for Federated Learning (arXiv 1910.06378).
+    K eta is taken as the client's gradient mass, so that with momentum or a schedule
+    c_i' under "path" still is the mean of the gradients along the client's path, each
+    weighted by how far it moved the client. Control "start" costs one more pass over
+    the client's examples.
+
+    Raises:
+      ValueError: an unknown control, or control "path" with a client optimizer that is
+        not linear in the gradients, as Adam, where no mean of gradients can be read off
+        the update.
+    """
+    if control not in ("start", "path"):
+        raise ValueError(f"control {control!r}: takes 'start' or 'path'")
+    if control == "path" and not _is_linear(local.optimizer):
+        raise ValueError(
+            "scaffold's control 'path' needs SGD at the clients (momentum will do): "
+            "take control='start' with this optimizer"
+        )
+
+    def correct(gradient, params, context):
+        return jax.tree.map(
+            lambda g, own, c: g + (c - own).astype(g.dtype),
+            gradient,
+            context.own,
+            context.shared,
+        )
+
+    def report(context, variables, measured):
+        message = clients.difference(variables, context.variables)
+        if control == "start":
+            own = measured.start_gradient
+        else:
+            own = jax.tree.map(
+                lambda own, c, d: (
+                    own - c - d / _positive(measured.mass).astype(d.dtype)
+                ),
+                context.own,
+                context.shared,
+                message.update,
+            )
+        change = jax.tree.map(jnp.subtract, own, context.own)
+        return message._replace(extra=change), own
+
+    def receive(message, shared, share):
+        shared = jax.tree.map(
+            lambda c, change: c + share.astype(c.dtype) * change, shared, message.extra
+        )
+        return message.update, shared
+
+    rule = plain_rule(learner)._replace(
+        init_shared=_zeros_like,
+        init_own=lambda context: _zeros_like(context.variables["params"]),
+        correct=correct,
+        report=report,
+        receive=receive,
+        shadow=(lambda x: -1.0) if control == "path" else None,
+        start_gradient=control == "start",
+    )
+    return compose(rule, local, optax.sgd(server_learning_rate), **options)
+
+
+def fednova(
+    learner: Learner, local: LocalTraining, mu: float = 0.0, **options: Any
+) -> Algorithm:
+    """FedNova: clients that take more steps do not count for more.
+
+        x <- x + (sum_i p_i a_i) sum_i p_i d_i / a_i
+
+    with a_i the client's gradient mass, |a_i|_1 in the paper times eta, which cancels:
+    K under plain SGD, sum_k (1 - rho^k) / (1 - rho) under momentum rho,
+    sum_k (1 - eta mu)^k with a proximal term mu. It is measured, by taking the client's
+    steps on a number with gradient 1, hence right for any optimizer that is linear in
+    the gradients, and for schedules. With equal steps at all clients this is FedAvg.
+
+    Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization
+    (arXiv 2007.07481). Norms and diversity in the metrics are of d_i / a_i, which is
+    what clients send.
+
+    Raises:
+      ValueError: a negative mu, or a client optimizer not linear in the gradients.
+    """
+    if mu < 0:
+        raise ValueError(f"mu {mu}: takes a number >= 0")
+    if not _is_linear(local.optimizer):
+        raise ValueError("fednova needs SGD at the clients (momentum will do)")
+
+    def report(context, variables, measured):
+        message = clients.difference(variables, context.variables)
+        normalised = jax.tree.map(
+            lambda d: d / _positive(measured.mass).astype(d.dtype), message.update
+        )
+        return message._replace(update=normalised, extra=measured.mass), ()
+
+    def receive(message, shared, share):
+        mass = message.extra
+        return jax.tree.map(lambda d: d * mass.astype(d.dtype), message.update), shared
+
+    rule = plain_rule(learner)._replace(
+        correct=_proximal(mu),
+        report=report,
+        receive=receive,
+        shadow=lambda x: mu * x - 1.0,
+    )
+    return compose(rule, local, _IDENTITY, **options)
+
+
+def feddyn(
+    learner: Learner, local: LocalTraining, alpha: float, **options: Any
+) -> Algorithm:
+    """FedDyn: a dynamic regulariser makes clients' optima agree with the server's.
+
+        client:  steps along g - h_i + alpha (y - x),  then h_i <- h_i - alpha d_i
+        server:  h <- h - alpha s sum_i p_i d_i,  x <- x + sum_i p_i d_i - h / alpha
+
+    with s the cohort's share of the population's weight (|S| / N and p_i = 1 / |S| in
+    the paper: weighting "uniform"). The server keeps h / alpha, which it does not send.
+    alpha = 0 is taken as FedAvg, h / alpha as 0.
+
+    Federated Learning Based on Dynamic Regularization (arXiv 2111.04263).
+
+    Raises:
+      ValueError: a negative alpha.
+    """
+    if alpha < 0:
+        raise ValueError(f"alpha {alpha}: takes a number >= 0")
+    if alpha == 0:
+        return fedavg(learner, local, **options)
+    pull = _proximal(alpha)
+
+    def correct(gradient, params, context):
+        gradient = jax.tree.map(
+            lambda g, h: g - h.astype(g.dtype), gradient, context.own
+        )
+        return pull(gradient, params, context)
+
+    def report(context, variables, measured):
+        message = clients.difference(variables, context.variables)
+        own = jax.tree.map(lambda h, d: h - alpha * d, context.own, message.update)
+        return message, own
+
+    def receive(message, shared, share):
+        shared = jax.tree.map(
+            lambda h, d: h - share.astype(h.dtype) * d, shared, message.update
+        )
+        return jax.tree.map(jnp.subtract, message.update, shared), shared
+
+    rule = plain_rule(learner)._replace(
+        init_shared=_zeros_like,
+        init_own=lambda context: _zeros_like(context.variables["params"]),
+        correct=correct,
+        report=report,
+        receive=receive,
+        sent_down=lambda variables, shared: variables,
+    )
+    return compose(rule, local, _IDENTITY, **options)
+
+
+def moon(
+    learner: Learner,
+    local: LocalTraining,
+    mu: float = 1.0,
+    temperature: float = 0.5,
+    represent: Callable[[Variables, Any], Array] | None = None,
+    **options: Any,
+) -> Algorithm:
+    """MOON: representations near the server's, and away from the client's last ones.
+
+        loss + mu mean -log(e^{a/T} / (e^{a/T} + e^{b/T})),
+        a = cos(z, z_server), b = cos(z, z_previous)
+
+    z is the representation of an example by the model in training, z_server by the
+    weights the client was sent, z_previous by those it ended its last round with. In a
+    client's first round these are the same, and the term has no gradient.
+
+    Model-Contrastive Federated Learning (arXiv 2103.16257).
+
+    Args:
+      represent: (variables, raw inputs) -> [batch, features]. The paper takes the
+        output of a projection head; by default it is `learner.predict`, the logits.
+
+    Raises:
+      ValueError: a negative mu, or a temperature that is not positive.
+    """
+    if mu < 0 or temperature <= 0:
+        raise ValueError(
+            f"mu {mu}, temperature {temperature}: takes mu >= 0 and temperature > 0"
+        )
+    if mu == 0:
+        return fedavg(learner, local, **options)
+    represent = learner.predict if represent is None else represent
+
+    def loss(variables, batch: Batch, key, context):
+        value, model_state = learner.loss(variables, batch, key)
+        z = represent(variables, batch.inputs)
+        near = _cosine(z, represent(context.variables, batch.inputs))
+        far = _cosine(z, represent(context.own, batch.inputs))
+        contrast = jax.nn.softplus((far - near) / temperature)
+        return value + mu * masked_mean(contrast, batch.mask), model_state
+
+    rule = plain_rule(learner)._replace(
+        init_own=lambda context: context.variables,
+        loss=loss,
+        report=lambda context, variables, measured: (
+            clients.difference(variables, context.variables),
+            variables,
+        ),
+    )
+    return compose(rule, local, _IDENTITY, **options)
+
+
+def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algorithm:
+    """No federation: every client goes on from its own weights, nothing is sent.
+
+    The baseline that says what a federation is worth to its clients. The server's
+    weights, from which a client starts in its first round, stay as they are; test those
+    that `Algorithm.start` gives.
+    """
+
+    def report(context, variables, measured):
+        message = clients.difference(variables, context.own)
+        return message._replace(model_state=_zeros_like(message.model_state)), variables
+
+    rule = plain_rule(learner)._replace(
+        init_own=lambda context: context.variables,
+        begin=lambda context: context.own,
+        report=report,
+        receive=lambda message, shared, share: (_zeros_like(message.update), shared),
+        sent_down=lambda variables, shared: (),
+        sent_up=lambda message: (),
+    )
+    return compose(rule, local, _IDENTITY, **options)
+
+
+def _proximal(mu: float) -> Callable[[PyTree, PyTree, clients.Context], PyTree]:
+    """The gradient of mu/2 |y - x|^2, added."""
+
+    def correct(gradient, params, context):
+        if mu == 0:
+            return gradient
+        return jax.tree.map(
+            lambda g, y, x: g + mu * (y - x),
+            gradient,
+            params,
+            context.variables["params"],
+        )
+
+    return correct
+
+
+def _is_linear(optimizer: optax.GradientTransformation) -> bool:
+    """Whether updates are linear in the gradients, tried on two steps of a number."""
+
+    def second_update(gradients):
+        x = jnp.zeros(())
+        state = optimizer.init(x)
+        for gradient in gradients:
+            update, state = optimizer.update(jnp.asarray(gradient), state, x)
+        return float(update)
+
+    one, other = second_update((1.0, 0.5)), second_update((3.0, 1.5))
+    return abs(other - 3 * one) <= 1e-5 * abs(other)
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    """Cosine similarity of the rows, with finite gradients at 0."""
+    square = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
+    return jnp.sum(a * b, -1) * jax.lax.rsqrt(square + 1e-12)
+
+
+def _zeros_like(tree: PyTree) -> PyTree:
+    return jax.tree.map(accumulator, tree)
+
+
+def _positive(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1)

@@ -99,7 +99,7 @@ class LocalRule(NamedTuple):
     """
 
     init_shared: Callable[[PyTree], Any]
-    """params -> what the server keeps and sends besides the weights."""
+    """params -> what the server keeps besides the weights."""
     init_own: Callable[[Context], Any]
     """Context (own is None) -> state of a client in its first round."""
     begin: Callable[[Context], Variables]
@@ -108,8 +108,8 @@ class LocalRule(NamedTuple):
     """(variables, batch, key, context) -> (loss, model state), differentiated."""
     correct: Callable[[PyTree, PyTree, Context], PyTree]
     """(gradient, params, context) -> the gradient to step along."""
-    report: Callable[[Context, Variables, Array], tuple[Message, Any]]
-    """(context, trained variables, gradient mass) -> (message, new own state)."""
+    report: Callable[[Context, Variables, "Measured"], tuple[Message, Any]]
+    """(context, trained variables, measured) -> (message, new own state)."""
     receive: Callable[[Message, Any, Array], tuple[PyTree, Any]]
     """(mean message, shared, share of the population's weight in the cohort) ->
     (update for the server optimizer, new shared)."""
@@ -118,6 +118,24 @@ class LocalRule(NamedTuple):
     the client's steps with the client's optimizer. `lambda x: -1.0` moves it by
     (learning rate) x (steps) under SGD, and by more under momentum; a proximal term is
     `mu * x - 1`. Where it ends is the mass; None: not computed."""
+    start_gradient: bool = False
+    """Asks for the gradient over all of the client's examples where it starts."""
+    sent_down: Callable[[Variables, Any], PyTree] = lambda variables, shared: (
+        variables,
+        shared,
+    )
+    """(variables, shared) -> what a client downloads."""
+    sent_up: Callable[[Message], PyTree] = lambda message: message
+    """What of a message a client uploads."""
+
+
+class Measured(NamedTuple):
+    """What a rule may ask to know of a client's training; () where it did not ask."""
+
+    mass: Any
+    """The gradient mass."""
+    start_gradient: Any
+    """Gradient of the mean loss over the client's examples, where it started."""
 
 
 def plain_rule(learner: Learner) -> LocalRule:
@@ -128,7 +146,7 @@ def plain_rule(learner: Learner) -> LocalRule:
         begin=lambda context: context.variables,
         loss=lambda variables, batch, key, context: learner.loss(variables, batch, key),
         correct=lambda gradient, params, context: gradient,
-        report=lambda context, variables, mass: (
+        report=lambda context, variables, measured: (
             difference(variables, context.variables),
             (),
         ),
@@ -347,6 +365,8 @@ class Progress(NamedTuple):
     optimizer_state: optax.OptState
     shadow: Any
     """(number, optimizer state): the gradient mass so far, or ()."""
+    start_gradient: Any
+    """As in `Measured`, or ()."""
     loss: Float[Array, ""]
 
 
@@ -568,18 +588,23 @@ class _Client(NamedTuple):
 
     def start(self, context: Context) -> Progress:
         params, model_state = split(self.rule.begin(context))
-        shadow = ()
+        shadow = start_gradient = ()
         if self.rule.shadow is not None:
             zero = jnp.zeros(())
             shadow = zero, self.local.optimizer.init(zero)
+        if self.rule.start_gradient:
+            start_gradient = jax.tree.map(accumulator, params)
         state = self._optimizer().init(params)
-        return Progress(params, model_state, state, shadow, jnp.zeros(()))
+        return Progress(
+            params, model_state, state, shadow, start_gradient, jnp.zeros(())
+        )
 
     def finish(self, context: Context, progress: Progress):
         """(message, new own state, norm of the update, whether all is finite)."""
         variables = {"params": progress.params, **progress.model_state}
-        mass = progress.shadow[0] if progress.shadow else None
-        message, own = self.rule.report(context, variables, mass)
+        mass = progress.shadow[0] if progress.shadow else ()
+        measured = Measured(mass, progress.start_gradient)
+        message, own = self.rule.report(context, variables, measured)
         # Dot products run vectorised on CPUs, sums of squares do not.
         square = _square(message.update)
         rest = square + _square((message.model_state, message.extra))
@@ -620,8 +645,16 @@ class _Client(NamedTuple):
             bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes[:-1]))
             return lax.switch(bucket, branches, progress)
 
+        progress = self.start(context)
+        if self.rule.start_gradient:
+            progress = lax.fori_loop(
+                0,
+                self._passes(entry),
+                lambda b, p: self._add_gradient(context, data, entry, p, b),
+                progress,
+            )
         epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
-        return lax.fori_loop(0, epochs, epoch, self.start(context))
+        return lax.fori_loop(0, epochs, epoch, progress)
 
     def train_lanes(self, contexts, data, entries, rate) -> Progress:
         """Several clients side by side, every argument [lanes, ...]."""
@@ -643,9 +676,18 @@ class _Client(NamedTuple):
             return s + 1, lanes(contexts, entries, progress, s)
 
         start = jax.vmap(self.start, (in_context,), axis_size=entries.size.shape[0])
+        progress = start(contexts)
+        if self.rule.start_gradient:
+            add = jax.vmap(self._add_gradient, (in_context, None, 0, 0, None))
+            progress = lax.fori_loop(
+                0,
+                self._passes(entries).max(),
+                lambda b, p: add(contexts, data, entries, p, b),
+                progress,
+            )
         longest = entries.steps.max()
         return lax.while_loop(
-            lambda carry: carry[0] < longest, step, (jnp.int32(0), start(contexts))
+            lambda carry: carry[0] < longest, step, (jnp.int32(0), progress)
         )[1]
 
     def _optimizer(self) -> optax.GradientTransformation:
@@ -660,21 +702,40 @@ class _Client(NamedTuple):
         index = entry.start + shuffle(place, entry.size)
         return index, (place < entry.size).astype(_real())
 
-    def _step(self, context, data, progress, index, mask, key, rate, share):
-        """One step on the rows of `index`; `share` of the client's steps are done."""
+    def _passes(self, entry):
+        """Batches it takes to see all examples, for a client that takes part."""
+        size = self.local.batch_size
+        return jnp.where(entry.steps > 0, lax.div(entry.size + (size - 1), size), 0)
 
-        def take(x):
-            return jnp.take(x, index, axis=0, mode="clip")
+    def _add_gradient(self, context, data, entry, progress, b):
+        """Adds the share of batch b in the gradient over all examples."""
+        place = b * self.local.batch_size + jnp.arange(self.local.batch_size)
+        mask = (place < entry.size).astype(_real())
+        # Numbered behind the steps: other draws than theirs.
+        key = jax.random.fold_in(entry.step_key, entry.steps + b)
+        batch = _take(data, entry.start + place, mask)
+        gradient = self._gradient(context, progress, batch, key)[1]
+        share = mask.sum() / jnp.maximum(entry.size, 1)
+        total = jax.tree.map(
+            lambda x, g: x + share.astype(x.dtype) * g.astype(x.dtype),
+            progress.start_gradient,
+            gradient,
+        )
+        return progress._replace(start_gradient=total)
 
-        batch = Batch(jax.tree.map(take, data.inputs), take(data.labels), mask)
+    def _gradient(self, context, progress, batch, key):
+        """((loss, new model state), gradient)."""
 
         def loss(params):
             variables = {"params": params, **progress.model_state}
             return self.rule.loss(variables, batch, key, context)
 
-        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(
-            progress.params
-        )
+        return jax.value_and_grad(loss, has_aux=True)(progress.params)
+
+    def _step(self, context, data, progress, index, mask, key, rate, share):
+        """One step on the rows of `index`; `share` of the client's steps are done."""
+        batch = _take(data, index, mask)
+        (value, model_state), gradient = self._gradient(context, progress, batch, key)
         if self.local.local_schedule is not None:
             factor = self.local.local_schedule(share)
             rate = factor if rate is None else rate * factor
@@ -692,7 +753,16 @@ class _Client(NamedTuple):
             pull = jnp.asarray(self.rule.shadow(x), x.dtype)
             shadow = _apply(self.local.optimizer, pull, shadow_state, x, rate)
         loss_sum = progress.loss + value.astype(mask.dtype) * mask.sum()
-        return Progress(params, model_state, state, shadow, loss_sum)
+        return Progress(
+            params, model_state, state, shadow, progress.start_gradient, loss_sum
+        )
+
+
+def _take(data: FederatedData, index: Array, mask: Array) -> Batch:
+    def rows(x):
+        return jnp.take(x, index, axis=0, mode="clip")
+
+    return Batch(jax.tree.map(rows, data.inputs), rows(data.labels), mask)
 
 
 def _apply(optimizer, gradient, state, params, rate):
