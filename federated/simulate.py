@@ -112,7 +112,10 @@ def shared_by(config: ConfigDict) -> str:
     """What `prepare` reads of a config, as text."""
     fields = _plain(config)
     fields = {name: fields[name] for name in SECTIONS}
-    not_compiled = ("run", "init", "eval_every", "eval_batch_size", "checkpoint_every")
+    not_compiled = (
+        *("run", "init", "init_checkpoint"),
+        *("eval_every", "eval_batch_size", "checkpoint_every"),
+    )
     for name in not_compiled:
         del fields["federated"][name]
     if config.federated.learning_rate_schedule == "constant":
@@ -180,8 +183,8 @@ def initial_weights(
 ) -> training.Variables:
     """The weights that a run starts from.
 
-    Stage 2's are its last ones. Its best ones are chosen by accuracy on the test set,
-    and testing them on it again would flatter them.
+    Of the checkpoints, `federated.init_checkpoint` takes the last or the best. Stage 2
+    chooses its best by a validation split of its training set, never by the test set.
 
     Raises:
       UserError: the checkpoint is missing, or of another model.
@@ -201,7 +204,8 @@ def initial_weights(
         folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
     )
     template = {"variables": jax.eval_shape(learner.init, key)}
-    return artifacts.restore_checkpoint(folder, template)["variables"]
+    step = "best" if config.federated.init_checkpoint == "best" else None
+    return artifacts.restore_checkpoint(folder, template, step)["variables"]
 
 
 def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:

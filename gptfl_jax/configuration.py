@@ -333,6 +333,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             _NAME,
             "initial weights: random, synthetic (stage 2's), or a checkpoint folder",
         ),
+        "init_checkpoint": _field(
+            "last",
+            _one_of("last", "best"),
+            "which checkpoint of init: the last, or stage 2's best on its validation "
+            "split",
+        ),
         "rounds": _field(100, _whole(1), "federated rounds"),
         "cohort_size": _field(10, _whole(1), "clients a round, without replacement"),
         "weighting": _field(

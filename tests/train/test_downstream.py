@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from federated import simulate
 from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
@@ -90,6 +91,18 @@ def test_the_digits_are_learned_and_measured(finished):
         assert result.loss == pytest.approx(line["loss"], rel=1e-5)
     record = json.loads((finished / "pretrain" / "run.json").read_text())
     assert record["config"]["train"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_stage_3_starts_from_the_checkpoint_it_asks_for(finished, which):
+    config = configuration.default_config("data", "model", "train", "federated")
+    config.federated.init = "synthetic"
+    config.federated.init_checkpoint = which
+    data = downstream.load_data(make_config(), finished)
+    learner = downstream.make_learner(make_config(), data)
+    weights = simulate.initial_weights(config, finished, learner)
+    step = {"last": None, "best": "best"}[which]
+    assert_same(weights, weights_of(finished, make_config(), step))
 
 
 @pytest.mark.parametrize("kill_at", [1, 3, 4])
