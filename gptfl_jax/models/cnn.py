@@ -5,6 +5,7 @@ import jax
 from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float
 
+from gptfl_jax.configuration import UserError
 from gptfl_jax.nn import Conv, max_pool
 
 
@@ -30,6 +31,8 @@ class Model(nn.Module):
         mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits; nothing in it depends on `train` or `mask`."""
+        if min(inputs.shape[1:3]) < 4:
+            raise UserError("config.model.name = 'cnn': takes pictures from 4x4 pixels")
         x = inputs
         for i, features in enumerate((32, 64)):
             x = Conv(features, (5, 5), kernel_init=he_normal(), name=f"conv{i}")(x)

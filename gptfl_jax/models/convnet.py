@@ -36,6 +36,12 @@ class Model(nn.Module):
         mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Logits; nothing in it depends on `train` or `mask`."""
+        height, width = inputs.shape[1:3]
+        if min(height, width) < 2**self.depth:
+            raise UserError(
+                f"config.model.options.depth = {self.depth}: pictures of "
+                f"{width}x{height} pixels can be halved fewer times"
+            )
         x = inputs
         for i in range(self.depth):
             x = Conv(self.width, (3, 3), kernel_init=he_normal(), name=f"conv{i}")(x)

@@ -97,3 +97,7 @@ def test_unknown_models_and_options_are_refused():
         shapes("resnet", (8, 8, 1), norm="layer")
     with pytest.raises(UserError, match="depth = 18"):
         shapes("resnet", (8, 8, 1), depth=18)
+    with pytest.raises(UserError, match="depth = 4: pictures of 8x8"):
+        shapes("convnet", (8, 8, 1), depth=4)
+    with pytest.raises(UserError, match="from 4x4 pixels"):
+        shapes("cnn", (3, 8, 1))
