@@ -14,6 +14,7 @@ Written to `<workdir>/pretrain/` (`train.run` gives another name):
                      with the highest validation accuracy (the later of equals)
 
 Started again, a run continues from its last checkpoint and ends with the same weights.
+Stage 3 starts from the last or the best one (`federated.init_checkpoint`).
 """
 
 import functools
