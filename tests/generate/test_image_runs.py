@@ -94,8 +94,9 @@ def content(workdir):
 def assert_same_samples(workdir, expected):
     """The same files and lines; pixels may differ where a rounding to 8 bits turns.
 
-    XLA does not promise one order of summation for all batch shapes. Measured here and
-    on the shipped generator they do not differ at all.
+    XLA does not promise one order of summation for all batch shapes. Here nothing
+    differs; of the shipped generator's networks (batches of 1 to 64 on 1 to 8 devices)
+    13 to 18 of 614,400 values did, by 1.
     """
     ours, theirs = content(workdir), content(expected)
     assert set(ours) == set(theirs)
