@@ -262,7 +262,9 @@ def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
         simulate.simulate(config, tmp_path, setting_with_nan._replace(source=source))
 
 
-def test_compare_runs_every_method_with_every_seed(workdir, setting, capsys):
+def test_compare_runs_every_method_with_every_seed(
+    workdir, setting, monkeypatch, capsys
+):
     config = make_config(rounds=2)
     config.compare.methods = {
         "scratch": {"init": "random"},
@@ -278,7 +280,12 @@ def test_compare_runs_every_method_with_every_seed(workdir, setting, capsys):
     other = make_config(client_learning_rate=0.2)
     assert simulate.shared_by(other) != simulate.shared_by(configs[0])
 
+    prepared = []
+    monkeypatch.setattr(
+        simulate, "prepare", lambda config: prepared.append(config) or setting
+    )
     compare.run(config, workdir)
+    assert len(prepared) == 1
     assert "[4/4] scratch-s2" in capsys.readouterr().out
     alone = make_config(rounds=2, run="alone")
     alone.seed = 2
