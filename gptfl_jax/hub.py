@@ -6,6 +6,7 @@ list of the few names that a file of weights needs.
 """
 
 import collections
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -234,14 +235,8 @@ class _Storage(NamedTuple):
     dtype: np.dtype
 
 
-def _tensor(
-    storage: np.ndarray,
-    offset: int,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    *_: Any,
-) -> np.ndarray:
-    """What `torch._utils._rebuild_tensor_v2` makes, as a view of the storage."""
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+    """What `torch._utils._rebuild_tensor_v2` makes, as a view; nothing is trusted."""
     numbers = (offset, *shape, *strides)
     if (
         not isinstance(storage, np.ndarray)
@@ -280,7 +275,9 @@ class _Forbidden(pickle.UnpicklingError):
 class _Unpickler(pickle.Unpickler):
     """Reads tensors and containers; whatever else a pickle names is refused."""
 
-    def __init__(self, file: BinaryIO, load_storage: Callable[..., np.ndarray]):
+    def __init__(
+        self, file: io.BufferedIOBase, load_storage: Callable[..., np.ndarray]
+    ):
         super().__init__(file, encoding="utf-8")
         self._load_storage = load_storage
 
@@ -355,7 +352,7 @@ def _read_torch_zip(path: pathlib.Path) -> Any:
             return _Unpickler(file, load_storage).load()
 
 
-def _read_torch_old(file: BinaryIO) -> Any:
+def _read_torch_old(file: io.BufferedIOBase) -> Any:
     storages: dict[str, np.ndarray] = {}
 
     def load_storage(dtype, key, size):

@@ -190,7 +190,7 @@ def sinusoidal_embedding(
     features: int,
     *,
     cosine_first: bool,
-    frequency_shift: float,
+    frequency_shift: int | float,
     max_period: float = 10_000.0,
 ) -> Float[Array, "batch features"]:
     """Sines and cosines of `positions` at geometrically spaced frequencies."""

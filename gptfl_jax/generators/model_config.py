@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from gptfl_jax.configuration import UserError
+
+Config = TypeVar("Config", bound="ModelConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,9 @@ class ModelConfig:
     without_effect: ClassVar[frozenset[str] | None] = frozenset()
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], source: str = "config.json") -> Self:
+    def from_json(
+        cls: type[Config], data: Mapping[str, Any], source: str = "config.json"
+    ) -> Config:
         """The options in `data`; those not named have the PyTorch class's defaults.
 
         Args:

@@ -31,22 +31,22 @@ class Schedule(NamedTuple):
                + next_from_clean * clean + next_from_previous * previous_clean
     """
 
-    timesteps: Int[np.ndarray | Array, "*steps"]
-    clean_from_sample: Float[np.ndarray | Array, "*steps"]
-    clean_from_output: Float[np.ndarray | Array, "*steps"]
-    clean_limit: Float[np.ndarray | Array, "*steps"]
-    next_from_sample: Float[np.ndarray | Array, "*steps"]
-    next_from_output: Float[np.ndarray | Array, "*steps"]
-    next_from_clean: Float[np.ndarray | Array, "*steps"]
-    next_from_previous: Float[np.ndarray | Array, "*steps"]
+    timesteps: Int[Array | np.ndarray, "*steps"]
+    clean_from_sample: Float[Array | np.ndarray, "*steps"]
+    clean_from_output: Float[Array | np.ndarray, "*steps"]
+    clean_limit: Float[Array | np.ndarray, "*steps"]
+    next_from_sample: Float[Array | np.ndarray, "*steps"]
+    next_from_output: Float[Array | np.ndarray, "*steps"]
+    next_from_clean: Float[Array | np.ndarray, "*steps"]
+    next_from_previous: Float[Array | np.ndarray, "*steps"]
 
 
 def step(
     row: Schedule,
-    sample: Float[Array, "*shape"],
-    output: Float[Array, "*shape"],
-    previous_clean: Float[Array, "*shape"],
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    sample: Float[Array | np.ndarray, "*shape"],
+    output: Float[Array | np.ndarray, "*shape"],
+    previous_clean: Float[Array | np.ndarray, "*shape"],
+) -> tuple[Float[Array | np.ndarray, "*shape"], Float[Array | np.ndarray, "*shape"]]:
     """One step of the sampler.
 
     Args:
@@ -234,6 +234,8 @@ class DPMSolver(_NoiseSchedule):
                 continue
             h = -np.log(shrink[i])
             h_previous = -np.log(shrink[i - 1])
+            if h_previous == 0:
+                continue  # a level used twice, by rounding, gives no slope
             # Half the slope of the clean sample over this step, by finite difference.
             weight = first_order[i] / 2
             if self.solver_type == "heun":

@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from gptfl_jax import artifacts, hub
 from gptfl_jax.configuration import UserError
@@ -110,8 +110,11 @@ class StableDiffusion:
         params: Mapping[str, Any],
         tokenizer: Any,
         solver: DPMSolver | DDIM,
+        devices: Sequence[jax.Device] | None = None,
     ):
         """Puts a pipeline together from its parts.
+
+        `devices` are those of this process to split batches over, by default all.
 
         Raises:
           UserError: if the parts do not fit together.
@@ -137,7 +140,7 @@ class StableDiffusion:
         self.networks = networks
         self.tokenizer = tokenizer
         self.solver = solver
-        self._mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
         everywhere = NamedSharding(self._mesh, _REPLICATED)
         self.params = jax.device_put(dict(params), everywhere)
 
@@ -147,9 +150,9 @@ class StableDiffusion:
         path_or_id: str | pathlib.Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        solver: Literal["dpmsolver++", "ddim"] = "dpmsolver++",
+        solver: str = "dpmsolver++",
         revision: str | None = None,
-    ) -> Self:
+    ) -> "StableDiffusion":
         """Loads a pipeline in the format of `diffusers`.
 
         The noise levels and the kind of prediction are those of the model's own
@@ -159,13 +162,16 @@ class StableDiffusion:
           path_or_id: a folder, a model shipped with this package, or a Hugging Face
             repository.
           dtype: of parameters and computation: float32 or bfloat16.
-          solver: the sampler.
+          solver: the sampler, "dpmsolver++" or "ddim".
           revision: branch, tag or commit of a repository.
 
         Raises:
           UserError: if there is no such model, a file is missing or damaged, or it is
             not a text-to-image model of Stable Diffusion 1.x or 2.x.
         """
+        samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
+        if solver not in samplers:
+            raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
         folder, files = _fetch(path_or_id, revision)
         configs = {}
         for name, component in _COMPONENTS.items():
@@ -187,9 +193,6 @@ class StableDiffusion:
                 dtype,
             )
         path = folder / "scheduler" / "scheduler_config.json"
-        samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
-        if solver not in samplers:
-            raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
         sampler = samplers[solver].from_json(hub.read_json(path), str(path))
         return cls(networks, params, _load_tokenizer(folder), sampler)
 
@@ -197,9 +200,9 @@ class StableDiffusion:
         self,
         prompts: Sequence[str],
         *,
-        key: PRNGKeyArray | None = None,
+        key: Key[Array, "*samples"] | None = None,
         num_steps: int = 25,
-        guidance_scale: float | ArrayLike | Sequence[float] = 7.5,
+        guidance_scale: ArrayLike | Sequence[int | float] = 7.5,
         negative_prompts: str | Sequence[str] | None = None,
         latents: ArrayLike | None = None,
         height: int | None = None,
@@ -348,7 +351,14 @@ class StableDiffusion:
             truncation=True,
             return_tensors="np",
         )
-        return np.asarray(tokens.input_ids, np.int32)
+        tokens = np.asarray(tokens.input_ids, np.int32)
+        known = self.networks.text_encoder.config.vocab_size
+        if tokens.max() >= known:
+            raise UserError(
+                f"the tokenizer makes token {tokens.max()}, but the text encoder knows "
+                f"only {known}: they belong to different models"
+            )
+        return tokens
 
     def _split(self, start):
         """The rows over the devices, with the last repeated to fill the last device."""
@@ -543,12 +553,20 @@ def _load_tokenizer(folder):
             f"{folder / 'model_index.json'}: tokenizer {name} is unknown to "
             f"transformers {transformers.__version__}: update transformers"
         )
+    # Without its files, a tokenizer is made that knows no words.
+    names = dict(kind.vocab_files_names)
+    whole = {names.pop("tokenizer_file", "tokenizer.json")}
+    present = {path.name for path in (folder / "tokenizer").glob("*")}
+    if not present & whole and not (names and present >= set(names.values())):
+        raise UserError(
+            f"{folder / 'tokenizer'}: holds no tokenizer.json or "
+            f"{' and '.join(names.values())}: download the model again"
+        )
     try:
         return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the readers of damaged files raise almost anything
         raise UserError(
-            f"{folder / 'tokenizer'}: not a complete tokenizer ({error}): download the "
-            "model again"
+            f"{folder / 'tokenizer'}: damaged ({error}): download the model again"
         ) from error
 
 

@@ -104,7 +104,7 @@ class UNetConfig(ModelConfig):
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
+    freq_shift: int | float = 0
     upcast_attention: bool = False
 
     def __post_init__(self):

@@ -1,0 +1,156 @@
+"""Our side of the comparisons with PyTorch, live (tests/parity) or recorded.
+
+Weights are not recorded: both sides fill them from a generator seeded by their name.
+Convolutions here have the form that compiles fastest; that all forms are the same is
+tested where they are defined.
+"""
+
+import json
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptfl_jax import convolution
+from gptfl_jax.generators import clip_text, solvers, torch_weights, unet, vae
+from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+def load(name: str) -> dict:
+    """A recorded reference: arrays by name, and parsed JSON for what is not one."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return {
+            key: json.loads(str(value)) if value.dtype.kind == "U" else value
+            for key, value in file.items()
+        }
+
+
+def fill(name: str, shape) -> np.ndarray:
+    """Weights of ordinary size, the same wherever a weight has this name and shape."""
+    # RandomState: its streams never change between versions of numpy.
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    values = rng.standard_normal(shape)
+    if len(shape) > 1:
+        values /= np.sqrt(np.prod(shape[1:]))
+    else:
+        values = 0.1 * values + name.endswith("weight")
+    return values.astype(np.float32)
+
+
+def weights(shapes: dict) -> dict[str, np.ndarray]:
+    return {name: fill(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def parameters(network, shapes, example, current_name=lambda name: name):
+    """Parameters of one of our networks, from a checkpoint's weights."""
+    template = jax.eval_shape(network.init, jax.random.key(0), *example)["params"]
+    return torch_weights.from_torch(template, weights(shapes), "x", current_name)
+
+
+def relative_error(ours, theirs) -> float:
+    """Largest difference over the largest value."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def unet_output(reference):
+    network = unet.UNet2DCondition(unet.UNetConfig.from_json(reference["config"]))
+    inputs = [jnp.asarray(reference[n]) for n in ("latents", "timesteps", "context")]
+    params = parameters(network, reference["weights"], inputs)
+    with jax.default_matmul_precision("highest"), convolution.form("lax"):
+        return jax.jit(network.apply)({"params": params}, *inputs)
+
+
+def vae_outputs(reference):
+    network = vae.AutoencoderKL(vae.VAEConfig.from_json(reference["config"]))
+    images = jnp.asarray(reference["images"])
+    params = {
+        "params": parameters(network, reference["weights"], [images], vae.current_name)
+    }
+    with jax.default_matmul_precision("highest"), convolution.form("lax"):
+        encode = jax.jit(lambda p, x: network.apply(p, x, method="encode"))
+        decode = jax.jit(lambda p, x: network.apply(p, x, method="decode"))
+        mean, log_variance = encode(params, images)
+        return mean, log_variance, decode(params, jnp.asarray(reference["mean"]))
+
+
+def clip_text_output(reference):
+    config = clip_text.CLIPTextConfig.from_json(reference["config"])
+    network = clip_text.CLIPTextModel(config)
+    tokens = jnp.asarray(reference["tokens"])
+    params = parameters(network, reference["weights"], [tokens], clip_text.current_name)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(network.apply)({"params": params}, tokens)
+
+
+def solver_samples(reference):
+    """Sampler states after each step, for recorded network outputs."""
+    kind = {
+        "DPMSolverMultistepScheduler": solvers.DPMSolver,
+        "DDIMScheduler": solvers.DDIM,
+    }[reference["config"]["_class_name"]]
+    solver = kind.from_json(reference["config"])
+    schedule = solver.schedule(len(reference["timesteps"]))
+    np.testing.assert_array_equal(schedule.timesteps, reference["timesteps"])
+    sample, clean = reference["start"], np.zeros_like(reference["start"])
+    samples = []
+    for i, output in enumerate(reference["outputs"]):
+        row = jax.tree.map(lambda column, i=i: column[i], schedule)
+        sample, clean = solvers.step(row, sample, output, clean)
+        samples.append(np.asarray(sample))
+    return np.stack(samples)
+
+
+class RecordedTokenizer:
+    """Answers with recorded tokens; the prompts are the rows' numbers."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.model_max_length = tokens.shape[1]
+
+    def __call__(self, prompts, **_):
+        rows = [0 if prompt == "" else int(prompt) for prompt in prompts]
+        return type("Tokens", (), {"input_ids": self.tokens[rows]})
+
+
+def pipeline(reference) -> StableDiffusion:
+    """Our pipeline of the recorded configs; the tokens' row 0 is the empty prompt."""
+    configs = reference["configs"]
+    networks = Networks(
+        text_encoder=clip_text.CLIPTextModel(
+            clip_text.CLIPTextConfig.from_json(configs["text_encoder"])
+        ),
+        unet=unet.UNet2DCondition(unet.UNetConfig.from_json(configs["unet"])),
+        vae=vae.AutoencoderKL(vae.VAEConfig.from_json(configs["vae"])),
+    )
+    names = {"text_encoder": clip_text.current_name, "vae": vae.current_name}
+    params = {
+        name: torch_weights.from_torch(
+            shapes,
+            weights(reference["weights"][name]),
+            name,
+            names.get(name, lambda name: name),
+        )
+        for name, shapes in networks.shapes().items()
+    }
+    solver = solvers.DPMSolver.from_json(configs["scheduler"])
+    tokenizer = RecordedTokenizer(reference["tokens"])
+    return StableDiffusion(networks, params, tokenizer, solver)
+
+
+def pipeline_images(reference, guidance_scale):
+    prompts = [str(row) for row in range(1, len(reference["tokens"]))]
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(
+            pipeline(reference)(
+                prompts,
+                latents=reference["latents"],
+                num_steps=int(reference["num_steps"]),
+                guidance_scale=guidance_scale,
+            )
+        )

@@ -1,0 +1,414 @@
+"""PyTorch's side of the comparisons: outputs of diffusers and transformers.
+
+`CASES` are functions that compute one reference each; tests/parity compares with them
+live. Run as a program, in the environment of `pip install -e .[parity]`,
+
+    python tests/references/torch_references.py
+
+writes them beside this file, with the versions of the libraries inside, for the tests
+that do without torch. `python -m zipfile -l <file>.npz` lists what a file holds.
+"""
+
+import gzip
+import json
+import platform
+from functools import partial
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from ported_models import FOLDER, fill
+
+VERSIONS = {
+    "torch": torch.__version__,
+    "diffusers": diffusers.__version__,
+    "transformers": transformers.__version__,
+    "numpy": np.__version__,
+    "python": platform.python_version(),
+}
+
+# Small networks with every kind of block that the releases have.
+_UNET = {
+    "block_out_channels": (16, 32),
+    "cross_attention_dim": 24,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+_UNET_1X = _UNET | {"attention_head_dim": 4}
+_UNET_2X = _UNET | {"attention_head_dim": (2, 4), "use_linear_projection": True}
+_UNET_OTHER = {
+    "block_out_channels": (8, 16, 16),
+    "cross_attention_dim": 12,
+    "sample_size": 10,
+    "layers_per_block": (1, 2, 1),
+    "transformer_layers_per_block": (1, 2, 1),
+    "norm_num_groups": 4,
+    "norm_eps": 1e-4,
+    "attention_head_dim": (1, 2, 4),
+    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "out_channels": 6,
+    "use_linear_projection": True,
+}
+_VAE = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+_TEXT = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 12,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with weights from `fill`, for inference."""
+    weights = {
+        name: torch.from_numpy(fill(name, tuple(value.shape)))
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def shapes(model: torch.nn.Module) -> dict:
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
+
+
+def plain(config) -> dict:
+    """A config as it stands in the model's file."""
+    text = config.to_json_string() if hasattr(config, "to_json_string") else None
+    return json.loads(text or json.dumps(dict(config), default=str))
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def channels_first(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def normal(seed, *shape) -> np.ndarray:
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+@torch.no_grad()
+def unet(options, height=8, width=8) -> dict:
+    model = filled(diffusers.UNet2DConditionModel(**options))
+    latents = normal(0, 2, height, width, model.config.in_channels)
+    timesteps = np.array([3, 981])
+    context = normal(1, 2, 5, model.config.cross_attention_dim)
+    output = model(
+        channels_first(latents), torch.tensor(timesteps), torch.tensor(context)
+    ).sample
+    return {
+        "config": plain(model.config),
+        "weights": shapes(model),
+        "latents": latents,
+        "timesteps": timesteps,
+        "context": context,
+        "output": channels_last(output),
+    }
+
+
+@torch.no_grad()
+def vae(options) -> dict:
+    model = filled(diffusers.AutoencoderKL(**options))
+    images = normal(2, 2, 16, 8, 3)
+    distribution = model.encode(channels_first(images)).latent_dist
+    return {
+        "config": plain(model.config),
+        "weights": shapes(model),
+        "images": images,
+        "mean": channels_last(distribution.mean),
+        "log_variance": channels_last(distribution.logvar),
+        "decoded": channels_last(model.decode(distribution.mean).sample),
+    }
+
+
+@torch.no_grad()
+def clip_text(options) -> dict:
+    config = transformers.CLIPTextConfig(**options)
+    model = filled(transformers.CLIPTextModel(config))
+    tokens = np.random.RandomState(3).randint(0, config.vocab_size, (3, 12))
+    output = model(torch.tensor(tokens)).last_hidden_state
+    return {
+        "config": plain(config),
+        "weights": shapes(model),
+        "tokens": tokens,
+        "output": output.numpy(),
+    }
+
+
+def solver(kind, steps, **options) -> dict:
+    """Samples after each step; the network's outputs are noise."""
+    scheduler = getattr(diffusers, kind)(**_NOISE | options)
+    scheduler.set_timesteps(steps)
+    start, outputs = normal(4, 2, 3, 3, 2), normal(5, steps, 2, 3, 3, 2)
+    sample, samples = torch.from_numpy(start), []
+    for timestep, output in zip(scheduler.timesteps, outputs, strict=True):
+        sample = scheduler.step(torch.from_numpy(output), timestep, sample).prev_sample
+        samples.append(sample.numpy())
+    return {
+        "config": plain(scheduler.config) | {"_class_name": kind},
+        "timesteps": scheduler.timesteps.numpy(),
+        "start": start,
+        "outputs": outputs,
+        "samples": np.stack(samples),
+    }
+
+
+@torch.no_grad()
+def pipeline(unet_options, hidden_act, prediction_type, steps=5) -> dict:
+    """A whole pipeline; its scheduler is replaced by DPM-Solver++ as users do."""
+    networks = {
+        "unet": diffusers.UNet2DConditionModel(**unet_options),
+        "vae": diffusers.AutoencoderKL(**_VAE),
+        "text_encoder": transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**_TEXT | {"hidden_act": hidden_act})
+        ),
+    }
+    for network in networks.values():
+        filled(network)
+    # What a release of 2022 holds; today's defaults for other samplers are not in it.
+    config = _NOISE | {
+        "_class_name": "DDIMScheduler",
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction_type,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "trained_betas": None,
+    }
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    pipe = diffusers.StableDiffusionPipeline(
+        **networks,
+        tokenizer=None,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    tokens = np.random.RandomState(6).randint(0, _TEXT["vocab_size"], (4, 12))
+    # Row 0 is the empty prompt, the others are the prompts of the batch.
+    embeddings = networks["text_encoder"](torch.tensor(tokens)).last_hidden_state
+    latents = normal(7, len(tokens) - 1, 8, 8, 4)
+
+    def images(guidance_scale):
+        output = pipe(
+            prompt_embeds=embeddings[1:],
+            negative_prompt_embeds=embeddings[:1].repeat(len(tokens) - 1, 1, 1),
+            latents=channels_first(latents),
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="np",
+        ).images
+        return np.round(255 * output).astype(np.uint8)
+
+    return {
+        "configs": {name: plain(network.config) for name, network in networks.items()}
+        | {"scheduler": config},
+        "weights": {name: shapes(network) for name, network in networks.items()},
+        "tokens": tokens,
+        "latents": latents,
+        "num_steps": np.array(steps),
+        "images_1": images(1.0),
+        "images_7.5": images(7.5),
+    }
+
+
+CASES = {
+    "unet_1x": partial(unet, _UNET_1X),
+    "unet_2x": partial(unet, _UNET_2X),
+    # Sizes that do not halve evenly, depths and heads that differ by resolution.
+    "unet_other": partial(unet, _UNET_OTHER, height=7, width=10),
+    "vae": partial(vae, _VAE),
+    "vae_deep": partial(
+        vae,
+        _VAE
+        | {
+            "block_out_channels": (8, 16, 16),
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "layers_per_block": 2,
+            "latent_channels": 3,
+        },
+    ),
+    "clip_text_1x": partial(clip_text, _TEXT | {"hidden_act": "quick_gelu"}),
+    "clip_text_2x": partial(clip_text, _TEXT | {"hidden_act": "gelu"}),
+    "solver_dpm_epsilon": partial(solver, "DPMSolverMultistepScheduler", 14),
+    "solver_dpm_velocity": partial(
+        solver, "DPMSolverMultistepScheduler", 25, prediction_type="v_prediction"
+    ),
+    "solver_ddim_epsilon": partial(solver, "DDIMScheduler", 10, clip_sample=True),
+    "solver_ddim_velocity": partial(
+        solver,
+        "DDIMScheduler",
+        20,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    ),
+    "pipeline_1x": partial(pipeline, _UNET_1X, "quick_gelu", "epsilon"),
+    "pipeline_2x": partial(pipeline, _UNET_2X, "gelu", "v_prediction"),
+}
+
+# The files of the releases themselves, for their weights' names and shapes.
+_REAL_UNET = {
+    "act_fn": "silu",
+    "block_out_channels": (320, 640, 1280, 1280),
+    "center_input_sample": False,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+_REAL_VAE = {
+    "act_fn": "silu",
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+_REAL_TEXT = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "pad_token_id": 1,
+    "vocab_size": 49408,
+}
+REAL_CONFIGS = {
+    "stable_diffusion_1_5": {
+        "unet": _REAL_UNET
+        | {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64},
+        "vae": _REAL_VAE | {"sample_size": 512},
+        "text_encoder": _REAL_TEXT
+        | {
+            "hidden_act": "quick_gelu",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "projection_dim": 768,
+        },
+    },
+    "stable_diffusion_2_1": {
+        "unet": _REAL_UNET
+        | {
+            "attention_head_dim": (5, 10, 20, 20),
+            "cross_attention_dim": 1024,
+            "dual_cross_attention": False,
+            "num_class_embeds": None,
+            "only_cross_attention": False,
+            "sample_size": 96,
+            "upcast_attention": True,
+            "use_linear_projection": True,
+        },
+        "vae": _REAL_VAE | {"sample_size": 768},
+        "text_encoder": _REAL_TEXT
+        | {
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 23,
+            "projection_dim": 512,
+        },
+    },
+}
+
+
+def real_weights(release: str) -> dict:
+    """Config, and weights' names and shapes, of each network of a release."""
+    configs = REAL_CONFIGS[release]
+    with torch.device("meta"):
+        networks = {
+            "unet": diffusers.UNet2DConditionModel(**configs["unet"]),
+            "vae": diffusers.AutoencoderKL(**configs["vae"]),
+            "text_encoder": transformers.CLIPTextModel(
+                transformers.CLIPTextConfig(**configs["text_encoder"])
+            ),
+        }
+    return {
+        name: {"config": configs[name], "weights": shapes(network)}
+        for name, network in networks.items()
+    }
+
+
+def saved_tensors() -> dict:
+    """Every kind of tensor that a file of weights may hold."""
+    base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    tensors = {
+        "float32": base,
+        "transposed": base.T,
+        "part": base[1:, ::2],
+        "parameter": torch.nn.Parameter(base.clone()),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+    }
+    for dtype in ("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8"):
+        tensors[dtype] = base.to(getattr(torch, dtype))
+    tensors["uint8"], tensors["bool"] = base.to(torch.uint8), base > 5
+    return tensors
+
+
+def main() -> None:
+    versions = json.dumps(VERSIONS)
+    for name, case in CASES.items():
+        arrays = {
+            key: value if isinstance(value, np.ndarray) else json.dumps(value)
+            for key, value in case().items()
+        }
+        np.savez_compressed(FOLDER / f"{name}.npz", versions=versions, **arrays)
+    for name in REAL_CONFIGS:
+        content = {"versions": VERSIONS} | real_weights(name)
+        data = gzip.compress(json.dumps(content).encode(), mtime=0)
+        (FOLDER / f"{name}.json.gz").write_bytes(data)
+    for name, zipped in (("saved_by_torch", True), ("saved_by_old_torch", False)):
+        torch.save(
+            saved_tensors(),
+            FOLDER / f"{name}.bin",
+            _use_new_zipfile_serialization=zipped,
+        )
+
+
+if __name__ == "__main__":
+    main()
