@@ -25,6 +25,7 @@ and `loss` on the test set.
 import collections
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import time
@@ -142,19 +143,20 @@ def make_algorithm(
         clip_norm=federated.clip_norm,
         schedule=schedule,
     )
-    own = {}
-    if federated.algorithm == "fedprox":
-        own["mu"] = federated.prox_mu
-    if federated.algorithm == "fedopt":
-        own["server_optimizer"] = _optimizer(
+    function = getattr(algorithms, federated.algorithm)
+    settings = {
+        "mu": federated.prox_mu,
+        "server_optimizer": _optimizer(
             federated.server_optimizer,
             federated.server_learning_rate,
             federated.server_options,
-        )
-    return getattr(algorithms, federated.algorithm)(
+        ),
+    }
+    takes = inspect.signature(function).parameters
+    return function(
         learner,
         local,
-        **own,
+        **{name: value for name, value in settings.items() if name in takes},
         weighting=federated.weighting,
         execution=federated.client_execution,
         mesh=mesh,
