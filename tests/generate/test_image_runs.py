@@ -53,7 +53,9 @@ class Runs:
         request |= {"argv": self.arguments(workdir, *extra), "log": str(self.log)}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        answer = self._server.stdout.readline()
+        assert answer, f"run_images.py ended with {self._server.wait()}"
+        return int(answer)
 
     def complete(self, workdir, *extra):
         code = self(workdir, *extra)
