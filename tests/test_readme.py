@@ -1,0 +1,51 @@
+"""What the README tells people to type works."""
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+
+from gptfl_jax import configuration, launch
+
+
+@pytest.fixture(scope="module")
+def readme(repository) -> str:
+    return (repository / "README.md").read_text()
+
+
+def python_blocks(readme: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+
+
+def test_commands(readme, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    text = readme.replace("\\\n", " ")
+    commands = re.findall(r"^python -m .*--config=.*$", text, flags=re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        _, _, module, *arguments = shlex.split(command)
+        assert importlib.util.find_spec(module) is not None
+        arguments = dict(argument[2:].split("=", 1) for argument in arguments)
+        config = launch.read_config(arguments["config"])
+        for name, value in arguments.items():
+            if name.startswith("config."):
+                configuration.set_text(config, name.removeprefix("config."), value)
+        configuration.validate(config)
+
+
+def test_config_of_ones_own_pictures(readme):
+    (block,) = [b for b in python_blocks(readme) if "def get_config" in b]
+    names = {}
+    exec(block, names)
+    config = names["get_config"]()
+    configuration.validate(config)
+    assert config.data.source == "image_folder"
+
+
+def test_federated_rounds_as_a_library(readme, capsys):
+    (block,) = [b for b in python_blocks(readme) if "algorithm.round(" in b]
+    exec(block, {})
+    accuracy = re.search(r"accuracy=([\d.]+)", capsys.readouterr().out)
+    # Ten rounds from scratch, chance being 0.1.
+    assert float(accuracy[1]) > 0.25
