@@ -23,6 +23,7 @@ mode (`jax.jvp`) with "lax" only.
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import itertools
 import math
@@ -216,6 +217,8 @@ def _pad(x: Array, widths: dict[int, tuple[int, int]]) -> Array:
 
 def _every(x: Array, axis: int, start: int, count: int, step: int) -> Array:
     """`count` slices along an axis, `step` apart."""
+    if count == 0:
+        return lax.slice_in_dim(x, 0, 0, axis=axis)
     return lax.slice_in_dim(x, start, start + (count - 1) * step + 1, step, axis)
 
 
@@ -223,6 +226,14 @@ def keep(x: PyTree[Array]) -> PyTree[Array]:
     """`x`, computed once. Left alone, XLA for CPUs computes an elementwise operation
     again inside every consumer, and inside matrix products element by element."""
     return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The shape of an array that a backward pass needs, but not its numbers."""
+
+    sizes: tuple[int, ...]
 
 
 # --- patches --------------------------------------------------------------------------
@@ -250,18 +261,19 @@ def _patches_forward(inputs, kernel, geometry, precision):
         columns = columns.reshape(math.prod(rows), taps, groups, channels // groups)
         flat = kernel.reshape(taps, channels // groups, groups, features // groups)
         outputs = jnp.einsum("rtgc,tcgo->rgo", columns, flat, precision=precision)
-    # The inputs are kept for their shape alone; XLA drops them.
-    return outputs.reshape(*rows, features), (inputs, columns, flat, kernel)
+    shapes = Shape(inputs.shape), Shape(kernel.shape)
+    return outputs.reshape(*rows, features), (*shapes, columns, flat)
 
 
 def _patches_backward(geometry, precision, residuals, gradient):
-    inputs, columns, flat, kernel = residuals
-    groups, features = geometry.groups, gradient.shape[-1]
+    shape, kernel_shape, columns, flat = residuals
+    *window, channels, features = kernel_shape.sizes
+    groups, rows = geometry.groups, gradient.shape[:-1]
     if groups == 1:
         gradient = gradient.reshape(-1, features)
         d_flat = jnp.matmul(columns.T, gradient, precision=precision)
         d_columns = jnp.matmul(gradient, flat.T, precision=precision)
-    elif kernel.shape[-2] == 1:
+    elif channels == 1:
         gradient = gradient.reshape(-1, 1, groups, features // groups)
         d_flat = jnp.sum(columns * gradient, 0)
         d_columns = jnp.sum(gradient * flat, -1)
@@ -269,11 +281,9 @@ def _patches_backward(geometry, precision, residuals, gradient):
         gradient = gradient.reshape(-1, groups, features // groups)
         d_flat = jnp.einsum("rtgc,rgo->tcgo", columns, gradient, precision=precision)
         d_columns = jnp.einsum("rgo,tcgo->rtgc", gradient, flat, precision=precision)
-    unfold = functools.partial(_unfold, window=kernel.shape[:-2], geometry=geometry)
-    shape = jax.eval_shape(unfold, inputs).shape
-    fold = jax.linear_transpose(unfold, inputs)
-    (d_inputs,) = fold(d_columns.reshape(shape))
-    return d_inputs, d_flat.reshape(kernel.shape)
+    d_columns = d_columns.reshape(*rows, math.prod(window), shape.sizes[-1])
+    d_inputs = _fold(d_columns, window, geometry, shape.sizes[1:-1])
+    return d_inputs, d_flat.reshape(kernel_shape.sizes)
 
 
 _patches.defvjp(_patches_forward, _patches_backward)
@@ -281,15 +291,8 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 def _unfold(inputs, window, geometry):
     """[batch, *out, taps, channels]: what each window sees."""
-    sizes = inputs.shape[1:-1]
-    out = geometry.out_sizes(sizes, window)
+    out = geometry.out_sizes(inputs.shape[1:-1], window)
     x = _pad(inputs, {axis + 1: pad for axis, pad in enumerate(geometry.padding)})
-    for axis, n in enumerate(out, 1):
-        if n == 0:  # No window fits: lax.slice would refuse, lax.conv does not.
-            x = jnp.zeros((*x.shape[:axis], 0, *x.shape[axis + 1 :]), x.dtype)
-    if 0 in out:
-        taps = math.prod(window)
-        return jnp.zeros((x.shape[0], *out, taps, x.shape[-1]), x.dtype)
     views = []
     for tap in itertools.product(*map(range, window)):
         view = x
@@ -298,6 +301,23 @@ def _unfold(inputs, window, geometry):
             view = _every(view, axis + 1, start, n, geometry.stride[axis])
         views.append(view)
     return jnp.stack(views, -2)
+
+
+def _fold(columns, window, geometry, sizes):
+    """Transpose of `_unfold`: every position sums over the windows that saw it."""
+    out = columns.shape[1:-2]
+    parts = []
+    for t, tap in enumerate(itertools.product(*map(range, window))):
+        config = [(0, 0, 0)]
+        for axis, (i, n) in enumerate(zip(tap, out, strict=True)):
+            step = geometry.stride[axis]
+            first = i * geometry.dilation[axis] - geometry.padding[axis][0]
+            extent = max(0, (n - 1) * step + 1)
+            config.append((first, sizes[axis] - first - extent, step - 1))
+        part = columns[..., t, :]
+        zero = jnp.zeros((), part.dtype)
+        parts.append(lax.pad(part, zero, [*config, (0, 0, 0)]))
+    return functools.reduce(jnp.add, parts)
 
 
 # --- row_split ------------------------------------------------------------------------
@@ -333,16 +353,16 @@ def _row_split_forward(inputs, kernel, geometry, precision):
     terms = keep(jnp.matmul(unfolded, flat, precision=precision))
     terms = terms.reshape(batch, height, columns, window_rows, features)
     shifts = [i * down - top for i in range(window_rows)]
-    # The inputs are kept for their shape alone; XLA drops them.
-    return _shifted_sum(terms, 1, shifts, rows), (inputs, unfolded, flat, kernel)
+    shapes = Shape(inputs.shape), Shape(kernel.shape)
+    return _shifted_sum(terms, 1, shifts, rows), (*shapes, unfolded, flat)
 
 
 def _row_split_backward(geometry, precision, residuals, gradient):
-    inputs, unfolded, flat, kernel = residuals
-    window_rows, window_columns, channels, features = kernel.shape
+    shape, kernel_shape, unfolded, flat = residuals
+    window_rows, window_columns, channels, features = kernel_shape.sizes
     (top, _), (left, _) = geometry.padding
     down, along = geometry.dilation
-    batch, height, width = inputs.shape[:3]
+    batch, height, width, _ = shape.sizes
     rows, columns = gradient.shape[1:3]
     # Row h of the inputs meets row i of the window in row h - i * down + top.
     first = (window_rows - 1) * down - top
@@ -505,13 +525,13 @@ def _winograd_forward(inputs, kernel, geometry, precision):
     y = keep(y.reshape(n, inputs.shape[0], tiles[0] * m, tiles[1], features))
     y = jnp.stack(_combine(transform.output.T, y), 3)
     y = y.reshape(inputs.shape[0], tiles[0] * m, tiles[1] * m, features)
-    # The inputs and the kernel are kept for their shapes alone; XLA drops them.
-    return y[:, : sizes[0], : sizes[1]], (inputs, kernel, x, weights)
+    shapes = Shape(inputs.shape), Shape(kernel.shape)
+    return y[:, : sizes[0], : sizes[1]], (*shapes, x, weights)
 
 
 def _winograd_backward(geometry, precision, residuals, gradient):
-    inputs, kernel, x, weights = residuals
-    r, _, channels, features = kernel.shape
+    shape, kernel_shape, x, weights = residuals
+    r, _, channels, features = kernel_shape.sizes
     transform = _transform(_WINOGRAD_TILE[r], r)
     m, n = transform.m, transform.n
     batch, *sizes = gradient.shape[:3]
@@ -523,14 +543,15 @@ def _winograd_backward(geometry, precision, residuals, gradient):
     g = keep(jnp.stack(_combine(transform.output, g)).reshape(n * n, -1, features))
     d_weights = jnp.matmul(x.mT, g, precision=precision)
     both = np.kron(transform.weight, transform.weight).T
-    d_kernel = jnp.matmul(both.astype(kernel.dtype), d_weights.reshape(n * n, -1))
+    d_kernel = jnp.matmul(both.astype(x.dtype), d_weights.reshape(n * n, -1))
     dx = keep(jnp.matmul(g, weights.mT, precision=precision))
     dx = dx.reshape(n, n, batch, *tiles, channels)
     (top, _), (left, _) = geometry.padding
     dx = _combine(transform.input.T, dx)
-    dx = keep(_overlap_add(dx, 2, m, top, inputs.shape[1]))
+    dx = keep(_overlap_add(dx, 2, m, top, shape.sizes[1]))
     dx = _combine(transform.input.T, dx)
-    return _overlap_add(dx, 2, m, left, inputs.shape[2]), d_kernel.reshape(kernel.shape)
+    d_inputs = _overlap_add(dx, 2, m, left, shape.sizes[2])
+    return d_inputs, d_kernel.reshape(kernel_shape.sizes)
 
 
 _winograd.defvjp(_winograd_forward, _winograd_backward)

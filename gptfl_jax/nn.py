@@ -227,16 +227,16 @@ def _mean_of_tiles(inputs, window):
     return functools.reduce(jnp.add, _tiles(inputs, window)) / math.prod(window)
 
 
-def _mean_of_tiles_backward(window, inputs, gradient):
+def _mean_of_tiles_forward(inputs, window):
+    return _mean_of_tiles(inputs, window), convolution.Shape(inputs.shape)
+
+
+def _mean_of_tiles_backward(window, shape, gradient):
     parts = [gradient / math.prod(window)] * math.prod(window)
-    return (_untile(parts, window, inputs.shape),)
+    return (_untile(parts, window, shape.sizes),)
 
 
-# The inputs are kept for their shape alone; XLA drops them.
-_mean_of_tiles.defvjp(
-    lambda inputs, window: (_mean_of_tiles(inputs, window), inputs),
-    _mean_of_tiles_backward,
-)
+_mean_of_tiles.defvjp(_mean_of_tiles_forward, _mean_of_tiles_backward)
 
 
 class GroupNorm(flax.linen.Module):
