@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
 from gptfl_jax.fl.aggregation import Aggregation, accumulator, weighted_mean
-from gptfl_jax.fl.clients import LocalRule, LocalTraining, plain_rule
+from gptfl_jax.fl.clients import LocalRule, LocalTraining, plain_rule, replicated
 from gptfl_jax.fl.diagnostics import (
     Diversity,
     RoundMetrics,
@@ -172,7 +172,7 @@ def compose(
             own = ClientStates({}, (jnp.zeros((), bool), zeros))
         else:
             own = ()
-        return ServerState(
+        state = ServerState(
             variables=variables,
             optimizer_state=server.init(params),
             shared=shared,
@@ -180,6 +180,8 @@ def compose(
             round=jnp.zeros((), jnp.int32),
             own=own,
         )
+        # Where rounds leave it, so that the second one is not compiled again.
+        return state if mesh is None else jax.device_put(state, replicated(mesh))
 
     @jax.jit
     def compiled_round(
@@ -219,7 +221,7 @@ def compose(
         share = result.weight / population
         new, update = _server_step(rule, server, state, result, share)
         metrics = _measure(rule, new, update, result, described, state, diagnostics)
-        return new, rows, metrics
+        return _everywhere(new, mesh), rows, metrics
 
     def round(
         state: ServerState,
@@ -263,10 +265,10 @@ def _column(flags: Bool[Array, " cohort"], like: Array) -> Bool[Array, "cohort .
 
 
 def _everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Rows go to whichever device trains their client next: all devices hold them."""
+    """On all devices: own state, too, goes to whichever trains its client next."""
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def _server_step(rule, server, state, result, share):

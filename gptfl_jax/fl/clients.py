@@ -181,7 +181,12 @@ def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
 
     Rounds read them there; data left elsewhere would be copied every round.
     """
-    return jax.device_put(data, None if mesh is None else NamedSharding(mesh, P()))
+    return jax.device_put(data, None if mesh is None else replicated(mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
 
 
 def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:

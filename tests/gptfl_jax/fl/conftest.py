@@ -138,5 +138,8 @@ def make_problem() -> Problem:
 @pytest.fixture
 def problem() -> Iterator[Problem]:
     """In float64, so that an implementation can be compared to 12 digits."""
+    # Every test compiles rounds of its own: do that fast rather than well.
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield make_problem()
+    jax.config.update("jax_disable_most_optimizations", False)

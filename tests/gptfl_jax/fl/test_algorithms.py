@@ -36,10 +36,14 @@ def sgd(w, batches, rate, correct=lambda g, w: g):
 
 def mean_update(problem, start, trained, weighting="examples", cohort=COHORT):
     share = problem.share(np.asarray(cohort).tolist(), weighting)
-    updates = [combine(np.subtract, w, start) for w in trained]
-    return combine(
-        lambda *ds: sum(p * d for p, d in zip(share, ds, strict=True)), *updates
-    )
+    return weighted_sum(share, [combine(np.subtract, w, start) for w in trained])
+
+
+def weighted_sum(weights, trees):
+    def add(*leaves):
+        return sum(w * leaf for w, leaf in zip(weights, leaves, strict=True))
+
+    return combine(add, *trees)
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)
@@ -178,7 +182,225 @@ def test_fedopt_adam(problem):
     assert_close(state.variables["params"], w, 1e-12)
 
 
+def cohorts(rounds):
+    """Different clients a round, some of them again."""
+    return [COHORT, jnp.array([2, 3, 5, 4, 6], jnp.int32), COHORT[::-1]][:rounds]
+
+
+def run_cohorts(problem, algorithm, rounds=3):
+    state = algorithm.init(problem.variables, 7)
+    keys = jax.random.split(jax.random.key(9), rounds)
+    for key, cohort in zip(keys, cohorts(rounds), strict=True):
+        state, metrics = algorithm.round(state, problem.data, cohort, key)
+    return list(zip(keys, [c.tolist() for c in cohorts(rounds)], strict=True)), state
+
+
+def population_share(problem, cohort, weighting):
+    if weighting == "uniform":
+        return len(cohort) / 7
+    return sum(problem.size(c) for c in cohort) / len(problem.data.labels)
+
+
+@pytest.mark.parametrize("options", EXECUTIONS)
+@pytest.mark.parametrize(
+    ("control", "weighting"), [("path", "uniform"), ("start", "examples")]
+)
+def test_scaffold(problem, options, control, weighting):
+    local = LocalTraining(optax.sgd(0.1), batch_size=8, epochs=2)
+    algorithm = algorithms.scaffold(
+        problem.learner,
+        local,
+        control=control,
+        server_learning_rate=0.8,
+        weighting=weighting,
+        **options,
+    )
+    rounds, state = run_cohorts(problem, algorithm)
+    x = problem.weights()
+    c = combine(np.zeros_like, x)
+    own = {client: c for client in range(7)}
+    for key, cohort in rounds:
+        trained, changes = [], []
+        for client in cohort:
+            batches = problem.batches(key, client, 8, epochs=2)
+
+            def correct(g, y, client=client, c=c):
+                return combine(lambda g, ci, c: g - ci + c, g, own[client], c)
+
+            y = sgd(x, batches, 0.1, correct)
+            if control == "start":
+                rows = slice(*problem.data.offsets[client : client + 2].tolist())
+                new = gradient(
+                    x, (problem.data.inputs[rows], problem.data.labels[rows])
+                )
+            else:
+                k_eta = len(batches) * 0.1
+                new = combine(
+                    lambda ci, c, x, y, k_eta=k_eta: ci - c + (x - y) / k_eta,
+                    *(own[client], c, x, y),
+                )
+            trained.append(y)
+            changes.append(combine(np.subtract, new, own[client]))
+            own[client] = new
+        p = problem.share(cohort, weighting)
+        delta = mean_update(problem, x, trained, weighting, cohort)
+        x = combine(lambda x, d: x + 0.8 * d, x, delta)
+        change = weighted_sum(population_share(problem, cohort, weighting) * p, changes)
+        c = combine(np.add, c, change)
+    assert_close(state.variables["params"], x, 1e-12)
+    assert_close(state.shared, c, 1e-12)
+    assert sorted(state.own.rows) == [0, 1, 2, 3, 4, 5, 6]
+    assert_close(state.own.rows[5][1], own[5], 1e-12)
+
+
+@pytest.mark.parametrize("options", EXECUTIONS)
+def test_fednova_with_momentum_and_proximal_term(problem, options):
+    rho, mu, eta = 0.5, 0.4, 0.2
+    local = LocalTraining(optax.sgd(eta, momentum=rho), batch_size=8, epochs=2)
+    algorithm = algorithms.fednova(problem.learner, local, mu=mu, **options)
+    keys, state, _ = run(problem, algorithm)
+    x = problem.weights()
+    for key in keys:
+        directions, masses = [], []
+        for client in COHORT.tolist():
+            batches = problem.batches(key, client, 8, epochs=2)
+            y, v = x, combine(np.zeros_like, x)
+            # a_i: how often each gradient is counted in y - x, from the recursion.
+            a, a_velocity = np.zeros(len(batches)), np.zeros(len(batches))
+            for step, batch in enumerate(batches):
+                g = combine(lambda g, y, x: g + mu * (y - x), gradient(y, batch), y, x)
+                v = combine(lambda v, g: rho * v + g, v, g)
+                y = combine(lambda y, v: y - eta * v, y, v)
+                a_gradient = -eta * mu * a
+                a_gradient[step] += 1
+                a_velocity = rho * a_velocity + a_gradient
+                a = a + a_velocity
+            mass = a.sum()
+            directions.append(combine(lambda y, x, m=mass: (y - x) / m, y, x))
+            masses.append(mass)
+        p = problem.share(COHORT.tolist(), "examples")
+        effective = p @ np.array(masses)
+        x = combine(np.add, x, weighted_sum(effective * p, directions))
+    assert_close(state.variables["params"], x, 1e-12)
+
+
+@pytest.mark.parametrize("options", EXECUTIONS)
+def test_feddyn(problem, options):
+    alpha, eta = 0.3, 0.1
+    local = LocalTraining(optax.sgd(eta), batch_size=8, epochs=2)
+    algorithm = algorithms.feddyn(
+        problem.learner, local, alpha=alpha, weighting="uniform", **options
+    )
+    rounds, state = run_cohorts(problem, algorithm)
+    x = problem.weights()
+    h = combine(np.zeros_like, x)
+    own = {client: h for client in range(7)}
+    for key, cohort in rounds:
+        trained = []
+        for client in cohort:
+
+            def correct(g, y, hi=own[client], x=x):
+                return combine(
+                    lambda g, hi, y, x: g - hi + alpha * (y - x), g, hi, y, x
+                )
+
+            y = sgd(x, problem.batches(key, client, 8, epochs=2), eta, correct)
+            own[client] = combine(
+                lambda h, y, x: h - alpha * (y - x), own[client], y, x
+            )
+            trained.append(y)
+        h = combine(
+            lambda h, x, *ys: h - alpha / 7 * sum(y - x for y in ys), h, x, *trained
+        )
+        x = combine(lambda h, *ys: sum(ys) / len(ys) - h / alpha, h, *trained)
+    assert_close(state.variables["params"], x, 1e-12)
+    assert_close(state.own.rows[2][1], own[2], 1e-12)
+
+
+@pytest.mark.parametrize("options", EXECUTIONS)
+def test_moon(problem, options):
+    mu, temperature, eta = 0.7, 0.5, 0.1
+    local = LocalTraining(optax.sgd(eta), batch_size=8)
+    algorithm = algorithms.moon(
+        problem.learner, local, mu=mu, temperature=temperature, **options
+    )
+    rounds, state = run_cohorts(problem, algorithm)
+
+    def logits(w, inputs):
+        return np.tanh(inputs @ w["w0"] + w["b0"]) @ w["w1"] + w["b1"]
+
+    def contrast(w, inputs, server, previous):
+        z = logits(w, inputs)
+        a, b = (
+            np.exp(
+                (z * other).sum(1)
+                / np.sqrt((z**2).sum(1) * (other**2).sum(1) + 1e-12)
+                / temperature
+            )
+            for other in (logits(server, inputs), logits(previous, inputs))
+        )
+        return -np.log(a / (a + b)).mean()
+
+    def contrast_gradient(w, *arguments):
+        """Central differences, good to about 1e-9."""
+        result = combine(np.zeros_like, w)
+        for name, value in w.items():
+            for index in np.ndindex(value.shape):
+                ends = []
+                for step in (1e-5, -1e-5):
+                    moved = {**w, name: value.copy()}
+                    moved[name][index] += step
+                    ends.append(contrast(moved, *arguments))
+                result[name][index] = (ends[0] - ends[1]) / 2e-5
+        return result
+
+    x, own = problem.weights(), {}
+    for key, cohort in rounds:
+        trained = []
+        for client in cohort:
+            y, previous = x, own.get(client, x)
+            for batch in problem.batches(key, client, 8):
+                term = contrast_gradient(y, batch[0], x, previous)
+                y = combine(
+                    lambda y, g, t: y - eta * (g + mu * t), y, gradient(y, batch), term
+                )
+            own[client] = y
+            trained.append(y)
+        x = combine(np.add, x, mean_update(problem, x, trained, cohort=cohort))
+    assert_close(state.variables["params"], x, 1e-8)
+
+
+def test_fedavgm(problem):
+    local = LocalTraining(optax.sgd(0.3), batch_size=8)
+    algorithm = algorithms.fedavgm(
+        problem.learner, local, beta=0.9, server_learning_rate=0.5
+    )
+    keys, state, _ = run(problem, algorithm, 3)
+    w = problem.weights()
+    v = combine(np.zeros_like, w)
+    for key in keys:
+        trained = [sgd(w, problem.batches(key, c, 8), 0.3) for c in COHORT.tolist()]
+        v = combine(lambda v, d: 0.9 * v + d, v, mean_update(problem, w, trained))
+        w = combine(lambda w, v: w + 0.5 * v, w, v)
+    assert_close(state.variables["params"], w, 1e-12)
+
+
+def test_local_only(problem):
+    local = LocalTraining(optax.sgd(0.3), batch_size=8)
+    algorithm = algorithms.local_only(problem.learner, local)
+    rounds, state = run_cohorts(problem, algorithm)
+    own = {}
+    for key, cohort in rounds:
+        for client in cohort:
+            start = own.get(client, problem.weights())
+            own[client] = sgd(start, problem.batches(key, client, 8), 0.3)
+    assert_close(state.variables["params"], problem.weights(), 0)
+    for client in range(7):
+        assert_close(algorithm.start(state, client)["params"], own[client], 1e-12)
+
+
 LOCAL = LocalTraining(optax.sgd(0.3), batch_size=8, epochs=2)
+EQUAL_STEPS = LocalTraining(optax.sgd(0.3), batch_size=8, steps=4)
 
 
 @pytest.mark.parametrize(
@@ -188,13 +410,73 @@ LOCAL = LocalTraining(optax.sgd(0.3), batch_size=8, epochs=2)
         pytest.param(
             lambda l: algorithms.fedopt(l, LOCAL, optax.sgd(1.0)), id="fedopt"
         ),
+        pytest.param(lambda l: algorithms.fedavgm(l, LOCAL, beta=0.0), id="fedavgm"),
+        pytest.param(lambda l: algorithms.feddyn(l, LOCAL, alpha=0.0), id="feddyn"),
+        pytest.param(lambda l: algorithms.moon(l, LOCAL, mu=0.0), id="moon"),
     ],
 )
 def test_identities(problem, make):
-    _, expected, _ = run(problem, algorithms.fedavg(problem.learner, LOCAL), 3)
-    _, state, _ = run(problem, make(problem.learner), 3)
+    _, expected, _ = run(problem, algorithms.fedavg(problem.learner, LOCAL), 2)
+    _, state, _ = run(problem, make(problem.learner), 2)
     expected = {k: np.asarray(v) for k, v in expected.variables["params"].items()}
     assert_close(state.variables["params"], expected, 1e-12)
+
+
+def test_fednova_with_equal_steps_is_fedavg(problem):
+    _, expected, _ = run(problem, algorithms.fedavg(problem.learner, EQUAL_STEPS))
+    _, state, _ = run(problem, algorithms.fednova(problem.learner, EQUAL_STEPS))
+    expected = {k: np.asarray(v) for k, v in expected.variables["params"].items()}
+    assert_close(state.variables["params"], expected, 1e-12)
+
+
+def test_scaffold_starts_as_fedavg(problem):
+    """All control variates are zero in the first round."""
+    _, expected, _ = run(problem, algorithms.fedavg(problem.learner, LOCAL), 1)
+    _, state, _ = run(problem, algorithms.scaffold(problem.learner, LOCAL), 1)
+    expected = {k: np.asarray(v) for k, v in expected.variables["params"].items()}
+    assert_close(state.variables["params"], expected, 1e-12)
+
+
+def test_moon_in_a_first_round_is_fedavg(problem):
+    _, expected, _ = run(problem, algorithms.fedavg(problem.learner, LOCAL), 1)
+    _, state, _ = run(problem, algorithms.moon(problem.learner, LOCAL, mu=5.0), 1)
+    expected = {k: np.asarray(v) for k, v in expected.variables["params"].items()}
+    assert_close(state.variables["params"], expected, 1e-12)
+
+
+def test_client_state_survives_packing(problem):
+    algorithm = algorithms.scaffold(problem.learner, LOCAL)
+    _, state, _ = run(problem, algorithm, 1)
+    packed = state.own.pack()
+    np.testing.assert_array_equal(packed.ids, sorted(COHORT.tolist()))
+    template = algorithm.init(problem.variables, 7).own
+    shapes = jax.tree.map(np.shape, template.packed_like(5))
+    assert shapes == jax.tree.map(np.shape, packed)
+    restored = template.unpack(packed)
+    key = jax.random.key(3)
+    after, _ = algorithm.round(state, problem.data, COHORT, key)
+    again, _ = algorithm.round(state._replace(own=restored), problem.data, COHORT, key)
+    assert_close(again.variables["params"], after.variables["params"], 0)
+
+
+def test_state_of_a_client_with_nan_stays(problem):
+    algorithm = algorithms.scaffold(problem.learner, LOCAL)
+    _, state, _ = run(problem, algorithm, 1)
+    broken = int(problem.data.offsets[2])
+    data = problem.data._replace(inputs=problem.data.inputs.at[broken].set(jnp.nan))
+    after, metrics = algorithm.round(state, data, COHORT, jax.random.key(3))
+    assert int(metrics.dropped) == 1
+    assert_close(after.own.rows[2][1], state.own.rows[2][1], 0)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.shared))
+
+
+def test_optimizers_that_are_not_linear_are_refused(problem):
+    local = LocalTraining(optax.adam(0.1), batch_size=8)
+    with pytest.raises(ValueError, match="take control='start'"):
+        algorithms.scaffold(problem.learner, local)
+    with pytest.raises(ValueError, match="needs SGD at the clients"):
+        algorithms.fednova(problem.learner, local)
+    algorithms.scaffold(problem.learner, local, control="start")
 
 
 def test_one_client_with_its_full_batch_is_central_gradient_descent(problem):
@@ -210,13 +492,15 @@ def test_one_client_with_its_full_batch_is_central_gradient_descent(problem):
     assert_close(state.variables["params"], w, 1e-12)
 
 
-def test_a_round_is_compiled_once_for_all_cohorts(problem):
+def test_a_round_is_compiled_once_for_all_cohorts(problem, caplog):
     algorithm = algorithms.fedavg(problem.learner, LOCAL)
     state = algorithm.init(problem.variables, 7)
-    for number in range(4):
-        cohort = sampling.cohort(jax.random.key(0), number, 7, 3)
-        state, _ = algorithm.round(state, problem.data, cohort, jax.random.key(number))
-    assert algorithm.round._cache_size() == 1
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        for number in range(4):
+            cohort = sampling.cohort(jax.random.key(0), number, 7, 3)
+            key = jax.random.key(number)
+            state, _ = algorithm.round(state, problem.data, cohort, key)
+    assert caplog.text.count("Compiling jit(compiled_round)") == 1
 
 
 def test_a_client_twice_in_a_cohort_trains_in_two_orders(problem):
@@ -330,3 +614,15 @@ def test_bad_local_training(problem):
             algorithms.fedavg(problem.learner, local)
     with pytest.raises(ValueError, match="mu -1.0: takes"):
         algorithms.fedprox(problem.learner, LOCAL, mu=-1.0)
+    with pytest.raises(ValueError, match="mu -1.0: takes"):
+        algorithms.fednova(problem.learner, LOCAL, mu=-1.0)
+    with pytest.raises(ValueError, match="alpha -1.0: takes"):
+        algorithms.feddyn(problem.learner, LOCAL, alpha=-1.0)
+    with pytest.raises(ValueError, match="beta 1.0: takes"):
+        algorithms.fedavgm(problem.learner, LOCAL, beta=1.0)
+    with pytest.raises(ValueError, match="temperature 0.0: takes"):
+        algorithms.moon(problem.learner, LOCAL, temperature=0.0)
+    with pytest.raises(ValueError, match="control '2': takes"):
+        algorithms.scaffold(problem.learner, LOCAL, control="2")
+    with pytest.raises(ValueError, match="batch_norm 'none': takes"):
+        algorithms.fedavg(problem.learner, LOCAL, batch_norm="none")

@@ -1,0 +1,45 @@
+"""The same rounds on 1, 2 and 8 devices made of one CPU, each in its own process."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+PROGRAM = pathlib.Path(__file__).with_name("rounds_on_devices.py")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, dict]:
+    runs = {
+        devices: subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(devices)], stdout=subprocess.PIPE
+        )
+        for devices in (1, 2, 8)
+    }
+    outputs = {devices: run.communicate()[0] for devices, run in runs.items()}
+    assert all(run.returncode == 0 for run in runs.values())
+    return {devices: json.loads(output) for devices, output in outputs.items()}
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_weights_and_metrics_do_not_depend_on_the_devices(results, devices):
+    assert results[devices].keys() == results[1].keys()
+    for case, expected in results[1].items():
+        found = results[devices][case]
+        for name in ("params", "own"):
+            np.testing.assert_allclose(
+                found[name], expected[name], rtol=0, atol=1e-5, err_msg=f"{case} {name}"
+            )
+        for name, value in expected["metrics"].items():
+            np.testing.assert_allclose(
+                found["metrics"][name], value, rtol=1e-4, err_msg=f"{case} {name}"
+            )
+
+
+def test_a_round_is_compiled_once_on_a_mesh(results):
+    for devices, cases in results.items():
+        for case, result in cases.items():
+            assert result["compilations"] == 1, (devices, case)
