@@ -453,7 +453,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "text_features": _field(96, _whole(8), "features of a token"),
         "text_layers": _field(2, _whole(1), "layers of the text encoder"),
-        "unet_steps": _field(4500, _whole(1), "training steps of the denoiser"),
+        "unet_steps": _field(6200, _whole(1), "training steps of the denoiser"),
         "unet_learning_rate": _field(
             1.5e-3, _number(above=0), "peak learning rate of the denoiser"
         ),

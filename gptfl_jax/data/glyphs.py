@@ -11,7 +11,10 @@ distance in pixels gives anti-aliased edges. `draw` is a pure function of a key 
 runs under `jit` and `vmap`.
 """
 
+import functools
+import importlib.resources
 import itertools
+import json
 from typing import NamedTuple
 
 import jax
@@ -95,375 +98,18 @@ class Attributes(NamedTuple):
 
 # --- Shapes -------------------------------------------------------------------------
 
-# Pen paths of handwritten digits: for each digit its usual forms, for each form its
-# strokes as way points (x right, y down) in a box about 0.65 wide and 1 high. A way
-# point given twice makes a corner; elsewhere the pen moves along a smooth curve.
-_PEN_PATHS: dict[int, list[list[list[tuple[float, float]]]]] = {
-    0: [
-        [
-            [
-                (0.32, 0.0),
-                (0.1, 0.12),
-                (0.0, 0.5),
-                (0.1, 0.88),
-                (0.32, 1.0),
-                (0.55, 0.88),
-                (0.65, 0.5),
-                (0.55, 0.12),
-                (0.32, 0.0),
-            ]
-        ],
-        [
-            [
-                (0.42, 0.04),
-                (0.15, 0.12),
-                (0.0, 0.5),
-                (0.1, 0.9),
-                (0.35, 1.0),
-                (0.6, 0.8),
-                (0.65, 0.45),
-                (0.5, 0.1),
-                (0.3, 0.0),
-                (0.22, 0.1),
-            ]
-        ],
-    ],
-    1: [
-        [[(0.3, 0.0), (0.3, 0.5), (0.3, 1.0)]],
-        [[(0.1, 0.25), (0.2, 0.15), (0.32, 0.0), (0.32, 0.0), (0.32, 1.0)]],
-        [
-            [(0.1, 0.3), (0.32, 0.0), (0.32, 0.0), (0.32, 1.0)],
-            [(0.1, 1.0), (0.55, 1.0)],
-        ],
-        [[(0.4, 0.0), (0.32, 0.5), (0.25, 1.0)]],
-        [[(0.0, 0.4), (0.35, 0.0), (0.35, 0.0), (0.35, 1.0)]],
-    ],
-    2: [
-        [
-            [
-                (0.03, 0.25),
-                (0.12, 0.06),
-                (0.32, 0.0),
-                (0.55, 0.1),
-                (0.58, 0.32),
-                (0.42, 0.6),
-                (0.0, 1.0),
-                (0.0, 1.0),
-                (0.65, 1.0),
-            ]
-        ],
-        [
-            [
-                (0.05, 0.2),
-                (0.2, 0.02),
-                (0.45, 0.03),
-                (0.58, 0.2),
-                (0.5, 0.5),
-                (0.25, 0.85),
-                (0.08, 0.98),
-                (0.02, 0.88),
-                (0.14, 0.8),
-                (0.3, 0.9),
-                (0.48, 1.0),
-                (0.66, 0.92),
-            ]
-        ],
-        [
-            [
-                (0.0, 0.12),
-                (0.3, 0.0),
-                (0.55, 0.12),
-                (0.52, 0.4),
-                (0.3, 0.7),
-                (0.05, 0.95),
-                (0.05, 0.95),
-                (0.35, 0.93),
-                (0.65, 1.0),
-            ]
-        ],
-    ],
-    3: [
-        [
-            [
-                (0.05, 0.12),
-                (0.28, 0.0),
-                (0.52, 0.1),
-                (0.52, 0.32),
-                (0.25, 0.46),
-                (0.25, 0.46),
-                (0.52, 0.54),
-                (0.6, 0.76),
-                (0.4, 0.97),
-                (0.15, 0.98),
-                (0.0, 0.88),
-            ]
-        ],
-        [
-            [
-                (0.05, 0.03),
-                (0.55, 0.0),
-                (0.55, 0.0),
-                (0.25, 0.4),
-                (0.25, 0.4),
-                (0.5, 0.46),
-                (0.6, 0.7),
-                (0.45, 0.95),
-                (0.2, 1.0),
-                (0.0, 0.88),
-            ]
-        ],
-        [
-            [
-                (0.05, 0.1),
-                (0.3, 0.0),
-                (0.5, 0.15),
-                (0.42, 0.38),
-                (0.2, 0.47),
-                (0.2, 0.5),
-                (0.5, 0.56),
-                (0.55, 0.85),
-                (0.3, 1.0),
-                (0.05, 0.95),
-            ]
-        ],
-    ],
-    4: [
-        [
-            [(0.12, 0.0), (0.0, 0.55), (0.0, 0.55), (0.65, 0.55)],
-            [(0.48, 0.2), (0.46, 1.0)],
-        ],
-        [
-            [
-                (0.45, 1.0),
-                (0.47, 0.0),
-                (0.47, 0.0),
-                (0.0, 0.65),
-                (0.0, 0.65),
-                (0.65, 0.65),
-            ]
-        ],
-        [
-            [(0.05, 0.0), (0.02, 0.3), (0.1, 0.48), (0.35, 0.5), (0.58, 0.42)],
-            [(0.58, 0.0), (0.55, 0.5), (0.5, 1.0)],
-        ],
-        [
-            [(0.3, 0.0), (0.0, 0.6), (0.0, 0.6), (0.65, 0.6)],
-            [(0.4, 0.35), (0.36, 1.0)],
-        ],
-    ],
-    5: [
-        [
-            [
-                (0.58, 0.0),
-                (0.12, 0.0),
-                (0.12, 0.0),
-                (0.08, 0.42),
-                (0.08, 0.42),
-                (0.3, 0.36),
-                (0.55, 0.48),
-                (0.58, 0.75),
-                (0.38, 0.97),
-                (0.15, 1.0),
-                (0.0, 0.9),
-            ]
-        ],
-        [
-            [
-                (0.1, 0.03),
-                (0.08, 0.42),
-                (0.08, 0.42),
-                (0.35, 0.4),
-                (0.55, 0.55),
-                (0.52, 0.85),
-                (0.28, 1.0),
-                (0.0, 0.92),
-            ],
-            [(0.08, 0.03), (0.65, 0.0)],
-        ],
-        [
-            [
-                (0.62, 0.0),
-                (0.35, 0.04),
-                (0.12, 0.2),
-                (0.15, 0.42),
-                (0.4, 0.5),
-                (0.55, 0.68),
-                (0.45, 0.92),
-                (0.2, 1.0),
-                (0.0, 0.9),
-            ]
-        ],
-    ],
-    6: [
-        [
-            [
-                (0.48, 0.0),
-                (0.2, 0.22),
-                (0.03, 0.6),
-                (0.1, 0.92),
-                (0.32, 1.0),
-                (0.55, 0.85),
-                (0.55, 0.62),
-                (0.35, 0.52),
-                (0.12, 0.62),
-                (0.05, 0.78),
-            ]
-        ],
-        [
-            [
-                (0.2, 0.0),
-                (0.06, 0.4),
-                (0.03, 0.8),
-                (0.2, 1.0),
-                (0.48, 0.95),
-                (0.58, 0.75),
-                (0.45, 0.58),
-                (0.2, 0.62),
-                (0.06, 0.8),
-            ]
-        ],
-        [
-            [
-                (0.6, 0.08),
-                (0.42, 0.0),
-                (0.15, 0.2),
-                (0.0, 0.6),
-                (0.15, 0.95),
-                (0.45, 0.97),
-                (0.6, 0.75),
-                (0.42, 0.52),
-                (0.12, 0.62),
-            ]
-        ],
-    ],
-    7: [
-        [[(0.0, 0.03), (0.6, 0.0), (0.6, 0.0), (0.38, 0.45), (0.22, 1.0)]],
-        [
-            [(0.0, 0.03), (0.6, 0.0), (0.6, 0.0), (0.35, 0.5), (0.2, 1.0)],
-            [(0.12, 0.52), (0.58, 0.46)],
-        ],
-        [
-            [
-                (0.0, 0.2),
-                (0.04, 0.03),
-                (0.04, 0.03),
-                (0.6, 0.02),
-                (0.6, 0.02),
-                (0.4, 0.5),
-                (0.3, 1.0),
-            ]
-        ],
-        [
-            [
-                (0.0, 0.1),
-                (0.2, 0.03),
-                (0.4, 0.08),
-                (0.62, 0.0),
-                (0.5, 0.3),
-                (0.35, 0.6),
-                (0.28, 1.0),
-            ],
-            [(0.15, 0.5), (0.6, 0.5)],
-        ],
-    ],
-    8: [
-        [
-            [
-                (0.52, 0.1),
-                (0.3, 0.0),
-                (0.08, 0.14),
-                (0.15, 0.36),
-                (0.42, 0.54),
-                (0.55, 0.78),
-                (0.3, 1.0),
-                (0.05, 0.82),
-                (0.15, 0.58),
-                (0.45, 0.36),
-                (0.54, 0.16),
-                (0.4, 0.02),
-            ]
-        ],
-        [
-            [
-                (0.3, 0.0),
-                (0.1, 0.1),
-                (0.1, 0.36),
-                (0.3, 0.47),
-                (0.5, 0.36),
-                (0.5, 0.1),
-                (0.3, 0.0),
-            ],
-            [
-                (0.3, 0.47),
-                (0.06, 0.6),
-                (0.06, 0.88),
-                (0.3, 1.0),
-                (0.56, 0.88),
-                (0.56, 0.6),
-                (0.3, 0.47),
-            ],
-        ],
-        [
-            [
-                (0.6, 0.05),
-                (0.3, 0.02),
-                (0.1, 0.18),
-                (0.3, 0.45),
-                (0.5, 0.7),
-                (0.42, 0.95),
-                (0.2, 1.0),
-                (0.06, 0.82),
-                (0.25, 0.52),
-                (0.52, 0.25),
-                (0.6, 0.05),
-            ]
-        ],
-    ],
-    9: [
-        [
-            [
-                (0.5, 0.15),
-                (0.3, 0.0),
-                (0.06, 0.12),
-                (0.04, 0.36),
-                (0.22, 0.48),
-                (0.45, 0.38),
-                (0.52, 0.12),
-                (0.52, 0.12),
-                (0.5, 0.6),
-                (0.46, 1.0),
-            ]
-        ],
-        [
-            [
-                (0.5, 0.2),
-                (0.35, 0.0),
-                (0.08, 0.08),
-                (0.02, 0.32),
-                (0.22, 0.48),
-                (0.45, 0.35),
-                (0.52, 0.15),
-                (0.55, 0.5),
-                (0.48, 0.85),
-                (0.28, 1.0),
-                (0.05, 0.92),
-            ]
-        ],
-        [
-            [
-                (0.48, 0.08),
-                (0.2, 0.0),
-                (0.0, 0.2),
-                (0.12, 0.42),
-                (0.38, 0.4),
-                (0.52, 0.1),
-                (0.52, 0.1),
-                (0.35, 0.6),
-                (0.18, 1.0),
-            ]
-        ],
-    ],
-}
+
+@functools.cache
+def _pen_paths() -> list[list[list[list[list[float | int]]]]]:
+    """Strokes of each form of each digit.
+
+    `pen_paths.json` holds them as way points (x right, y down) in a box about 0.65 wide
+    and 1 high. A way point given twice makes a corner; elsewhere the pen moves along a
+    smooth curve.
+    """
+    path = importlib.resources.files("gptfl_jax") / "data" / "pen_paths.json"
+    paths = json.loads(path.read_text(encoding="utf-8"))
+    return [paths[str(digit)] for digit in range(10)]
 
 
 def _smooth_path(
@@ -524,7 +170,7 @@ def pen_shapes(
     """
     rng = np.random.default_rng(seed)
     fields, digits = [], []
-    for digit, forms in _PEN_PATHS.items():
+    for digit, forms in enumerate(_pen_paths()):
         for i in range(per_digit):
             strokes = forms[i % len(forms)]
             paths = []
@@ -647,7 +293,16 @@ def font_shapes(
 def build_atlas(
     families: tuple[str, ...] = (), pen_shapes_per_digit: int = 150, seed: int = 0
 ) -> Atlas:
-    """All shapes pictures are drawn from: fonts, and pen paths when asked for."""
+    """All shapes that pictures are drawn from: fonts, and pen paths when asked for.
+
+    Args:
+        families: As for `font_shapes`.
+        pen_shapes_per_digit: As for `pen_shapes`; 0 for fonts alone.
+        seed: Of the pen paths.
+
+    Raises:
+        UserError: Fonts are missing.
+    """
     fields, digits, names = font_shapes(families)
     radius = -fields.min((1, 2))
     handwritten = np.array([name in HANDWRITING_FAMILIES for name in names])
@@ -657,30 +312,44 @@ def build_atlas(
         digits = np.concatenate([digits, pen_digits])
         radius = np.concatenate([radius, np.zeros(len(pen_digits), np.float32)])
         handwritten = np.concatenate([handwritten, np.ones(len(pen_digits), bool)])
-    groups = [
-        [np.flatnonzero((handwritten == h) & (digits == d)) for d in range(10)]
-        for h in (False, True)
-    ]
-    # Without any shape of one kind the other stands in.
-    groups = [
-        [g if len(g) else other for g, other in zip(row, others, strict=True)]
-        for row, others in ((groups[0], groups[1]), (groups[1], groups[0]))
-    ]
+    return make_atlas(fields, digits, radius, handwritten)
+
+
+def make_atlas(
+    distance: Float[np.ndarray, "shapes side side"],
+    digit: Int[np.ndarray, " shapes"],
+    radius: Float[np.ndarray, " shapes"],
+    handwritten: Bool[np.ndarray, " shapes"],
+) -> Atlas:
+    """An atlas of these shapes.
+
+    Where there is none of a kind, written or printed, the other kind stands in.
+    """
+
+    def shapes_of(kind, number):
+        wanted = np.flatnonzero((handwritten == kind) & (digit == number))
+        return wanted if len(wanted) else np.flatnonzero(digit == number)
+
+    groups = [[shapes_of(kind, number) for number in range(10)] for kind in (0, 1)]
     choices = max(len(group) for row in groups for group in row)
     lookup = np.array([[np.resize(group, choices) for group in row] for row in groups])
     return Atlas(
-        fields, digits, radius.astype(np.float32), handwritten, lookup.astype(np.int32)
+        distance,
+        digit,
+        radius.astype(np.float32),
+        handwritten,
+        lookup.astype(np.int32),
     )
 
 
 # --- Pictures -----------------------------------------------------------------------
 
 # How often each word's look is drawn where nothing is asked for.
-_KIND_SHARE = (0.5, 0.14, 0.09, 0.09, 0.09, 0.09)
+_KIND_SHARE = (0.7, 0.1, 0.05, 0.05, 0.05, 0.05)
 _SLANT_SHARE = (0.45, 0.35, 0.2)
-_FRAMING_SHARE = (0.5, 0.25, 0.25)
+_FRAMING_SHARE = (0.7, 0.15, 0.15)
 _DARK_SHARE = {"pencil": 0.1, "pen": 0.1, "marker": 0.15, "chalk": 0.9}
-_DARK_SHARE_OTHERWISE = 0.65
+_DARK_SHARE_OTHERWISE = 0.8
 # Shear (x per y) of the slant words; rightward is positive.
 _SHEAR = ((-0.1, 0.1), (0.2, 0.55), (-0.4, -0.15))
 # Digit height in pixels of the framing words.
