@@ -191,7 +191,11 @@ def test_two_processes_make_what_one_makes(runs, alone, repository):
             )
             for process in range(2)
         ]
-        outputs = [process.communicate(timeout=300)[0] for process in started]
+        try:
+            outputs = [process.communicate(timeout=300)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
         return [process.returncode for process in started], outputs
 
     batch = "--config.generate.batch_size=2"
