@@ -20,6 +20,7 @@ from jaxtyping import Int32, Shaped
 
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import images
+from gptfl_jax.labels import same_name
 
 # Channel means and deviations of ImageNet in 0..1, which the original uses for every
 # picture. They are public: normalising by them says nothing about private data.
@@ -321,7 +322,10 @@ def concatenate(first: Dataset, second: Dataset) -> Dataset:
     return Dataset(inputs, labels, first.class_names)
 
 
-_ORIGINAL_NAME = re.compile(r"(?P<label>.+)_(?:train|add)_\d+_\d+\.png", re.DOTALL)
+# <class>_train_<device>_<j>.png, <class>_add_..., and <class>_train_<domain>_add_...
+_ORIGINAL_NAME = re.compile(
+    r"(?P<label>.+?)_(?:train|add|train_.+_add)_\d+_\d+\.png", re.DOTALL
+)
 
 
 def load_synthetic(
@@ -334,9 +338,10 @@ def load_synthetic(
 
     Args:
       folder: `<workdir>/synthetic` with its `manifest.jsonl`; or a folder made by the
-        original's scripts, flat files `<class>_train_<device>_<j>.png` (a file belongs
-        to the class that is its whole name before `_train_`; the original looks for
-        the class name anywhere in the name and mixes up "car" and "scar").
+        original's scripts, flat files `<class>_train_<device>_<j>.png` or
+        `<class>_train_<domain>_add_<device>_<j>.png` (a file belongs to the class that
+        is its whole name before `_train_`, but for case, article and `_`; the original
+        looks for the class name anywhere in it and mixes up "car" and "scar").
       class_names: in the order of their labels.
       image_size, channels: of the result; 0 keeps those of the pictures.
 
@@ -391,7 +396,9 @@ def _list_synthetic(
         for path in sorted(folder.iterdir()):
             match = _ORIGINAL_NAME.fullmatch(path.name)
             if match:
-                entries.append((path.name, match["label"]))
+                written = match["label"]
+                same = [n for n in class_names if same_name(n, written)]
+                entries.append((path.name, same[0] if same else written))
     number = {name: label for label, name in enumerate(class_names)}
     files, labels, left_out = [], [], []
     for file, label in entries:

@@ -337,13 +337,15 @@ def test_the_originals_file_names_are_matched_as_a_whole(tmp_path):
             "cat_train_12_0.png",
             "cat_add_0_1.png",
             "preview.png",
+            "a_Cat_train_digital art_add_0_2.png",
         ]
     ):
         save(tmp_path / name, np.full((32, 32), i))
     data, report = sources.load_synthetic(tmp_path, CLASSES)
-    assert data.inputs.shape == (3, 32, 32, 1)
-    assert data.inputs[:, 0, 0, 0].tolist() == [0, 3, 2]  # in the order of their names
-    assert data.labels.tolist() == [1, 0, 0]
+    assert data.inputs.shape == (4, 32, 32, 1)
+    # In the order of their names.
+    assert data.inputs[:, 0, 0, 0].tolist() == [5, 0, 3, 2]
+    assert data.labels.tolist() == [0, 1, 0, 0]
     assert report.left_out == (("scar_train_0_1.png", "label 'scar' is not a class"),)
 
 
