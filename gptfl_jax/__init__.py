@@ -1,4 +1,4 @@
-"""GPT-FL in JAX: generate labelled data, train on it, fine-tune with federated learning.
+"""GPT-FL in JAX: make labelled data, train on it, fine-tune by federated learning.
 
 The library is pure: arrays in, arrays out, keys passed explicitly. The programs in
 `generate/`, `train/` and `federated/` are built from it. Paper: "GPT-FL: Generative

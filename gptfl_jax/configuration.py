@@ -495,11 +495,12 @@ def default_config(*sections: str) -> ConfigDict:
     The config is locked: a field that is not in `SCHEMA` cannot be set. Fields of
     keywords (`options`) stay open.
     """
-    config = ConfigDict()
+    # `validate` checks types, and says what a field takes.
+    config = ConfigDict(type_safe=False)
     for section in sections:
         if not isinstance(SCHEMA.get(section), dict):
             raise _unknown(section, known=_sections(), what="section")
-        config[section] = ConfigDict()
+        config[section] = ConfigDict(type_safe=False)
     for dotted, field in fields(*sections) if sections else ():
         _store(config, dotted, field.default)
     config.seed = SCHEMA["seed"].default
