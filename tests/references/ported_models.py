@@ -1,8 +1,6 @@
 """Our side of the comparisons with PyTorch, live (tests/parity) or recorded.
 
 Weights are not recorded: both sides fill them from a generator seeded by their name.
-Convolutions here have the form that compiles fastest; that all forms are the same is
-tested where they are defined.
 """
 
 import json
@@ -13,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax import convolution
 from gptfl_jax.generators import clip_text, solvers, torch_weights, unet, vae
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
 
@@ -62,7 +59,7 @@ def unet_output(reference):
     network = unet.UNet2DCondition(unet.UNetConfig.from_json(reference["config"]))
     inputs = [jnp.asarray(reference[n]) for n in ("latents", "timesteps", "context")]
     params = parameters(network, reference["weights"], inputs)
-    with jax.default_matmul_precision("highest"), convolution.form("lax"):
+    with jax.default_matmul_precision("highest"):
         return jax.jit(network.apply)({"params": params}, *inputs)
 
 
@@ -72,7 +69,7 @@ def vae_outputs(reference):
     params = {
         "params": parameters(network, reference["weights"], [images], vae.current_name)
     }
-    with jax.default_matmul_precision("highest"), convolution.form("lax"):
+    with jax.default_matmul_precision("highest"):
         encode = jax.jit(lambda p, x: network.apply(p, x, method="encode"))
         decode = jax.jit(lambda p, x: network.apply(p, x, method="decode"))
         mean, log_variance = encode(params, images)

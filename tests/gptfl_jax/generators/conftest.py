@@ -1,6 +1,20 @@
-"""Makes tests/references importable for the tests here."""
+"""Makes tests/references importable, and compilation quick, for the tests here."""
 
 import pathlib
 import sys
 
+import jax
+import pytest
+
+from gptfl_jax import convolution
+
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "references"))
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Most of the time here goes into compiling; the networks are tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with convolution.form("lax"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
