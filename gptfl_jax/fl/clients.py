@@ -709,7 +709,7 @@ class _Client(NamedTuple):
 
     def _passes(self, entry):
         """Batches it takes to see all examples, for a client that takes part."""
-        size = self.local.batch_size
+        size = jnp.int32(self.local.batch_size)
         return jnp.where(entry.steps > 0, lax.div(entry.size + (size - 1), size), 0)
 
     def _add_gradient(self, context, data, entry, progress, b):
