@@ -178,6 +178,7 @@ def make_solver() -> DPMSolver:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
+        steps_offset=1,  # as in Stable Diffusion's files; without effect on "linspace"
     )
 
 
@@ -383,7 +384,7 @@ def sample_digits(
     labels = np.arange(count) % 10
     prompts = [
         glyphs.prompt(
-            label,
+            int(label),
             "handwritten",
             *looks[i // 10 % len(looks)],
             "dark",

@@ -66,7 +66,7 @@ def test_it_is_small_and_complete():
 
 def test_the_digit_is_the_one_in_the_prompt(pipeline, reader):
     labels = np.arange(120) % 10
-    prompts = [glyphs.prompt(label, **LOOK) for label in labels]
+    prompts = [glyphs.prompt(int(label), **LOOK) for label in labels]
     pictures = pipeline(
         prompts, key=jax.random.key(7), num_steps=10, guidance_scale=2.0
     )

@@ -41,7 +41,7 @@ def tiny_config(**fields):
     config = configuration.default_config("generator")
     settings = {
         "vae_channels": (4, 4),
-        "unet_channels": (16, 16),
+        "unet_channels": (16,),
         "text_features": 16,
         "text_layers": 1,
         "vae_steps": 3,
