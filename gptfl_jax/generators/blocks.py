@@ -60,7 +60,10 @@ def attention(
 
 
 class Attention(linen.Module):
-    """Multi-head attention of a sequence to itself or to `context`."""
+    """Multi-head attention of a sequence to itself or to `context`.
+
+    Keys and values are taken from the collection "context" where it has them.
+    """
 
     heads: int
     inner_features: int
@@ -84,7 +87,10 @@ class Attention(linen.Module):
 
         context = inputs if context is None else context
         query = project("to_q", inputs)
-        key, value = project("to_k", context), project("to_v", context)
+        if self.has_variable("context", "to_k"):
+            key, value = (self.get_variable("context", n) for n in ("to_k", "to_v"))
+        else:
+            key, value = project("to_k", context), project("to_v", context)
         outputs = attention(split(query), split(key), split(value))
         outputs = outputs.reshape(query.shape)
         return linen.Dense(inputs.shape[-1], dtype=self.dtype, name="to_out_0")(outputs)

@@ -23,7 +23,7 @@ from gptfl_jax.configuration import UserError
 from gptfl_jax.generators import blocks, clip_text, solvers, torch_weights, vae
 from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.solvers import DDIM, DPMSolver
-from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig, project_context
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
 
 _SHARDED = PartitionSpec("data")
@@ -439,17 +439,20 @@ def _programs(networks, shape, mesh, specs) -> _Programs:
             negative = encode(start.negative_tokens)
             negative = jnp.broadcast_to(negative, context.shape)
             context = jnp.concatenate([negative, context])
+        projected = project_context(params["unet"], context, networks.unet.dtype)
         sample = start.latents
         if sample is None:
             sample = jax.vmap(lambda key: jax.random.normal(key, shape))(start.keys)
-        return context, _State(sample, jnp.zeros_like(sample))
+        return (context, projected), _State(sample, jnp.zeros_like(sample))
 
     def step(params, row, context, guidance, state):
         sample, clean = state
+        context, projected = context
         guided = len(context) > len(sample)
         inputs = jnp.concatenate([sample, sample]) if guided else sample
         timesteps = row.timesteps[None]
-        output = networks.unet.apply({"params": params}, inputs, timesteps, context)
+        variables = {"params": params, "context": projected}
+        output = networks.unet.apply(variables, inputs, timesteps, context)
         output = output.astype(jnp.float32)
         if guided:
             negative, positive = jnp.split(output, 2)

@@ -5,11 +5,12 @@ Models" (arXiv 2112.10752), with the options of the 1.x and 2.x releases.
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen
+from flax import linen, traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -302,6 +303,25 @@ class _TimeEmbedding(linen.Module):
         x = linen.Dense(self.features, dtype=self.dtype, name="linear_1")(x)
         x = jax.nn.silu(x)
         return linen.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+
+
+def project_context(
+    params: Mapping[str, Any],
+    context: Float[Array, "batch keys context_features"],
+    dtype: DTypeLike = jnp.float32,
+) -> dict[str, Any]:
+    """Keys and values of every attention to the context, which no step changes.
+
+    Given to `network.apply` as the collection "context" beside "params", they spare it
+    these products.
+    """
+    context = context.astype(dtype)
+    projected = {
+        path[:-1]: context @ kernel.astype(dtype)
+        for path, kernel in traverse_util.flatten_dict(params).items()
+        if path[-3:-2] == ("attn2",) and path[-2] in ("to_k", "to_v")
+    }
+    return traverse_util.unflatten_dict(projected)
 
 
 class UNet2DCondition(linen.Module):

@@ -8,7 +8,7 @@ import ported_models
 import pytest
 
 from gptfl_jax.configuration import UserError
-from gptfl_jax.generators import blocks
+from gptfl_jax.generators import blocks, unet
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 
 SMALL = UNetConfig(
@@ -40,6 +40,25 @@ def test_one_timestep_for_all_equals_one_each():
     other = apply(params, latents, jnp.array([700.0, 30.0]), None)
     np.testing.assert_allclose(one[0], other[0], atol=1e-5)
     assert np.abs(one[1] - other[1]).max() > 1e-3
+
+
+def test_keys_and_values_of_the_context_can_be_computed_before():
+    network = UNet2DCondition(SMALL)
+    latents, context = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 4, 4, 4), (2, 5, 6)])
+    )
+    inputs = (latents, jnp.array([700.0]), context)
+    params = jax.jit(network.init)(jax.random.key(1), *inputs)["params"]
+    projected = unet.project_context(params, context)
+    assert len(jax.tree.leaves(projected)) == 2
+    apply = jax.jit(network.apply)
+    expected = apply({"params": params}, *inputs)
+    found = apply({"params": params, "context": projected}, *inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    other = jax.tree.map(lambda x: 2 * x, projected)
+    other = apply({"params": params, "context": other}, *inputs)
+    assert np.abs(other - expected).max() > 1e-3
 
 
 def test_bfloat16_follows_float32():
