@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -136,55 +137,94 @@ def test_autoencoder_loss_adds_its_three_terms():
     np.testing.assert_allclose(loss, 0.5 + 0.25 + 0.1 * kl, rtol=1e-6)
 
 
-def test_a_killed_run_goes_on_to_the_same_model(tmp_path, shapes, monkeypatch):
-    config = tiny_config()
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        artifacts.write_bytes(folder / "atlas.npz", shapes)
-    generator.run(config, whole)
+def test_a_killed_phase_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    settings = tiny_config().generator
 
+    def train(folder, num_steps=7):
+        return generator.train_phase(
+            "vae",
+            tmp_path / folder,
+            settings,
+            {"model": "line"},
+            Mesh(np.asarray(jax.devices()[:1]), ("data",)),
+            {"slope": jnp.zeros(3)},
+            lambda params, x, key: (
+                (x @ params["slope"] - x.sum(-1) + jax.random.normal(key)) ** 2
+            ).mean(),
+            lambda key: jax.random.normal(key, (settings.batch_size, 3)),
+            jax.random.key(0),
+            num_steps,
+            0.1,
+        )
+
+    expected = train("whole")
     write = artifacts.Metrics.write
+    for last in (1, 5):
 
-    for kill_at in (("vae", 3), ("unet", 5)):
-
-        def write_until(self, step, kill_at=kill_at, **scalars):
+        def write_until(self, step, last=last, **scalars):
             write(self, step, **scalars)
-            if (self.path.parent.name, step) == kill_at:
+            if step == last:
                 raise Killed
 
         monkeypatch.setattr(artifacts.Metrics, "write", write_until)
         with pytest.raises(Killed):
-            generator.run(config, killed)
+            train("killed")
     monkeypatch.undo()
-    generator.run(config, killed)
+    result = train("killed")
+    np.testing.assert_array_equal(result["slope"], expected["slope"])
+    assert np.linalg.norm(result["slope"]) > 0.01
+    killed, whole = (
+        artifacts.read_metrics(tmp_path / folder / "vae" / "metrics.jsonl")
+        for folder in ("killed", "whole")
+    )
+    assert [line["step"] for line in killed] == list(range(1, 8))
+    assert [x["loss"] for x in killed] == [x["loss"] for x in whole]
+    # A finished phase is not trained again, and goes on when asked for more.
+    np.testing.assert_array_equal(train("killed")["slope"], expected["slope"])
+    assert (train("killed", 9)["slope"] != expected["slope"]).any()
 
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match="vae is nan.*vae_learning_rate"):
+        generator.train_phase(
+            "vae",
+            tmp_path,
+            tiny_config().generator,
+            {},
+            Mesh(np.asarray(jax.devices()[:1]), ("data",)),
+            {"slope": jnp.zeros(1)},
+            lambda params, x, key: (params["slope"] * jnp.nan).sum(),
+            lambda key: jnp.zeros((8, 1)),
+            jax.random.key(0),
+            3,
+            0.1,
+        )
+
+
+def test_a_run_writes_a_pipeline(tmp_path, shapes):
+    whole = tmp_path
+    artifacts.write_bytes(whole / "atlas.npz", shapes)
+    generator.run(tiny_config(), whole)
     for part in ("text_encoder/model", "unet/diffusion_pytorch_model"):
-        ours = load_file(killed / "model" / f"{part}.safetensors")
-        theirs = load_file(whole / "model" / f"{part}.safetensors")
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert value.dtype == np.float16
-            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+        weights = load_file(whole / "model" / f"{part}.safetensors")
+        assert {value.dtype for value in weights.values()} == {np.dtype(np.float16)}
     for phase, steps in (("vae", 3), ("unet", 6)):
-        lines = artifacts.read_metrics(killed / phase / "metrics.jsonl")
-        expected = artifacts.read_metrics(whole / phase / "metrics.jsonl")
+        lines = artifacts.read_metrics(whole / phase / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(1, steps + 1))
-        assert [x["loss"] for x in lines] == [x["loss"] for x in expected]
 
     # What was written is a pipeline, and its sample sheet shows 10 rows of 18.
     pipeline = StableDiffusion.from_pretrained(whole / "model")
-    pictures = pipeline(["a digit two"], key=jax.random.key(0), num_steps=2)
-    assert pictures.shape == (1, 32, 32, 3)
     assert Image.open(whole / "samples.png").size == (18 * 64, 10 * 64)
     scale = json.loads((whole / "model/vae/config.json").read_text())["scaling_factor"]
-    latents, _ = generator.encode_pictures(
+    latents, prompts = generator.encode_pictures(
         jax.random.fold_in(jax.random.key(0), generator._PICTURES),
-        glyphs.Atlas(*np.load(whole / "atlas.npz").values()),
+        generator._load_atlas(whole, tiny_config()),
         pipeline.networks.vae,
         pipeline.params["vae"],
         16,
     )
     assert (scale * latents).std() == pytest.approx(1, abs=1e-2)
+    assert prompts.max() < len(glyphs.all_prompts())
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
