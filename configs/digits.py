@@ -48,10 +48,10 @@ ARGUMENTS = {
 
 # Of each algorithm and each start, as tuned.
 METHODS = {
-    "fedavg-scratch": {"algorithm": "fedavg", "client_learning_rate": 0.3},
+    "fedavg-scratch": {"algorithm": "fedavg", "client_learning_rate": 1.0},
     "fedprox-scratch": {
         "algorithm": "fedprox",
-        "client_learning_rate": 0.3,
+        "client_learning_rate": 1.0,
         "prox_mu": 0.1,
     },
     "fedopt-scratch": {
@@ -159,13 +159,13 @@ def _make_search(config: ConfigDict) -> None:
         methods["-".join(map(str, name)).replace(".", "_")] = fields
 
     for start, init in starts.items():
-        for rate in (0.1, 0.3, 1.0):
+        for rate in (0.03, 0.1, 0.3, 1.0, 3.0):
             common = {"init": init, "client_learning_rate": rate}
             add("fedavg", start, rate, algorithm="fedavg", **common)
             for mu in (0.1, 1.0):
                 fields = {"algorithm": "fedprox", "prox_mu": mu, **common}
                 add("fedprox", start, rate, mu, **fields)
-            for server_rate in (0.003, 0.01, 0.03):
+            for server_rate in (0.001, 0.003, 0.01, 0.03):
                 fields = {"algorithm": "fedopt", "server_learning_rate": server_rate}
                 add("fedopt", start, rate, server_rate, **fields, **common)
     config.compare.methods = methods
