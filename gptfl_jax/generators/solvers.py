@@ -113,7 +113,9 @@ class _NoiseSchedule(ModelConfig):
                 )
 
     def to_json(self) -> dict[str, Any]:
-        return {"_class_name": self.torch_class} | super().to_json()
+        options = {"_class_name": self.torch_class} | super().to_json()
+        # JSON has no infinity; what is infinite here is so by default.
+        return {k: v for k, v in options.items() if v not in (math.inf, -math.inf)}
 
     def alphas_cumprod(self) -> Float[np.ndarray, " levels"]:
         """Share of the clean sample's variance left at each noise level."""
@@ -160,18 +162,19 @@ class DPMSolver(_NoiseSchedule):
       lower_order_final: a first-order last step when there are fewer than 15.
       euler_at_final: a first-order last step always.
       final_sigmas_type: the noise left: "zero", or "sigma_min" of the training levels.
+      use_karras_sigmas: levels spaced as by Karras et al. (arXiv 2206.00364, eq. 5)
+        instead of by `timestep_spacing`.
+      lambda_min_clipped: smallest log(alpha / sigma) of a level to start from.
     """
 
     torch_class: ClassVar[str] = "DPMSolverMultistepScheduler"
     fixed: ClassVar = {
         "algorithm_type": ("dpmsolver++",),
-        "lambda_min_clipped": (-math.inf, "-inf", "-Infinity"),
         "thresholding": (False,),
         "use_beta_sigmas": (False, None),
         "use_dynamic_shifting": (False,),
         "use_exponential_sigmas": (False, None),
         "use_flow_sigmas": (False, None),
-        "use_karras_sigmas": (False, None),
         "use_lu_lambdas": (False, None),
         "variance_type": (None,),
     }
@@ -183,6 +186,8 @@ class DPMSolver(_NoiseSchedule):
     lower_order_final: bool = True
     euler_at_final: bool = False
     final_sigmas_type: str = "zero"
+    use_karras_sigmas: bool = False
+    lambda_min_clipped: float = -math.inf
 
     _choices: ClassVar = _NoiseSchedule._choices | {
         "solver_order": (1, 2),
@@ -197,23 +202,14 @@ class DPMSolver(_NoiseSchedule):
           UserError: if there are fewer noise levels than steps.
         """
         self._check(num_steps)
-        levels = self.num_train_timesteps
-        if self.timestep_spacing == "linspace":
-            timesteps = np.linspace(0, levels - 1, num_steps + 1).round()[:0:-1]
-        elif self.timestep_spacing == "leading":
-            timesteps = np.arange(num_steps, 0, -1) * (levels // (num_steps + 1))
-            timesteps = timesteps + self.steps_offset
-        else:
-            timesteps = np.arange(levels, 0, -levels / num_steps).round() - 1
-        timesteps = timesteps.astype(np.int32)
-
         alphas = self.alphas_cumprod()
         if self.rescale_betas_zero_snr:
             alphas[-1] = 2**-24  # pure noise has no finite sigma
         sigmas = np.sqrt((1 - alphas) / alphas)
+        timesteps, ratio = self._levels(num_steps, sigmas)
         final = 0.0 if self.final_sigmas_type == "zero" else sigmas[0]
+        ratio = np.append(ratio, final)
         # sample = alpha * clean + sigma * noise, with alpha^2 + sigma^2 = 1.
-        ratio = np.append(np.interp(timesteps, np.arange(levels), sigmas), final)
         alpha = 1 / np.sqrt(1 + ratio**2)
         sigma = ratio * alpha
         # lambda = -log(ratio); exp(-h) of a step is the ratio of ratios.
@@ -252,6 +248,27 @@ class DPMSolver(_NoiseSchedule):
             next_from_clean=first_order + correction,
             next_from_previous=-correction,
         )
+
+    def _levels(self, num_steps, sigmas):
+        """Timesteps and noise-to-signal ratios of the steps, from the training's."""
+        levels = self.num_train_timesteps
+        if self.use_karras_sigmas:
+            low, high = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
+            ratio = (high + np.linspace(0, 1, num_steps) * (low - high)) ** 7
+            timesteps = np.interp(np.log(ratio), np.log(sigmas), np.arange(levels))
+            if self.beta_schedule != "squaredcos_cap_v2":
+                timesteps = timesteps.round()
+            return timesteps.astype(np.int32), ratio
+        last = levels - np.searchsorted(-np.log(sigmas[::-1]), self.lambda_min_clipped)
+        if self.timestep_spacing == "linspace":
+            timesteps = np.linspace(0, last - 1, num_steps + 1).round()[:0:-1]
+        elif self.timestep_spacing == "leading":
+            timesteps = np.arange(num_steps, 0, -1) * (last // (num_steps + 1))
+            timesteps = timesteps + self.steps_offset
+        else:
+            timesteps = np.arange(last, 0, -levels / num_steps).round() - 1
+        timesteps = timesteps.astype(np.int32)
+        return timesteps, np.interp(timesteps, np.arange(levels), sigmas)
 
 
 @dataclasses.dataclass(frozen=True)

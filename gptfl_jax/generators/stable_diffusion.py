@@ -150,7 +150,7 @@ class StableDiffusion:
         path_or_id: str | pathlib.Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        solver: str = "dpmsolver++",
+        solver: str | DPMSolver | DDIM = "dpmsolver++",
         revision: str | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline in the format of `diffusers`.
@@ -162,7 +162,8 @@ class StableDiffusion:
           path_or_id: a folder, a model shipped with this package, or a Hugging Face
             repository.
           dtype: of parameters and computation: float32 or bfloat16.
-          solver: the sampler, "dpmsolver++" or "ddim".
+          solver: the sampler: "dpmsolver++" or "ddim", with the settings of the model's
+            scheduler; or one with settings of its own.
           revision: branch, tag or commit of a repository.
 
         Raises:
@@ -170,7 +171,7 @@ class StableDiffusion:
             not a text-to-image model of Stable Diffusion 1.x or 2.x.
         """
         samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
-        if solver not in samplers:
+        if isinstance(solver, str) and solver not in samplers:
             raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
         folder, files = _fetch(path_or_id, revision)
         configs = {}
@@ -192,9 +193,10 @@ class StableDiffusion:
                 _COMPONENTS[name].current_name,
                 dtype,
             )
-        path = folder / "scheduler" / "scheduler_config.json"
-        sampler = samplers[solver].from_json(hub.read_json(path), str(path))
-        return cls(networks, params, _load_tokenizer(folder), sampler)
+        if isinstance(solver, str):
+            path = folder / "scheduler" / "scheduler_config.json"
+            solver = samplers[solver].from_json(hub.read_json(path), str(path))
+        return cls(networks, params, _load_tokenizer(folder), solver)
 
     def __call__(
         self,

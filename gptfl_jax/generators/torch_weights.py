@@ -84,9 +84,10 @@ def from_torch(
     params = {}
     for path, struct in traverse_util.flatten_dict(shapes).items():
         value = np.asarray(found[expected[path]])
-        params[path] = _layout(path, value, struct.shape, source).astype(
-            jnp.dtype(dtype) if dtype is not None else value.dtype
-        )
+        value = _layout(path, value, struct.shape, source)
+        if dtype is not None:
+            value = value.astype(jnp.dtype(dtype), copy=False)
+        params[path] = value
     return traverse_util.unflatten_dict(params)
 
 

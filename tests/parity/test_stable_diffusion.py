@@ -54,6 +54,8 @@ DPM_OPTIONS = (
     {"euler_at_final": True, "final_sigmas_type": "sigma_min"},
     {"timestep_spacing": "leading"},
     {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    {"use_karras_sigmas": True},
+    {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},
     {"beta_schedule": "linear"},
     {"beta_schedule": "squaredcos_cap_v2"},
     {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()},

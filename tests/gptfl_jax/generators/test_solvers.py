@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import ported_models
@@ -117,6 +119,18 @@ def test_timesteps_by_hand():
     assert DDIM(steps_offset=1).schedule(4).timesteps.tolist() == [751, 501, 251, 1]
 
 
+def test_levels_of_karras_by_hand():
+    """Equally spaced in the seventh root of the noise-to-signal ratio."""
+    solver = DPMSolver(use_karras_sigmas=True, **NOISE)
+    schedule = solver.schedule(3)
+    ratios = np.sqrt(1 / solver.alphas_cumprod() - 1)
+    middle = ((ratios[0] ** (1 / 7) + ratios[999] ** (1 / 7)) / 2) ** 7
+    nearest = np.abs(np.log(ratios / middle)).argmin()
+    assert schedule.timesteps.tolist() == [999, nearest, 0]
+    # clean = sample / alpha - ratio * noise, for the exact ratio.
+    np.testing.assert_allclose(schedule.clean_from_output[1], -middle, rtol=1e-6)
+
+
 def test_coefficients_are_finite():
     for prediction_type in ("epsilon", "v_prediction"):
         for steps in (1, 2, 14, 15, 1000):
@@ -137,7 +151,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
         ("prediction_type", "flow_prediction"),
         ("beta_schedule", "sigmoid"),
         ("algorithm_type", "sde-dpmsolver++"),
-        ("use_karras_sigmas", True),
+        ("use_lu_lambdas", True),
         ("solver_order", 3),
     ],
 )
@@ -148,5 +162,6 @@ def test_options_that_are_not_computed_are_refused(option, value):
 
 def test_config_survives_its_file():
     solver = DPMSolver(prediction_type="v_prediction", solver_type="heun", **NOISE)
+    assert json.loads(json.dumps(solver.to_json(), allow_nan=False))
     assert DPMSolver.from_json(solver.to_json()) == solver
     assert solver.to_json()["_class_name"] == "DPMSolverMultistepScheduler"
