@@ -435,12 +435,13 @@ def digits_accuracy(
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Renders, trains both phases, writes the model and measures it."""
     settings = config.generator
-    mesh = Mesh(np.asarray(jax.devices()), ("data",))
-    if settings.batch_size % mesh.size:
+    devices = jax.devices()
+    if settings.batch_size % len(devices):
         raise UserError(
             f"config.generator.batch_size = {settings.batch_size}: takes a multiple of "
-            f"the number of devices, {mesh.size}"
+            f"the number of devices, {len(devices)}"
         )
+    mesh = Mesh(np.asarray(devices), ("data",))
     with artifacts.lock(workdir):
         artifacts.write_run_record(workdir, config)
         seed = jax.random.key(config.seed)
