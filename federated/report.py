@@ -52,6 +52,7 @@ _NOT_THE_METHOD = (
 )
 _HUES = ("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00")
 _GREY = "#5f6b76"
+_MOST_IN_A_LEGEND = 12
 
 
 class Run(NamedTuple):
@@ -404,6 +405,8 @@ def _logarithmic(axes: Any) -> None:
 
 
 def _legend(axes: Any, **options: Any) -> None:
+    if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_A_LEGEND:
+        return  # it would cover the curves; the table names the methods
     axes.legend(
         fontsize=8.5, handlelength=3.2, framealpha=0.8, edgecolor="none", **options
     )
