@@ -66,11 +66,25 @@ class Rounds:
             self.startup_s = time.perf_counter() - START
 
 
-class Memory(threading.Thread):
-    """Samples the memory of the process tree twice a second.
+def memory_mb(root: int) -> tuple[float, int]:
+    """Megabytes of a process and its descendants now, and how many these are.
 
     Proportional set size: a page that several processes share counts once.
     """
+    total, processes = 0.0, 0
+    for process in process_tree(root):
+        try:
+            with open(f"/proc/{process}/smaps_rollup") as file:
+                line = next(line for line in file if line.startswith("Pss:"))
+        except (OSError, StopIteration):
+            continue
+        total += int(line.split()[1]) / 1024
+        processes += 1
+    return total, processes
+
+
+class Memory(threading.Thread):
+    """Samples the memory of this process and its descendants twice a second."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -84,17 +98,8 @@ class Memory(threading.Thread):
             self.sample()
             time.sleep(0.5)
 
-    def sample(self) -> float:
-        """Megabytes now."""
-        total, processes = 0.0, 0
-        for process in process_tree(os.getpid()):
-            try:
-                with open(f"/proc/{process}/smaps_rollup") as file:
-                    line = next(line for line in file if line.startswith("Pss:"))
-            except (OSError, StopIteration):
-                continue
-            total += int(line.split()[1]) / 1024
-            processes += 1
+    def sample(self) -> None:
+        """Takes the memory of this moment into account."""
+        total, processes = memory_mb(os.getpid())
         if total > self.peak_mb:
             self.peak_mb, self.processes = total, processes
-        return total

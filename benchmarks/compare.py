@@ -1,0 +1,258 @@
+"""This engine and other simulators on the same work, on this machine, in one go.
+
+  python -m benchmarks.compare --peers VENVS --scripts SCRIPTS --data DATA
+
+VENVS holds a virtual environment for each simulator (`VENVS/pfl/bin/python`, ...) and
+SCRIPTS a script for each (`peer_pfl.py`, ...) that takes --workload, --rounds and
+--data and prints one line of JSON; those installed are run. DATA is that of
+`benchmarks.fl_round`, made by SCRIPTS/gen_data.py. Everybody runs in turn, `--repeats`
+times, so that other work on the machine meets all of them; rates and memory in the
+table are medians, the ratio is the median of the ratios within a turn.
+
+The table goes between two marks in docs/performance.md, with machine and versions.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from typing import NamedTuple
+
+from benchmarks import measure
+
+OURS = "gptfl-jax"
+BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
+
+
+class Peer(NamedTuple):
+    """How a simulator is run at its best on two cores."""
+
+    name: str
+    environments: tuple[str, ...]
+    """Folders of VENVS that have what it needs, the first found is taken."""
+    command: tuple[str, ...]
+    """{bin} and {scripts} stand for the folders."""
+    variables: dict[str, str] = {}
+
+
+# One thread a process where there are two of them: torch's threads wait by spinning.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PEERS = (
+    Peer(
+        "pfl, two processes",
+        ("pfl",),
+        ("{bin}/torchrun", "--nproc_per_node=2", "{scripts}/peer_pfl.py"),
+        _ONE_THREAD,
+    ),
+    Peer(
+        "torch loop, two processes",
+        ("torchseq", "pfl"),
+        ("{bin}/python", "{scripts}/peer_torch_loop.py", "--workers", "2"),
+        _ONE_THREAD,
+    ),
+    Peer("FedJAX", ("fedjax",), ("{bin}/python", "{scripts}/peer_fedjax.py")),
+    Peer("DrJAX", ("drjax",), ("{bin}/python", "{scripts}/peer_drjax.py")),
+    Peer("Flower", ("flower",), ("{bin}/python", "{scripts}/peer_flower.py")),
+)
+
+
+class Result(NamedTuple):
+    """One run."""
+
+    fields: dict
+    """The line that it printed."""
+    peak_mb: float
+    """Of the whole process tree, measured from outside."""
+
+
+def main() -> None:
+    """Runs everybody and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", type=pathlib.Path, required=True, help="VENVS")
+    parser.add_argument("--scripts", type=pathlib.Path, required=True)
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--workloads", nargs="+", default=["w1", "w2"])
+    parser.add_argument("--only", nargs="+", help="environments to run, as pfl fedjax")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("docs/performance.md")
+    )
+    arguments = parser.parse_args()
+    contenders = find_contenders(arguments)
+    results = {w: {name: [] for name in contenders} for w in arguments.workloads}
+    for repeat in range(arguments.repeats):
+        for workload in arguments.workloads:
+            for name, (command, variables) in contenders.items():
+                options = ["--workload", workload, "--rounds", str(arguments.rounds)]
+                options += ["--data", str(arguments.data.resolve())]
+                result = run([*command, *options], variables)
+                if result is None:
+                    print(f"{name}, {workload}: failed", file=sys.stderr, flush=True)
+                    continue
+                results[workload][name].append(result)
+                rate = result.fields["examples_per_s"]
+                print(f"{repeat + 1}: {workload} {name}: {rate} examples/s", flush=True)
+    write(arguments.output, describe(results, arguments))
+    print(f"wrote {arguments.output}")
+
+
+def find_contenders(
+    arguments: argparse.Namespace,
+) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Command and environment variables of ours and every installed peer, by name."""
+    contenders = {OURS: ([sys.executable, "-m", "benchmarks.fl_round"], {})}
+    scripts = arguments.scripts.resolve()
+    for peer in PEERS:
+        for environment in peer.environments:
+            if arguments.only and environment not in arguments.only:
+                continue
+            # Not resolve(): a venv's python is a link, and must be called by its name.
+            folder = arguments.peers.absolute() / environment / "bin"
+            if (folder / "python").exists():
+                command = [
+                    part.format(bin=folder, scripts=scripts) for part in peer.command
+                ]
+                contenders[peer.name] = command, peer.variables
+                break
+        else:
+            print(f"{peer.name}: not installed in {arguments.peers}", flush=True)
+    return contenders
+
+
+def run(command: list[str], variables: dict[str, str]) -> Result | None:
+    """Runs it and reads the line it prints; None if there is none."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+    )
+    peak_mb = 0.0
+    ended = threading.Event()
+
+    def watch():
+        nonlocal peak_mb
+        while not ended.wait(0.5):
+            peak_mb = max(peak_mb, measure.memory_mb(process.pid)[0])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, errors = process.communicate()
+    ended.set()
+    watcher.join()
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        print(errors[-2000:], file=sys.stderr)
+        return None
+    time.sleep(1)  # Let what it left behind end.
+    return Result(json.loads(lines[-1]), peak_mb)
+
+
+def describe(
+    results: dict[str, dict[str, list[Result]]], arguments: argparse.Namespace
+) -> str:
+    """The table in Markdown, below the machine and the versions."""
+    lines = [
+        f"{datetime.date.today()}, {machine()}; Python {platform.python_version()}, "
+        + ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
+        + ". "
+        + f"{arguments.repeats} turns of {arguments.rounds} rounds each, after one "
+        "round that warms up.",
+    ]
+    for workload, by_name in results.items():
+        ran = {name: runs for name, runs in by_name.items() if runs}
+        rates = {
+            name: statistics.median(r.fields["examples_per_s"] for r in runs)
+            for name, runs in ran.items()
+        }
+        peers = [name for name in rates if name != OURS]
+        best = max(peers, key=rates.get, default=None)
+        lines += [
+            "",
+            f"**{workload}**",
+            "",
+            "| | examples/s | clients/s | first round done after | peak memory "
+            "| examples/s, relative to the fastest peer |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name in sorted(rates, key=rates.get, reverse=True):
+            fields = [r.fields for r in ran[name]]
+            clients = statistics.median(f["clients_per_s"] for f in fields)
+            first = statistics.median(f["startup_to_first_round_s"] for f in fields)
+            memory = statistics.median(r.peak_mb for r in ran[name])
+            relative = "-"
+            if best is not None:
+                relative = f"{ratio(ran[name], ran[best]):.2f}"
+            lines.append(
+                f"| {name}{_versions(fields[0])} | {rates[name]:,.0f} "
+                f"| {clients:,.1f} | {first:.1f} s | {memory:,.0f} MB | {relative} |"
+            )
+        if OURS in ran:
+            fields = ran[OURS][-1].fields
+            share = statistics.median(
+                r.fields["share_of_matmul_rate"] for r in ran[OURS]
+            )
+            lines += [
+                "",
+                f"Ours reaches {share:.0%} of the machine's rate on plain matrix "
+                f"products ({fields['matmul_gflops']:,.0f} GFLOP/s), counting the "
+                "operations of a direct convolution.",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def ratio(ours: list[Result], theirs: list[Result]) -> float:
+    """Median over the turns of the ratio of rates within a turn."""
+    pairs = zip(ours, theirs, strict=False)
+    return statistics.median(
+        a.fields["examples_per_s"] / b.fields["examples_per_s"] for a, b in pairs
+    )
+
+
+def _versions(fields: dict) -> str:
+    known = [f"{k} {fields[k]}" for k in ("torch", "flwr", "jax") if k in fields]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    model = platform.processor() or platform.machine()
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*: (.*)", text).group(1)
+        memory = pathlib.Path("/proc/meminfo").read_text()
+        gigabytes = int(re.search(r"MemTotal:\s*(\d+)", memory).group(1)) / 2**20
+    except (OSError, AttributeError):
+        return f"{model}, {os.cpu_count()} cores"
+    vector = " with AVX-512" if "avx512f" in text else ""
+    return f"{model}{vector}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
+
+
+def write(path: pathlib.Path, table: str) -> None:
+    """Puts the table between the marks, which are added where missing."""
+    text = path.read_text() if path.exists() else "# Performance\n"
+    block = f"{BEGIN}\n{table}{END}"
+    if BEGIN in text and END in text:
+        head, _, rest = text.partition(BEGIN)
+        text = head + block + rest.partition(END)[2]
+    else:
+        text = f"{text.rstrip()}\n\n{block}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
