@@ -293,7 +293,6 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
             CONFIG.replace("rounds = 7", "round = 7"),
             "mine.py line 6: ",
         ),
-        (CONFIG.replace("rounds = 7", "rounds = 'x'"), "mine.py line 6: "),
         (CONFIG.replace('"data", ', ""), "mine.py has no section `data`"),
         (CONFIG.replace('"data"', '"dta"'), "dta: no such section; did you mean data?"),
         ("import no_such_module", "mine.py line 1: No module named"),
@@ -304,6 +303,13 @@ def test_a_config_file_that_does_not_work_is_named(folder, text, says):
     message = refusal(launch.read_config, f"{folder}/mine.py", ("data",))
     assert says in message
     assert str(folder / "mine.py") in message
+
+
+def test_a_value_of_another_type_in_a_config_file_is_refused_by_its_field(folder):
+    (folder / "mine.py").write_text(CONFIG.replace("rounds = 7", "rounds = 'x'"))
+    config = launch.read_config(f"{folder}/mine.py", ("data",))
+    message = refusal(configuration.validate, config)
+    assert message == "config.federated.rounds = 'x': takes a whole number >= 1"
 
 
 def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):
