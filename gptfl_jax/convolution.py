@@ -223,8 +223,12 @@ def _every(x: Array, axis: int, start: int, count: int, step: int) -> Array:
 
 
 def keep(x: PyTree[Array]) -> PyTree[Array]:
-    """`x`, computed once. Left alone, XLA for CPUs computes an elementwise operation
-    again inside every consumer, and inside matrix products element by element."""
+    """`x`, on CPUs behind a barrier for the first half of XLA's passes.
+
+    XLA for CPUs drops barriers before it fuses, so this does not decide what is stored;
+    it stops earlier rewriting across the barrier. Without it a norm on 16x16x128 with
+    its gradient took 1.3 times as long, convolutions about the same.
+    """
     return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
