@@ -383,7 +383,6 @@ def make_cohort_trainer(
     execution: str = "auto",
     mesh: Mesh | None = None,
     lanes: int = 0,
-    row_block: int = 0,
     diagnostics: bool = True,
 ) -> Callable[..., CohortResult]:
     """Builds (variables, shared, own, data, cohort, round, key) -> CohortResult.
@@ -393,10 +392,6 @@ def make_cohort_trainer(
       mesh: over whose axis `clients` cohorts are split; None: one device.
       lanes: clients side by side under "vmap", a device; 0: all of them. Fewer lanes
         need less memory, and waste less when clients differ in size.
-      row_block: under "packed", sum a step's gradient over blocks of so many rows; 0:
-        whole batches. Less memory, one compiled shape and no padded rows beyond a
-        block, for small models with much computation a row. The loss must be a mean
-        over rows, without model state; what it draws at random differs by block.
       diagnostics: whether to keep the sums of `Spread`.
 
     Raises:
@@ -414,12 +409,7 @@ def make_cohort_trainer(
         raise ValueError(f"execution {execution!r}: takes 'auto', 'packed' or 'vmap'")
     if lanes < 0:
         raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
-    if row_block < 0 or (row_block and execution != "packed"):
-        raise ValueError(
-            f"row_block {row_block} with execution {execution!r}: takes 0 (off), or a "
-            "positive number with 'packed'"
-        )
-    client = _Client(rule, local, row_block)
+    client = _Client(rule, local)
     devices = 1 if mesh is None else mesh.shape[AXIS]
 
     def train(
@@ -431,8 +421,6 @@ def make_cohort_trainer(
         round: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> CohortResult:
-        if row_block and jax.tree.leaves(split(variables)[1]):
-            raise ValueError("row_block: a model with batch statistics takes 0")
         size = cohort.size.shape[0] - 1
         # Only state must be laid out by slot; without it a slot is a mere number, and
         # one device may take as many small clients as the balance wants.
@@ -602,8 +590,6 @@ class _Client(NamedTuple):
 
     rule: LocalRule
     local: LocalTraining
-    row_block: int
-    """Rows whose gradient is computed at once; 0: those of a batch."""
 
     def start(self, context: Context) -> Progress:
         params, model_state = split(self.rule.begin(context))
@@ -634,33 +620,7 @@ class _Client(NamedTuple):
         return self.finish(context, self.start(context))[0]
 
     def train(self, context, data, entry, rate) -> Progress:
-        """One client by itself."""
-        progress = self.start(context)
-        if self.rule.start_gradient:
-            progress = lax.fori_loop(
-                0,
-                self._passes(entry),
-                lambda b, p: self._add_gradient(context, data, entry, p, b),
-                progress,
-            )
-        steps = self._steps_of_blocks if self.row_block else self._steps_of_batches
-        return steps(context, data, entry, rate, progress)
-
-    def _steps_of_blocks(self, context, data, entry, rate, progress) -> Progress:
-        """All steps in one loop: a step computes no more blocks than it has rows."""
-
-        def step(s, progress):
-            epoch = lax.div(s, entry.batches)
-            shuffle = _shuffle(entry.order_key, epoch)
-            rows = self._rows(entry, shuffle, s - epoch * entry.batches)
-            key = jax.random.fold_in(entry.step_key, s)
-            share = s.astype(_real()) / entry.steps
-            return self._step(context, data, progress, *rows, key, rate, share)
-
-        return lax.fori_loop(0, entry.steps, step, progress)
-
-    def _steps_of_batches(self, context, data, entry, rate, progress) -> Progress:
-        """Whole batches in a loop, then the rest of an epoch in the smallest bucket."""
+        """One client by itself: whole batches in a loop, then the rest of an epoch."""
         sizes = _buckets(self.local.batch_size)
 
         def epoch(e, progress):
@@ -690,6 +650,14 @@ class _Client(NamedTuple):
             bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes[:-1]))
             return lax.switch(bucket, branches, progress)
 
+        progress = self.start(context)
+        if self.rule.start_gradient:
+            progress = lax.fori_loop(
+                0,
+                self._passes(entry),
+                lambda b, p: self._add_gradient(context, data, entry, p, b),
+                progress,
+            )
         epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
         return lax.fori_loop(0, epochs, epoch, progress)
 
@@ -760,56 +728,19 @@ class _Client(NamedTuple):
         )
         return progress._replace(start_gradient=total)
 
-    def _gradient(self, context, progress, batch, key, share=None):
-        """((loss, new model state), gradient), both times `share`."""
+    def _gradient(self, context, progress, batch, key):
+        """((loss, new model state), gradient)."""
 
         def loss(params):
             variables = {"params": params, **progress.model_state}
-            value, model_state = self.rule.loss(variables, batch, key, context)
-            if share is not None:
-                value = value * share.astype(value.dtype)
-            return value, model_state
+            return self.rule.loss(variables, batch, key, context)
 
         return jax.value_and_grad(loss, has_aux=True)(progress.params)
 
-    def _gradient_of_blocks(self, context, data, progress, index, mask, key):
-        """As `_gradient`, summed over blocks of rows."""
-        size = self.row_block
-        fill = (0, -index.shape[0] % size)
-        index, mask = jnp.pad(index, fill), jnp.pad(mask, fill)
-        count = mask.sum()
-
-        def add(j, carry):
-            value, total = carry
-            rows, real = (
-                lax.dynamic_slice_in_dim(x, j * size, size) for x in (index, mask)
-            )
-            (part, _), gradient = self._gradient(
-                context,
-                progress,
-                _take(data, rows, real),
-                jax.random.fold_in(key, j),
-                real.sum() / count,
-            )
-            return value + part, jax.tree.map(jnp.add, total, gradient)
-
-        blocks = lax.div(count.astype(jnp.int32) + (size - 1), jnp.int32(size))
-        zeros = jax.tree.map(jnp.zeros_like, progress.params)
-        start = jnp.zeros((), progress.loss.dtype), zeros
-        value, gradient = lax.fori_loop(0, blocks, add, start)
-        return (value, progress.model_state), gradient
-
     def _step(self, context, data, progress, index, mask, key, rate, share):
         """One step on the rows of `index`; `share` of the client's steps are done."""
-        if self.row_block:
-            (value, model_state), gradient = self._gradient_of_blocks(
-                context, data, progress, index, mask, key
-            )
-        else:
-            batch = _take(data, index, mask)
-            (value, model_state), gradient = self._gradient(
-                context, progress, batch, key
-            )
+        batch = _take(data, index, mask)
+        (value, model_state), gradient = self._gradient(context, progress, batch, key)
         if self.local.local_schedule is not None:
             factor = self.local.local_schedule(share)
             rate = factor if rate is None else rate * factor
