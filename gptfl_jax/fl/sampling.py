@@ -33,31 +33,36 @@ class Shuffle(NamedTuple):
         self, positions: Int[Array, "..."], n: Int[Array, ""] | int
     ) -> Int32[Array, "..."]:
         """As `shuffled`."""
-        n = jnp.maximum(jnp.asarray(n), 1).astype(jnp.uint32)
-        # Rounding in the square root does no harm: for any a, b makes a * b >= n.
-        a = jnp.ceil(jnp.sqrt(n.astype(jnp.float32))).astype(jnp.uint32)
-        b = (n + a - 1) // a
+        return _evaluate(self.words, jnp.asarray(positions), jnp.asarray(n))
 
-        def bijection(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-            left, right = x // b, x % b
-            for i in range(0, _ROUNDS, 2):
-                left = (left + _mix(right, self.words[i]) % a) % a
-                right = (right + _mix(left, self.words[i + 1]) % b) % b
-            return left * b + right
 
-        def outside(carry):
-            first, x = carry
-            return first | jnp.any(x >= n)
+# Compiled by itself, because outside of jit a loop is compiled again at every call.
+@jax.jit
+def _evaluate(words, positions, n):
+    n = jnp.maximum(n, 1).astype(jnp.uint32)
+    # Rounding in the square root does no harm: for any a, b makes a * b >= n.
+    a = jnp.ceil(jnp.sqrt(n.astype(jnp.float32))).astype(jnp.uint32)
+    b = (n + a - 1) // a
 
-        def walk(carry):
-            first, x = carry
-            return jnp.zeros((), bool), jnp.where(first | (x >= n), bijection(x), x)
+    def bijection(x):
+        left, right = x // b, x % b
+        for i in range(0, _ROUNDS, 2):
+            left = (left + _mix(right, words[i]) % a) % a
+            right = (right + _mix(left, words[i + 1]) % b) % b
+        return left * b + right
 
-        start = jnp.clip(jnp.asarray(positions), 0).astype(jnp.uint32)
-        start = jnp.minimum(start, n - 1)
-        # One loop for the first step as well: the bijection is compiled once.
-        image = lax.while_loop(outside, walk, (jnp.ones((), bool), start))[1]
-        return image.astype(jnp.int32)
+    def outside(carry):
+        first, x = carry
+        return first | jnp.any(x >= n)
+
+    def walk(carry):
+        first, x = carry
+        return jnp.zeros((), bool), jnp.where(first | (x >= n), bijection(x), x)
+
+    start = jnp.minimum(jnp.clip(positions, 0).astype(jnp.uint32), n - 1)
+    # One loop for the first step as well: the bijection is compiled once.
+    image = lax.while_loop(outside, walk, (jnp.ones((), bool), start))[1]
+    return image.astype(jnp.int32)
 
 
 def shuffled(

@@ -1,0 +1,118 @@
+"""Batch statistics in a federation, on a linear model behind one batch norm."""
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.fl import algorithms
+from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.nn import BatchNorm
+from gptfl_jax.training import make_learner
+
+COHORT = jnp.array([0, 2], jnp.int32)
+KEY = jax.random.key(1)
+
+
+class Model(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, inputs, train=False, mask=None):
+        x = BatchNorm(epsilon=1e-5, name="norm")(inputs, train, mask)
+        return flax.linen.Dense(3, name="classifier")(x)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    random = np.random.default_rng(0)
+    sizes = np.array([6, 5, 9])
+    # Every client has inputs of its own mean: their statistics differ.
+    inputs = random.normal(size=(20, 4)) + np.repeat(3.0 * np.arange(3), sizes)[:, None]
+    learner = make_learner(Model(), jax.ShapeDtypeStruct((4,), jnp.float32))
+    data = FederatedData(
+        jnp.asarray(inputs, jnp.float32),
+        jnp.asarray(random.integers(0, 3, 20), jnp.int32),
+        jnp.asarray([0, 6, 11, 20], jnp.int32),
+    )
+    return learner, learner.init(jax.random.key(0)), data
+
+
+def run(problem, policy, cohort=COHORT, rounds=1):
+    learner, variables, data = problem
+    # One batch a client: a step, and one update of the running statistics.
+    local = LocalTraining(optax.sgd(0.5), batch_size=9)
+    algorithm = algorithms.fedopt(learner, local, optax.adam(0.1), batch_norm=policy)
+    state = algorithm.init(variables, 3)
+    for _ in range(rounds):
+        state, metrics = algorithm.round(state, data, cohort, KEY)
+    return algorithm, state, metrics
+
+
+def statistics(problem, client):
+    """Running mean and variance after one batch of all the client's examples."""
+    _, _, data = problem
+    rows = np.asarray(data.inputs)[slice(*data.offsets[client : client + 2].tolist())]
+    return 0.1 * rows.mean(0), 0.9 + 0.1 * rows.var(0, ddof=1)
+
+
+def assert_statistics(found, expected):
+    np.testing.assert_allclose(found["mean"], expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["var"], expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_average_weighs_statistics_and_spares_the_server_optimizer(problem):
+    _, state, _ = run(problem, "average")
+    expected = [
+        (6 * a + 9 * b) / 15
+        for a, b in zip(statistics(problem, 0), statistics(problem, 2), strict=True)
+    ]
+    assert_statistics(state.variables["batch_stats"]["norm"], expected)
+
+
+def test_local_norms_stay_with_their_client(problem):
+    algorithm, state, metrics = run(problem, "local")
+    _, variables, _ = problem
+    for part in ("params", "batch_stats"):
+        for name, value in variables[part]["norm"].items():
+            np.testing.assert_array_equal(state.variables[part]["norm"][name], value)
+    for client in (0, 2):
+        mine = algorithm.start(state, client)
+        assert_statistics(mine["batch_stats"]["norm"], statistics(problem, client))
+        # Scale and bias were trained, and the classifier is the server's.
+        assert (mine["params"]["norm"]["scale"] != 1).any()
+        np.testing.assert_array_equal(
+            mine["params"]["classifier"]["kernel"],
+            state.variables["params"]["classifier"]["kernel"],
+        )
+    newcomer = algorithm.start(state, 1)
+    np.testing.assert_array_equal(newcomer["batch_stats"]["norm"]["mean"], 0)
+    # Only the classifier travels: 4 x 3 weights and 3 biases of 4 bytes, 2 clients.
+    assert metrics.bytes_up == metrics.bytes_down == 2 * 15 * 4
+
+
+def test_local_norms_go_on_where_the_client_left_them(problem):
+    algorithm, state, _ = run(problem, "local", jnp.array([0], jnp.int32), rounds=2)
+    mean, variance = statistics(problem, 0)
+    expected = 0.9 * mean + mean, 0.9 * variance + (variance - 0.9)
+    assert_statistics(algorithm.start(state, 0)["batch_stats"]["norm"], expected)
+
+
+def test_freeze_trains_with_the_running_statistics(problem):
+    _, variables, data = problem
+    _, state, _ = run(problem, "freeze", jnp.array([0], jnp.int32))
+    for name, value in variables["batch_stats"]["norm"].items():
+        np.testing.assert_array_equal(
+            state.variables["batch_stats"]["norm"][name], value
+        )
+    # Mean 0 and variance 1 leave the inputs as they are, but for epsilon: the update
+    # has the sign of a linear model's gradient, all that is left of it in Adam's step 1.
+    x = np.asarray(data.inputs[:6], np.float64) / np.sqrt(1 + 1e-5)
+    kernel, bias = (variables["params"]["classifier"][k] for k in ("kernel", "bias"))
+    logits = x @ np.asarray(kernel, np.float64) + np.asarray(bias)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(6), np.asarray(data.labels[:6])] -= 1
+    moved = state.variables["params"]["classifier"]["kernel"] - kernel
+    np.testing.assert_allclose(moved, -0.1 * np.sign(x.T @ p), atol=1e-4)
