@@ -119,6 +119,7 @@ def compose(
     execution: str = "auto",
     mesh: Mesh | None = None,
     lanes: int = 0,
+    row_block: int | None = None,
     diagnostics: bool = True,
     dropout: float = 0.0,
     batch_norm: str = "average",
@@ -138,6 +139,7 @@ def compose(
       execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
       mesh: of `clients.clients_mesh`; None: one device.
       lanes: clients side by side under "vmap"; 0: all.
+      row_block: see `gptfl_jax.fl.clients.make_cohort_trainer`.
       diagnostics: whether to measure diversity, norms and drift.
       dropout: probability that a client of a cohort fails to report.
       batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
@@ -156,6 +158,7 @@ def compose(
         execution=execution,
         mesh=mesh,
         lanes=lanes,
+        row_block=row_block,
         diagnostics=diagnostics,
     )
 

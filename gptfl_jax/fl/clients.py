@@ -39,6 +39,7 @@ from gptfl_jax.fl.aggregation import (
     add_weighted,
     scale,
 )
+from gptfl_jax.fl.blocks import rows_at_once
 from gptfl_jax.training import Batch, Learner, Variables
 
 AXIS = "clients"
@@ -383,6 +384,7 @@ def make_cohort_trainer(
     execution: str = "auto",
     mesh: Mesh | None = None,
     lanes: int = 0,
+    row_block: int | None = None,
     diagnostics: bool = True,
 ) -> Callable[..., CohortResult]:
     """Builds (variables, shared, own, data, cohort, round, key) -> CohortResult.
@@ -392,6 +394,11 @@ def make_cohort_trainer(
       mesh: over whose axis `clients` cohorts are split; None: one device.
       lanes: clients side by side under "vmap", a device; 0: all of them. Fewer lanes
         need less memory, and waste less when clients differ in size.
+      row_block: under "packed", sum a step's gradient over blocks of so many rows; 0:
+        whole batches; None: what suits the model, see `gptfl_jax.fl.blocks`. Less
+        memory, one compiled shape and no padded rows beyond a block, for small models
+        with much computation a row. The loss must be a mean over rows, without model
+        state; what it draws at random differs by block.
       diagnostics: whether to keep the sums of `Spread`.
 
     Raises:
@@ -409,7 +416,12 @@ def make_cohort_trainer(
         raise ValueError(f"execution {execution!r}: takes 'auto', 'packed' or 'vmap'")
     if lanes < 0:
         raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
-    client = _Client(rule, local)
+    if row_block and (row_block < 0 or execution != "packed"):
+        raise ValueError(
+            f"row_block {row_block} with execution {execution!r}: takes 0 (off), or a "
+            "positive number with 'packed'"
+        )
+    asked = _Client(rule, local, row_block or 0)
     devices = 1 if mesh is None else mesh.shape[AXIS]
 
     def train(
@@ -421,6 +433,8 @@ def make_cohort_trainer(
         round: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> CohortResult:
+        if row_block and jax.tree.leaves(split(variables)[1]):
+            raise ValueError("row_block: a model with batch statistics takes 0")
         size = cohort.size.shape[0] - 1
         # Only state must be laid out by slot; without it a slot is a mere number, and
         # one device may take as many small clients as the balance wants.
@@ -430,6 +444,10 @@ def make_cohort_trainer(
         costs = cohort.rows[:-1] + local.batch_size + local.batch_size // 4
         table = balance(costs, devices, slots)
         width = 1 if execution == "packed" else min(lanes or slots, slots)
+        client = asked
+        if row_block is None and execution == "packed":
+            one = Context(variables, shared, jax.tree.map(_first, own))
+            client = asked._replace(row_block=_suited_block(asked, one, data))
         run = functools.partial(_run, client, aggregation, width, diagnostics)
 
         def on_mesh(variables, shared, own, data, cohort, round, table):
@@ -585,11 +603,28 @@ def _first(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
+def _suited_block(client: "_Client", context: Context, data: FederatedData) -> int:
+    start = jax.eval_shape(client.start, context)
+    index = jax.ShapeDtypeStruct((client.local.batch_size,), jnp.int32)
+    mask = jax.ShapeDtypeStruct(index.shape, _real())
+    batch = jax.eval_shape(_take, data, index, mask)
+
+    def loss(params, batch, key, context):
+        variables = {"params": params, **start.model_state}
+        return client.rule.loss(variables, batch, key, context)
+
+    if jax.tree.leaves(start.model_state):
+        return 0
+    return rows_at_once(loss, start.params, batch, jax.random.key(0), context)
+
+
 class _Client(NamedTuple):
     """One client's training."""
 
     rule: LocalRule
     local: LocalTraining
+    row_block: int
+    """Rows whose gradient is computed at once; 0: those of a batch."""
 
     def start(self, context: Context) -> Progress:
         params, model_state = split(self.rule.begin(context))
@@ -620,7 +655,33 @@ class _Client(NamedTuple):
         return self.finish(context, self.start(context))[0]
 
     def train(self, context, data, entry, rate) -> Progress:
-        """One client by itself: whole batches in a loop, then the rest of an epoch."""
+        """One client by itself."""
+        progress = self.start(context)
+        if self.rule.start_gradient:
+            progress = lax.fori_loop(
+                0,
+                self._passes(entry),
+                lambda b, p: self._add_gradient(context, data, entry, p, b),
+                progress,
+            )
+        steps = self._steps_of_blocks if self.row_block else self._steps_of_batches
+        return steps(context, data, entry, rate, progress)
+
+    def _steps_of_blocks(self, context, data, entry, rate, progress) -> Progress:
+        """All steps in one loop: a step computes no more blocks than it has rows."""
+
+        def step(s, progress):
+            epoch = lax.div(s, entry.batches)
+            shuffle = _shuffle(entry.order_key, epoch)
+            rows = self._rows(entry, shuffle, s - epoch * entry.batches)
+            key = jax.random.fold_in(entry.step_key, s)
+            share = s.astype(_real()) / entry.steps
+            return self._step(context, data, progress, *rows, key, rate, share)
+
+        return lax.fori_loop(0, entry.steps, step, progress)
+
+    def _steps_of_batches(self, context, data, entry, rate, progress) -> Progress:
+        """Whole batches in a loop, then the rest of an epoch in the smallest bucket."""
         sizes = _buckets(self.local.batch_size)
 
         def epoch(e, progress):
@@ -650,14 +711,6 @@ class _Client(NamedTuple):
             bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes[:-1]))
             return lax.switch(bucket, branches, progress)
 
-        progress = self.start(context)
-        if self.rule.start_gradient:
-            progress = lax.fori_loop(
-                0,
-                self._passes(entry),
-                lambda b, p: self._add_gradient(context, data, entry, p, b),
-                progress,
-            )
         epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
         return lax.fori_loop(0, epochs, epoch, progress)
 
@@ -728,19 +781,56 @@ class _Client(NamedTuple):
         )
         return progress._replace(start_gradient=total)
 
-    def _gradient(self, context, progress, batch, key):
-        """((loss, new model state), gradient)."""
+    def _gradient(self, context, progress, batch, key, share=None):
+        """((loss, new model state), gradient), both times `share`."""
 
         def loss(params):
             variables = {"params": params, **progress.model_state}
-            return self.rule.loss(variables, batch, key, context)
+            value, model_state = self.rule.loss(variables, batch, key, context)
+            if share is not None:
+                value = value * share.astype(value.dtype)
+            return value, model_state
 
         return jax.value_and_grad(loss, has_aux=True)(progress.params)
 
+    def _gradient_of_blocks(self, context, data, progress, index, mask, key):
+        """As `_gradient`, summed over blocks of rows."""
+        size = self.row_block
+        fill = (0, -index.shape[0] % size)
+        index, mask = jnp.pad(index, fill), jnp.pad(mask, fill)
+        count = mask.sum()
+
+        def add(j, carry):
+            value, total = carry
+            rows, real = (
+                lax.dynamic_slice_in_dim(x, j * size, size) for x in (index, mask)
+            )
+            (part, _), gradient = self._gradient(
+                context,
+                progress,
+                _take(data, rows, real),
+                jax.random.fold_in(key, j),
+                real.sum() / count,
+            )
+            return value + part, jax.tree.map(jnp.add, total, gradient)
+
+        blocks = lax.div(count.astype(jnp.int32) + (size - 1), jnp.int32(size))
+        zeros = jax.tree.map(jnp.zeros_like, progress.params)
+        start = jnp.zeros((), progress.loss.dtype), zeros
+        value, gradient = lax.fori_loop(0, blocks, add, start)
+        return (value, progress.model_state), gradient
+
     def _step(self, context, data, progress, index, mask, key, rate, share):
         """One step on the rows of `index`; `share` of the client's steps are done."""
-        batch = _take(data, index, mask)
-        (value, model_state), gradient = self._gradient(context, progress, batch, key)
+        if self.row_block:
+            (value, model_state), gradient = self._gradient_of_blocks(
+                context, data, progress, index, mask, key
+            )
+        else:
+            batch = _take(data, index, mask)
+            (value, model_state), gradient = self._gradient(
+                context, progress, batch, key
+            )
         if self.local.local_schedule is not None:
             factor = self.local.local_schedule(share)
             rate = factor if rate is None else rate * factor

@@ -46,7 +46,10 @@ def weighted_sum(weights, trees):
     return combine(add, *trees)
 
 
-@pytest.mark.parametrize("options", EXECUTIONS)
+BLOCKS = pytest.param({"execution": "packed", "row_block": 3}, id="blocks")
+
+
+@pytest.mark.parametrize("options", [*EXECUTIONS, BLOCKS])
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
 def test_fedavg(problem, options, weighting):
     local = LocalTraining(optax.sgd(0.3), batch_size=8, epochs=2)
@@ -601,6 +604,8 @@ def test_clients_that_fail_to_report(problem):
         ({"weighting": "size"}, "weighting 'size': takes"),
         ({"dropout": 1.0}, "dropout 1.0: takes"),
         ({"lanes": -1}, "lanes -1: takes"),
+        ({"row_block": -1}, "row_block -1 with"),
+        ({"row_block": 4, "execution": "vmap"}, "row_block 4 with execution 'vmap'"),
     ],
 )
 def test_bad_options(problem, options, message):

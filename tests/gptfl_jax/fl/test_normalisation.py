@@ -107,7 +107,7 @@ def test_freeze_trains_with_the_running_statistics(problem):
             state.variables["batch_stats"]["norm"][name], value
         )
     # Mean 0 and variance 1 leave the inputs as they are, but for epsilon: the update
-    # has the sign of a linear model's gradient, all that is left of it in Adam's step 1.
+    # has the sign of a linear model's gradient, all that Adam leaves of it in step 1.
     x = np.asarray(data.inputs[:6], np.float64) / np.sqrt(1 + 1e-5)
     kernel, bias = (variables["params"]["classifier"][k] for k in ("kernel", "bias"))
     logits = x @ np.asarray(kernel, np.float64) + np.asarray(bias)

@@ -1,0 +1,79 @@
+"""How many rows of a batch to differentiate at once.
+
+The gradient of a mean over rows is the weighted mean of the gradients of blocks of
+them. A block whose intermediate values fit in a processor's cache trains faster than a
+batch that does not (ConvNet on 32x32 pictures: 1.84 against 2.40 ms of processor time
+an example), and one compiled shape serves every batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from gptfl_jax.training import Batch
+
+# What a block may keep for its backward pass. A constant, not the size of the cache at
+# hand: a result must not depend on the machine, not even in its rounding.
+_KEPT_BYTES = 8 * 2**20
+
+
+def rows_at_once(
+    loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray,
+    context: Any,
+) -> int:
+    """Rows of a block, or 0 for a batch that should be differentiated as a whole.
+
+    It should if the loss is no mean over rows (it has model state, as batch statistics)
+    or draws random numbers (a block would draw others), if all of it is small enough
+    anyway, and if the weights, which every block reads and whose gradient it writes,
+    are large themselves.
+
+    Args:
+      loss: (params, batch, key, context) -> (mean loss of the real rows, model state).
+      params: or their shapes, as with batch and context.
+      batch: of the full size.
+      key: what the loss would draw with.
+      context: what else the loss depends on.
+    """
+
+    def forward(params, batch, context, key):
+        return jax.vjp(
+            lambda params: loss(params, batch, key, context), params, has_aux=True
+        )
+
+    jaxpr, (_, kept, state) = jax.make_jaxpr(forward, return_shape=True)(
+        params, batch, context, key
+    )
+    jaxpr = jaxpr.jaxpr
+    if jax.tree.leaves(state) or _depends(jaxpr, jaxpr.outvars[0], jaxpr.invars[-1]):
+        return 0
+    rows, weights = batch.mask.shape[0], _bytes(params)
+    # The weights are kept for the backward pass as well.
+    count = math.ceil((_bytes(kept) - weights) / _KEPT_BYTES)
+    if count <= 1 or 2 * weights > _KEPT_BYTES:
+        return 0
+    # Of these, the size that costs least: padding, and a block about a quarter row.
+    sizes = {math.ceil(rows / n) for n in range(count, 2 * count + 1)}
+    return min(sizes, key=lambda size: math.ceil(rows / size) * (size + 0.25))
+
+
+def _bytes(tree: PyTree) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _depends(jaxpr: core.Jaxpr, output: Any, source: core.Var) -> bool:
+    """Whether an output may depend on an input."""
+    reached = {source}
+    for equation in jaxpr.eqns:
+        variables = [v for v in equation.invars if not isinstance(v, core.Literal)]
+        if not reached.isdisjoint(variables):
+            reached.update(equation.outvars)
+    return not isinstance(output, core.Literal) and output in reached
