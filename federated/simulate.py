@@ -25,10 +25,11 @@ and `loss` on the test set.
 import collections
 import functools
 import hashlib
-import inspect
+import itertools
 import json
 import pathlib
 import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ from tqdm import tqdm
 from gptfl_jax import artifacts, configuration, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
-from gptfl_jax.fl import algorithms, clients, sampling
+from gptfl_jax.fl import aggregation, algorithms, clients, sampling
 from gptfl_jax.fl.diagnostics import RoundMetrics
 from gptfl_jax.launch import launch
 
@@ -56,8 +57,9 @@ _INITIAL_WEIGHTS, _COHORTS, _CLIENTS = range(3)
 # A run may go on with other values of these: they change what is written or how fast,
 # not what is computed.
 _FREE_TO_CHANGE = (
-    *("run", "rounds", "eval_every", "eval_batch_size", "checkpoint_every"),
-    *("client_execution", "diagnostics"),
+    *("run", "rounds", "eval_every", "eval_batch_size"),
+    *("checkpoint_every", "keep_checkpoints"),
+    *("client_execution", "client_lanes", "diagnostics"),
 )
 
 
@@ -115,11 +117,11 @@ def shared_by(config: ConfigDict) -> str:
     fields = {name: fields[name] for name in SECTIONS}
     not_compiled = (
         *("run", "init", "init_checkpoint"),
-        *("eval_every", "eval_batch_size", "checkpoint_every"),
+        *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
     )
     for name in not_compiled:
         del fields["federated"][name]
-    if config.federated.learning_rate_schedule == "constant":
+    if config.federated.learning_rate_schedule != "cosine":
         del fields["federated"]["rounds"]
     return json.dumps(fields, sort_keys=True)
 
@@ -128,9 +130,6 @@ def make_algorithm(
     federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
 ) -> algorithms.Algorithm:
     """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
-    schedule = None
-    if federated.learning_rate_schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(1.0, federated.rounds)
     local = clients.LocalTraining(
         optimizer=_optimizer(
             federated.client_optimizer,
@@ -141,27 +140,86 @@ def make_algorithm(
         epochs=federated.local_epochs,
         steps=federated.local_steps,
         clip_norm=federated.clip_norm,
-        schedule=schedule,
+        drop_last=federated.drop_last,
+        schedule=_schedule(federated),
+        local_schedule=_COSINE if federated.local_schedule == "cosine" else None,
     )
     function = getattr(algorithms, federated.algorithm)
-    settings = {
-        "mu": federated.prox_mu,
-        "server_optimizer": _optimizer(
-            federated.server_optimizer,
-            federated.server_learning_rate,
-            federated.server_options,
-        ),
-    }
-    takes = inspect.signature(function).parameters
-    return function(
-        learner,
-        local,
-        **{name: value for name, value in settings.items() if name in takes},
-        weighting=federated.weighting,
-        execution=federated.client_execution,
-        mesh=mesh,
-        diagnostics=federated.diagnostics,
-    )
+    try:
+        return function(
+            learner,
+            local,
+            **_of_algorithm(federated),
+            weighting=federated.weighting,
+            aggregation=_aggregation(federated),
+            execution=federated.client_execution,
+            mesh=mesh,
+            lanes=federated.client_lanes,
+            diagnostics=federated.diagnostics,
+            dropout=federated.dropout,
+            batch_norm=federated.batch_norm,
+        )
+    except ValueError as error:
+        # Fields that do not go together, as scaffold and Adam.
+        raise UserError(
+            f"config.federated.algorithm = {federated.algorithm!r}: {error}"
+        ) from error
+
+
+_COSINE = optax.cosine_decay_schedule(1.0, 1)
+
+
+def _schedule(federated: ConfigDict) -> optax.Schedule | None:
+    """round -> factor on the clients' learning rate."""
+    match federated.learning_rate_schedule:
+        case "cosine":
+            return optax.cosine_decay_schedule(1.0, federated.rounds)
+        case "step":
+            return optax.exponential_decay(
+                1.0, federated.step_rounds, federated.step_factor, staircase=True
+            )
+    return None
+
+
+def _of_algorithm(federated: ConfigDict) -> dict[str, Any]:
+    """The keywords that only this algorithm takes."""
+    rate = federated.server_learning_rate
+    match federated.algorithm:
+        case "fedprox":
+            return {"mu": federated.prox_mu}
+        case "fedopt":
+            optimizer = _optimizer(
+                federated.server_optimizer, rate or 1e-3, federated.server_options
+            )
+            return {"server_optimizer": optimizer}
+        case "fedavgm":
+            momentum = federated.server_momentum
+            return {"beta": momentum, "server_learning_rate": rate or 1.0}
+        case "scaffold":
+            control = federated.scaffold_control
+            return {"control": control, "server_learning_rate": rate or 1.0}
+        case "fednova":
+            return {"mu": federated.fednova_mu}
+        case "feddyn":
+            return {"alpha": federated.feddyn_alpha}
+        case "moon":
+            temperature = federated.moon_temperature
+            return {"mu": federated.moon_mu, "temperature": temperature}
+    return {}
+
+
+def _aggregation(federated: ConfigDict) -> aggregation.Aggregation | None:
+    """In place of the mean by `weighting`."""
+    match federated.aggregation:
+        case "clipped_mean":
+            return aggregation.clipped_mean(
+                federated.update_clip_norm, federated.noise_multiplier
+            )
+        case "trimmed_mean":
+            return aggregation.trimmed_mean(federated.trimmed_fraction)
+        case "median":
+            return aggregation.median()
+    return None
 
 
 def _optimizer(
@@ -224,8 +282,9 @@ def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
         config.seed,
         alpha=federated.alpha,
         min_examples=federated.min_examples,
+        shards_per_client=federated.shards_per_client,
     )
-    configuration.check_cohort(federated.cohort_size, num_clients)
+    configuration.check_cohort(federated, num_clients)
     return partition.federate(train, owner, num_clients)
 
 
@@ -255,7 +314,12 @@ def simulate(
     variables = initial_weights(config, workdir, setting.learner)
     with artifacts.lock(folder):
         identity = _identity(config, variables)
-        with artifacts.Checkpoints(folder / "checkpoints", identity) as checkpoints:
+        with artifacts.Checkpoints(
+            folder / "checkpoints",
+            identity,
+            keep=config.federated.keep_checkpoints,
+            best="accuracy",
+        ) as checkpoints:
             start, state = _start(setting, data, variables, checkpoints)
             if start.round is not None and start.round >= config.federated.rounds:
                 _say(f"{folder.name}: all {start.round} rounds are done", quiet)
@@ -285,7 +349,7 @@ def _identity(config: ConfigDict, variables: training.Variables) -> dict[str, An
     federated = fields["federated"]
     for name in _FREE_TO_CHANGE:
         del federated[name]
-    if config.federated.learning_rate_schedule != "constant":
+    if config.federated.learning_rate_schedule == "cosine":
         federated["rounds"] = config.federated.rounds
     if config.federated.init != "random":
         # Stage 2 run again, or another model: the weights say so, not the path.
@@ -315,17 +379,34 @@ def _start(
     round = checkpoints.latest_step()
     if round is None:
         return _Start(None, 0, 0), state
-    saved = checkpoints.restore(_checkpoint(state, _Start(round, 0, 0)))
+    known = 0
+    if state.own:
+        known = int(
+            checkpoints.restore({"known_clients": np.int64(0)})["known_clients"]
+        )
+        packed = state.own.packed_like(known)
+    else:
+        packed = ()
+    saved = checkpoints.restore(_checkpoint(state, packed, _Start(round, 0, 0)))
     start = _Start(round, int(saved["bytes_up"]), int(saved["bytes_down"]))
-    return start, saved["state"]._replace(variables=saved["variables"])
+    own = state.own.unpack(saved["clients"]) if state.own else ()
+    return start, saved["state"]._replace(variables=saved["variables"], own=own)
 
 
-def _checkpoint(state: algorithms.ServerState, done: _Start) -> dict[str, Any]:
-    """All that a run needs to go on; its keys follow from the seed and the round."""
+def _checkpoint(
+    state: algorithms.ServerState, packed: PyTree, done: _Start
+) -> dict[str, Any]:
+    """All that a run needs to go on; its keys follow from the seed and the round.
+
+    Args:
+      packed: `state.own` as arrays, of the clients that have taken part.
+    """
     return {
         # Under the same name as in stage 2's checkpoints, for `init=<folder>`.
         "variables": state.variables,
-        "state": state._replace(variables=None),
+        "state": state._replace(variables=None, own=None),
+        "clients": packed,
+        "known_clients": np.int64(len(packed.ids) if packed else 0),
         "bytes_up": np.int64(done.bytes_up),
         "bytes_down": np.int64(done.bytes_down),
     }
@@ -383,7 +464,7 @@ class _Loop:
         self.config, self.setting, self.checkpoints = config, setting, checkpoints
         self.name, self.start, self.sent = folder.name, start, start
         self.data = clients.place(data, setting.mesh)
-        self.num_clients = len(data.offsets) - 1
+        self.sampler = make_sampler(config.federated, data)
         self.metrics_file = artifacts.Metrics(
             folder / "metrics.jsonl", resume_after=start.round
         )
@@ -391,26 +472,24 @@ class _Loop:
 
     def run(self, state: algorithms.ServerState) -> None:
         federated, seed = self.config.federated, self.config.seed
-        draw = functools.partial(
-            _draw,
-            _key(seed, _COHORTS),
-            _key(seed, _CLIENTS),
-            num_clients=self.num_clients,
-            size=federated.cohort_size,
+        start = self.start.round or 0
+        cohorts = (
+            self.sampler(_key(seed, _COHORTS), done)
+            for done in range(start, federated.rounds)
         )
         pending = collections.deque()
         if self.start.round is None:
             pending.append(_Pending(0, None, self._test(state), None))
         with tqdm(
             total=federated.rounds,
-            initial=self.start.round or 0,
+            initial=start,
             desc=self.name,
             unit="round",
             disable=None if jax.process_index() == 0 else True,
             leave=False,
         ) as bar:
-            for done in range(self.start.round or 0, federated.rounds):
-                cohort, key = draw(done)
+            for done, cohort in enumerate(_one_ahead(cohorts), start):
+                key = jax.random.fold_in(_key(seed, _CLIENTS), done)
                 state, metrics = self.setting.algorithm.round(
                     state, self.data, cohort, key
                 )
@@ -464,8 +543,14 @@ class _Loop:
         self.metrics_file.write(pending.round, **line, seconds=now - self.clock)
         self.clock = now
         if pending.state is not None:
+            state = pending.state
+            packed = state.own.pack() if state.own else ()
             # After the line: a run that goes on from here must find it written.
-            self.checkpoints.save(pending.round, _checkpoint(pending.state, self.sent))
+            self.checkpoints.save(
+                pending.round,
+                _checkpoint(state, packed, self.sent),
+                {"accuracy": line.get("accuracy", np.nan)},
+            )
 
     def _all_dropped(self, round: int, line: dict[str, Any]) -> str:
         federated = self.config.federated
@@ -478,13 +563,76 @@ class _Loop:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("num_clients", "size"))
-def _draw(
-    cohorts: PRNGKeyArray, clients: PRNGKeyArray, done: int, num_clients: int, size: int
-) -> tuple[Int32[Array, " {size}"], PRNGKeyArray]:
-    """The cohort and the key of the round after `done` rounds."""
-    cohort = sampling.cohort(cohorts, done, num_clients, size)
-    return cohort, jax.random.fold_in(clients, done)
+def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each when the one after it has been asked for as well.
+
+    So the device draws a cohort before it begins the round before, and a host that
+    must know who is in it does not wait for that round.
+    """
+    ahead = itertools.pairwise(itertools.chain(items, (None,)))
+    return (item for item, _ in ahead)
+
+
+def make_sampler(
+    federated: ConfigDict, data: partition.FederatedData
+) -> Callable[[PRNGKeyArray, int], Int32[Array, " cohort"]]:
+    """(key, rounds done) -> the cohort of the next round.
+
+    Raises:
+      UserError: an availability trace that cannot be read, does not fit the clients, or
+        leaves too few of them in some round.
+    """
+    num_clients, size = len(data.offsets) - 1, federated.cohort_size
+    match federated.sampling:
+        case "with_replacement":
+            draw = functools.partial(
+                sampling.cohort_with_replacement, num_clients=num_clients, size=size
+            )
+        case "by_examples":
+            draw = functools.partial(
+                sampling.cohort_by_examples,
+                offsets=jax.numpy.asarray(data.offsets),
+                size=size,
+            )
+        case "availability":
+            trace = read_availability(federated, num_clients)
+            return functools.partial(trace.cohort, size=size)
+        case _:
+            draw = functools.partial(
+                sampling.cohort, num_clients=num_clients, size=size
+            )
+    return jax.jit(draw)
+
+
+def read_availability(federated: ConfigDict, num_clients: int) -> sampling.Availability:
+    """The trace in `availability_file`.
+
+    Raises:
+      UserError: as `make_sampler`.
+    """
+    path = pathlib.Path(federated.availability_file).expanduser()
+    field = f"config.federated.availability_file = {str(path)!r}"
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{field} cannot be read ({error}): takes a .npy of booleans "
+            "[period, clients]"
+        ) from None
+    fits = isinstance(table, np.ndarray) and table.dtype == bool and table.ndim == 2
+    if not fits or len(table) == 0 or table.shape[1] != num_clients:
+        found = f"{table.dtype} {table.shape}" if fits else "something else"
+        raise UserError(
+            f"{field} holds {found}: takes booleans [period, {num_clients}], a column "
+            "for each client"
+        )
+    available = table.sum(1)
+    if available.min() < federated.cohort_size:
+        raise UserError(
+            f"{field}: row {available.argmin()} has {available.min()} clients, fewer "
+            f"than config.federated.cohort_size = {federated.cohort_size}"
+        )
+    return sampling.Availability(jax.numpy.asarray(table))
 
 
 def _key(seed: int, stream: int) -> PRNGKeyArray:

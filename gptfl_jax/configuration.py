@@ -70,7 +70,7 @@ def _number(
     least: int | None = None,
     above: int | None = None,
     most: int | None = None,
-    below: int | None = None,
+    below: int | float | None = None,
 ) -> Rule:
     """A finite number: `least` <= it <= `most`, `above` < it < `below`."""
     bounds = [
@@ -325,7 +325,10 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "algorithm": _field(
             "fedavg",
-            _one_of("fedavg", "fedprox", "fedopt"),
+            _one_of(
+                *("fedavg", "fedavgm", "fedprox", "fedopt", "scaffold", "fednova"),
+                *("feddyn", "moon", "local_only"),
+            ),
             "a function of gptfl_jax/fl/algorithms.py",
         ),
         "init": _field(
@@ -340,16 +343,81 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "split",
         ),
         "rounds": _field(100, _whole(1), "federated rounds"),
-        "cohort_size": _field(10, _whole(1), "clients a round, without replacement"),
+        "cohort_size": _field(10, _whole(1), "clients a round"),
+        "sampling": _field(
+            "uniform",
+            _one_of("uniform", "with_replacement", "by_examples", "availability"),
+            "how a cohort is drawn: uniform and by_examples (in proportion to a "
+            "client's examples; goes with weighting uniform) take different clients, "
+            "with_replacement may take one twice, availability draws from "
+            "availability_file",
+        ),
+        "availability_file": _field(
+            "",
+            _TEXT,
+            "trace for sampling availability: a .npy of booleans [period, clients]; "
+            "round r draws from the clients that are True in row r modulo period",
+        ),
+        "dropout": _field(
+            0.0,
+            _number(least=0, below=1),
+            "probability that a client of a cohort fails to report",
+        ),
         "weighting": _field(
             "examples",
             _one_of("examples", "uniform"),
             "weight of a client's update: its examples, or the same for all",
         ),
+        "aggregation": _field(
+            "mean",
+            _one_of("mean", "clipped_mean", "trimmed_mean", "median"),
+            "how updates are combined: by weighting (mean), or all alike: clipped to "
+            "update_clip_norm with Gaussian noise, or robust against outliers",
+        ),
+        "update_clip_norm": _field(
+            1.0, _number(above=0), "largest norm of an update under clipped_mean"
+        ),
+        "noise_multiplier": _field(
+            0.0,
+            _number(least=0),
+            "noise of clipped_mean, as a multiple of update_clip_norm",
+        ),
+        "trimmed_fraction": _field(
+            0.1,
+            _number(least=0, below=0.5),
+            "share of updates that trimmed_mean cuts at each end of a coordinate",
+        ),
+        "batch_norm": _field(
+            "average",
+            _one_of("average", "local", "freeze"),
+            "batch statistics: averaged, kept by each client with its scales and "
+            "biases (FedBN), or as they were sent; for none at all take a model "
+            "with norm group",
+        ),
         "prox_mu": _field(0.01, _number(least=0), "proximal weight of fedprox"),
+        "fednova_mu": _field(0.0, _number(least=0), "proximal weight of fednova"),
+        "feddyn_alpha": _field(
+            0.01, _number(least=0), "weight of feddyn's dynamic regulariser"
+        ),
+        "moon_mu": _field(1.0, _number(least=0), "weight of moon's contrastive term"),
+        "moon_temperature": _field(
+            0.5, _number(above=0), "temperature of moon's contrastive term"
+        ),
+        "scaffold_control": _field(
+            "path",
+            _one_of("path", "start"),
+            "control variates of scaffold: from the client's path (option II), or the "
+            "gradient where it starts (option I: one more pass over its examples)",
+        ),
+        "server_momentum": _field(
+            0.9, _number(least=0, below=1), "server momentum of fedavgm"
+        ),
         "server_optimizer": _field("adam", _OPTAX, "server optimizer of fedopt"),
         "server_learning_rate": _field(
-            1e-3, _number(above=0), "learning rate of the server optimizer"
+            0.0,
+            _number(least=0),
+            "learning rate of the server in fedopt, fedavgm and scaffold; "
+            "0: 0.001 in fedopt, 1 in the others",
         ),
         "server_options": _field({}, _KEYWORDS, "keywords of the server optimizer"),
         "local_epochs": _field(1, _whole(1), "passes over a client's data a round"),
@@ -366,38 +434,80 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "learning_rate_schedule": _field(
             "constant",
-            _one_of("constant", "cosine"),
+            _one_of("constant", "cosine", "step"),
             "the clients' learning rate over the rounds",
+        ),
+        "step_rounds": _field(
+            100, _whole(1), "rounds between the steps of learning_rate_schedule step"
+        ),
+        "step_factor": _field(
+            0.1,
+            _number(above=0, most=1),
+            "factor on the learning rate at each of these steps",
+        ),
+        "local_schedule": _field(
+            "constant",
+            _one_of("constant", "cosine"),
+            "the learning rate over a client's steps within a round, on top of that; "
+            "the original GPT-FL decays by a cosine in every round",
         ),
         "clip_norm": _field(
             0.0, _number(least=0), "largest norm of a local gradient; 0: not clipped"
         ),
+        "drop_last": _field(
+            False,
+            _FLAG,
+            "leave out the last, smaller batch of an epoch, unless it is the only one",
+        ),
         "partition": _field(
             "natural",
-            _one_of("natural", "iid", "dirichlet"),
-            "how real examples are dealt to clients; natural: as they were recorded",
+            _one_of(
+                *("natural", "iid", "dirichlet", "dirichlet_balanced", "shards"),
+                "quantity_skew",
+            ),
+            "how real examples are dealt to clients: natural as they were recorded; "
+            "dirichlet by label skew; dirichlet_balanced the same with similar sizes, "
+            "as the original; shards a few classes each; quantity_skew by size alone",
         ),
         "num_clients": _field(
-            100, _whole(1), "clients of the iid and dirichlet partitions"
+            100, _whole(1), "clients of every partition but the natural one"
         ),
         "alpha": _field(
             0.1,
             _number(above=0),
-            "concentration of the dirichlet partition; small: few labels a client",
+            "concentration of the dirichlet partitions and quantity_skew; small: few "
+            "labels a client, or few examples",
         ),
         "min_examples": _field(
-            1, _whole(1), "fewest examples of a client of the dirichlet partition"
+            1,
+            _whole(1),
+            "fewest examples of a client of the dirichlet and quantity_skew partitions",
+        ),
+        "shards_per_client": _field(
+            2, _whole(1), "shards of one class a client, in the shards partition"
         ),
         "client_execution": _field(
             "auto",
             _one_of("auto", "vmap", "packed"),
             "clients side by side (vmap) or end to end (packed); auto: by the backend",
         ),
+        "client_lanes": _field(
+            0,
+            _whole(0),
+            "clients side by side on a device under vmap; 0: all of them. Fewer need "
+            "less memory",
+        ),
         "diagnostics": _field(
             True, _FLAG, "gradient diversity and update norms each round"
         ),
         "eval_every": _field(5, _whole(1), "rounds between tests"),
         "checkpoint_every": _field(10, _whole(1), "rounds between checkpoints"),
+        "keep_checkpoints": _field(
+            2,
+            _whole(1),
+            "how many of the last checkpoints to keep, besides the one with the best "
+            "test accuracy",
+        ),
         "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
         "dtype": _field("float32", _DTYPE, "precision of the computation"),
     },
@@ -622,7 +732,11 @@ def _check_together(config: ConfigDict) -> None:
     if "federated" in config:
         federated = config.federated
         if federated.partition != "natural":
-            check_cohort(federated.cohort_size, federated.num_clients)
+            check_cohort(federated, federated.num_clients)
+        if federated.sampling == "availability" and not federated.availability_file:
+            raise _refused(
+                "federated.availability_file", "", "a file, for sampling availability"
+            )
         for side in ("client", "server"):
             _check_optimizer_options(
                 f"federated.{side}_options",
@@ -649,12 +763,14 @@ def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
         raise ConfigError(f"config.compare.methods.{name}: {error}") from None
 
 
-def check_cohort(cohort_size: int, num_clients: int) -> None:
-    """Refuse a cohort larger than the number of clients there are."""
-    if cohort_size > num_clients:
+def check_cohort(federated: ConfigDict, num_clients: int) -> None:
+    """Refuse a cohort of different clients larger than the number there are."""
+    if federated.sampling == "with_replacement":
+        return
+    if federated.cohort_size > num_clients:
         raise _refused(
             "federated.cohort_size",
-            cohort_size,
+            federated.cohort_size,
             f"at most the number of clients, which is {num_clients}",
         )
 

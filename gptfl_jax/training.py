@@ -54,6 +54,9 @@ class Learner(NamedTuple):
     training mode: with augmentation, dropout and batch statistics."""
     predict: Callable[[Variables, Any], Float[Array, "batch classes"]]
     """(variables, raw inputs) -> logits, in evaluation mode."""
+    represent: Callable[[Variables, Any], Float[Array, "batch features"]] | None = None
+    """(variables, raw inputs) -> what the model's layer `classifier` is given, in
+    evaluation mode, or the logits of a model without one; None: `predict` will do."""
 
 
 class Normalisation(NamedTuple):
@@ -240,6 +243,12 @@ def make_learner(
         variables = {**variables, "params": params}
         return model.apply(variables, inputs, train, mask, **kwargs)
 
+    def widen(outputs):
+        outputs = outputs.astype(wide)
+        if gradient_scale != 1:
+            outputs = _scale_gradient(outputs, gradient_scale)
+        return outputs
+
     @jax.jit
     def init(key: PRNGKeyArray) -> Variables:
         inputs = jax.tree.map(
@@ -267,17 +276,26 @@ def make_learner(
             mutable=state,
             rngs={"dropout": dropout},
         )
-        logits = logits.astype(wide)
-        if gradient_scale != 1:
-            logits = _scale_gradient(logits, gradient_scale)
-        losses = cross_entropy(logits, batch.labels, label_smoothing)
+        losses = cross_entropy(widen(logits), batch.labels, label_smoothing)
         return masked_mean(losses, batch.mask), dict(new_state)
 
     def predict(variables: Variables, inputs: Any) -> Float[Array, "batch classes"]:
         logits = apply_model(variables, finish(scale_pixels(inputs)), False, None)
-        return logits.astype(wide)
+        return widen(logits)
 
-    return Learner(init, loss, predict)
+    def represent(variables: Variables, inputs: Any) -> Float[Array, "batch features"]:
+        features = []
+
+        def note(call, args, kwargs, context):
+            if context.module.name == "classifier":
+                features.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            logits = predict(variables, inputs)
+        return widen(features[-1]) if features else logits
+
+    return Learner(init, loss, predict, represent)
 
 
 def _is_float(leaf) -> bool:

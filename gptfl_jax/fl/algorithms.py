@@ -606,8 +606,9 @@ def moon(
     Model-Contrastive Federated Learning (arXiv 2103.16257).
 
     Args:
-      represent: (variables, raw inputs) -> [batch, features]. The paper takes the
-        output of a projection head; by default it is `learner.predict`, the logits.
+      represent: (variables, raw inputs) -> [batch, features]; by default
+        `learner.represent`, what the last layer is given, or else the logits. The paper
+        puts a projection head of two layers there, and takes its output.
 
     Raises:
       ValueError: a negative mu, or a temperature that is not positive.
@@ -618,7 +619,7 @@ def moon(
         )
     if mu == 0:
         return fedavg(learner, local, **options)
-    represent = learner.predict if represent is None else represent
+    represent = represent or learner.represent or learner.predict
 
     def loss(variables, batch: Batch, key, context):
         value, model_state = learner.loss(variables, batch, key)

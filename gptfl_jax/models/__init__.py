@@ -5,6 +5,8 @@
 pytree the family takes, such as features and lengths) and the result is logits. `train`
 switches dropout (rng "dropout") and batch statistics (collection "batch_stats"); `mask`
 [batch], or None, is 0 for padding rows, which must not enter statistics over the batch.
+The layer that makes the logits is called `classifier`; what it is given counts as the
+representation of an example (`Learner.represent`).
 """
 
 import importlib

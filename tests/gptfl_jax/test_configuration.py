@@ -426,6 +426,17 @@ def test_config_string_is_checked(arg, says):
 
 
 def test_cohort_check_for_stages():
-    configuration.check_cohort(3, 3)
+    federated = default_config("federated").federated
+    federated.cohort_size = 4
+    configuration.check_cohort(federated, 4)
     with pytest.raises(UserError, match="cohort_size = 4: takes at most .* is 3"):
-        configuration.check_cohort(4, 3)
+        configuration.check_cohort(federated, 3)
+    federated.sampling = "with_replacement"
+    configuration.check_cohort(federated, 3)
+
+
+def test_sampling_by_availability_needs_its_file():
+    config = default_config("federated")
+    config.federated.sampling = "availability"
+    with pytest.raises(ConfigError, match=r"federated\.availability_file = '': takes"):
+        validate(config)
