@@ -1,8 +1,5 @@
 """generate.images as a user runs it: real processes, devices, and kills."""
 
-import json
-import os
-import pathlib
 import random
 import socket
 import subprocess
@@ -17,27 +14,22 @@ from generate import prompts
 from gptfl_jax import artifacts, launch
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
 
+from ..programs import Programs
+
 
 class Runs:
-    """Starts generate.images in processes of its own; see run_images.py."""
+    """Starts generate.images in processes of its own."""
 
     def __init__(self, folder, config_file, repository):
         self.folder, self.config_file = folder, config_file
-        self.log = folder / "log"
         self.prompts = folder / "prompts"
         launch.launch(
             prompts.run,
             ("data", "prompts"),
             [f"--config={config_file}", f"--workdir={self.prompts}"],
         )
-        path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
-        self._server = subprocess.Popen(
-            [sys.executable, str(pathlib.Path(__file__).with_name("run_images.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        self.log = folder / "log"
+        self._programs = Programs("generate.images", repository, self.log)
 
     def workdir(self, name):
         workdir = self.folder / name
@@ -49,21 +41,14 @@ class Runs:
     def arguments(self, workdir, *extra):
         return [f"--config={self.config_file}", f"--workdir={workdir}", *extra]
 
-    def __call__(self, workdir, *extra, **request):
-        request |= {"argv": self.arguments(workdir, *extra), "log": str(self.log)}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        answer = self._server.stdout.readline()
-        assert answer, f"run_images.py ended with {self._server.wait()}"
-        return int(answer)
+    def __call__(self, workdir, *extra, **options):
+        return self._programs.run(*self.arguments(workdir, *extra), **options)
 
     def complete(self, workdir, *extra):
-        code = self(workdir, *extra)
-        assert code == 0, self.log.read_text()
+        self._programs.complete(*self.arguments(workdir, *extra))
 
     def close(self):
-        self._server.stdin.close()
-        self._server.wait()
+        self._programs.close()
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +137,7 @@ def test_kills_change_nothing(runs, alone):
             workdir,
             *ALONE,
             kill_at=kill_at,
-            manifest=str(manifest),
+            file=manifest,
             delay_s=draw.uniform(0, 0.05),
         )
         assert code in (-9, 0), runs.log.read_text()

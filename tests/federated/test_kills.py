@@ -1,0 +1,112 @@
+"""federated.simulate as a user runs it, killed at random moments.
+
+Every algorithm with state of its own at the clients, since that state is the hardest
+to lose and to keep.
+"""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from federated import simulate
+from gptfl_jax import artifacts
+
+from ..programs import Programs
+from .conftest import make_config
+from .test_simulate import lines_without_seconds
+
+KILLS = 20
+
+CONFIG = """
+from gptfl_jax import configuration
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "model", "federated")
+    config.model.name = {model!r}
+    config.model.options = {options!r}
+    config.federated.update({federated!r})
+    return config
+"""
+
+SCAFFOLD = {"algorithm": "scaffold"}
+# One of them in the tests of every day, all of them in `make long`.
+METHODS = [
+    pytest.param(SCAFFOLD, id="scaffold"),
+    *(
+        pytest.param(fields, id=name, marks=pytest.mark.long)
+        for name, fields in {
+            "scaffold-start": {**SCAFFOLD, "scaffold_control": "start"},
+            "feddyn": {"algorithm": "feddyn"},
+            "moon": {"algorithm": "moon"},
+            "local_only": {"algorithm": "local_only"},
+            "fedbn": {"algorithm": "fedopt", "batch_norm": "local"},
+        }.items()
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def programs(repository, tmp_path_factory):
+    log = tmp_path_factory.mktemp("kills") / "log"
+    programs = Programs("federated.simulate", repository, log)
+    yield programs
+    programs.close()
+
+
+def final_state(config, folder):
+    """All arrays of the last checkpoint, one after another."""
+    setting = simulate.prepare(config)
+    data = simulate.deal(config, setting.source.train)
+    variables = setting.learner.init(jax.random.key(0))
+    with artifacts.Checkpoints(
+        folder / "checkpoints", read_only=True, best="accuracy"
+    ) as checkpoints:
+        start, state = simulate._start(setting, data, variables, checkpoints)
+    assert start.round == config.federated.rounds
+    own = state.own.pack()
+    assert len(own.ids) > config.federated.cohort_size
+    leaves = jax.tree.leaves((state._replace(own=()), own))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+@pytest.mark.parametrize("fields", METHODS)
+def test_20_kills(programs, tmp_path, fields):
+    # Few clients, so that they take part again and their state counts.
+    config = make_config(
+        rounds=6 * KILLS, eval_every=3, checkpoint_every=2, run="run", **fields
+    )
+    if "batch_norm" in fields:
+        config.model.name = "resnet"
+        config.model.options = {"depths": (1,), "width": 4, "norm": "batch"}
+    file = tmp_path / "config.py"
+    file.write_text(
+        CONFIG.format(
+            model=config.model.name,
+            options=config.model.options.to_dict(),
+            federated=config.federated.to_dict(),
+        )
+    )
+
+    def arguments(name):
+        return f"--config={file}", f"--workdir={tmp_path / name}", "--cpu_devices=1"
+
+    programs.complete(*arguments("whole"))
+    draw = random.Random(0)
+    folder = tmp_path / "killed" / "federated" / "run"
+    for kill in range(KILLS):
+        code = programs.run(
+            *arguments("killed"),
+            # In the rounds, in the start before them, in a write or between writes.
+            kill_at=max(0, 5 * kill - draw.randrange(6)),
+            file=folder / "metrics.jsonl",
+            delay_s=draw.uniform(0, 0.03),
+        )
+        assert code == -9, programs.log.read_text()
+    programs.complete(*arguments("killed"))
+    whole = tmp_path / "whole" / "federated" / "run"
+    assert lines_without_seconds(folder) == lines_without_seconds(whole)
+    np.testing.assert_allclose(
+        final_state(config, folder), final_state(config, whole), rtol=0, atol=1e-6
+    )

@@ -1,0 +1,128 @@
+"""Runs a program as often as asked, each time in a process of its own, with kills.
+
+Many runs import JAX once: a server reads a JSON object a line, and forks for each one.
+JAX starts in the child alone.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+
+class Programs:
+    """Starts `python -m <module>` again and again.
+
+    Args:
+      module: with a function `main`, as "federated.simulate".
+      repository: the root of the checkout.
+      log: file for what the last run printed.
+    """
+
+    def __init__(self, module: str, repository: pathlib.Path, log: pathlib.Path):
+        self.log = log
+        path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    def run(
+        self,
+        *argv: str,
+        environment: dict[str, str] | None = None,
+        kill_at: int | None = None,
+        file: pathlib.Path | None = None,
+        delay_s: float = 0.0,
+    ) -> int:
+        """Runs the program once; gives its exit status, negative for a signal.
+
+        Args:
+          argv: the command line.
+          environment: variables to set.
+          kill_at: lines of `file` at which the run gets SIGKILL; None: it never does.
+          delay_s: how long after that.
+        """
+        request = {
+            "argv": argv,
+            "log": str(self.log),
+            "environment": environment or {},
+            "kill_at": kill_at,
+            "file": str(file),
+            "delay_s": delay_s,
+        }
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, f"{__file__} ended with {self._server.wait()}"
+        return int(answer)
+
+    def complete(self, *argv: str, **options) -> None:
+        """As `run`, of which a failure fails the test."""
+        code = self.run(*argv, **options)
+        assert code == 0, self.log.read_text()
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._server.stdin.close()
+        self._server.wait()
+
+
+def _serve(main) -> None:
+    for request in map(json.loads, sys.stdin):
+        child = os.fork()
+        if child == 0:
+            try:
+                _run(main, request)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+        kill_at = request["kill_at"]
+        while kill_at is not None:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            if _lines(request["file"]) >= kill_at:
+                time.sleep(request["delay_s"])
+                os.kill(child, signal.SIGKILL)
+                kill_at = None
+            time.sleep(0.001)
+        else:
+            _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _run(main, request) -> None:
+    with open(request["log"], "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(request["environment"])
+    sys.argv = [main.__module__, *request["argv"]]
+    code = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _lines(path: str) -> int:
+    try:
+        return pathlib.Path(path).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    _serve(importlib.import_module(sys.argv[1]).main)
