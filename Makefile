@@ -1,5 +1,6 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make test     the tests; no torch needed
+# make long     the tests that take minutes each: kills at random moments
 # make parity   live comparisons with the torch implementations
 # make lint     ruff, without changes; make format lets it change files
 #
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo test parity lint format clean
+.PHONY: demo test long parity lint format clean
 
 demo: $(VENV)/.installed
 	$(call stage,generate.prompts)
@@ -30,6 +31,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(python) -m pytest -n 2
+
+long: $(VENV)/.installed-test
+	$(python) -m pytest -n 2 -m long
 
 parity: $(VENV)/.installed-parity
 	$(python) -m pytest -n 2 tests/parity

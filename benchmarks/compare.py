@@ -13,24 +13,19 @@ The table goes between two marks in docs/performance.md, with machine and versio
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from importlib import metadata
 from typing import NamedTuple
 
-from benchmarks import measure
+from benchmarks import document, measure
 
 OURS = "gptfl-jax"
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 
 
 class Peer(NamedTuple):
@@ -86,9 +81,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="environments to run, as pfl fedjax")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("docs/performance.md")
-    )
+    parser.add_argument("--output", type=pathlib.Path, default=document.PAGE)
     arguments = parser.parse_args()
     contenders = find_contenders(arguments)
     results = {w: {name: [] for name in contenders} for w in arguments.workloads}
@@ -104,8 +97,7 @@ def main() -> None:
                 results[workload][name].append(result)
                 rate = result.fields["examples_per_s"]
                 print(f"{repeat + 1}: {workload} {name}: {rate} examples/s", flush=True)
-    write(arguments.output, describe(results, arguments))
-    print(f"wrote {arguments.output}")
+    document.write("compare", describe(results, arguments), arguments.output)
 
 
 def find_contenders(
@@ -166,11 +158,8 @@ def describe(
 ) -> str:
     """The table in Markdown, below the machine and the versions."""
     lines = [
-        f"{datetime.date.today()}, {machine()}; Python {platform.python_version()}, "
-        + ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
-        + ". "
-        + f"{arguments.repeats} turns of {arguments.rounds} rounds each, after one "
-        "round that warms up.",
+        f"{document.circumstances()} {arguments.repeats} turns of {arguments.rounds} "
+        "rounds each, after one round that warms up.",
     ]
     for workload, by_name in results.items():
         ran = {name: runs for name, runs in by_name.items() if runs}
@@ -180,26 +169,26 @@ def describe(
         }
         peers = [name for name in rates if name != OURS]
         best = max(peers, key=rates.get, default=None)
-        lines += [
-            "",
-            f"**{workload}**",
-            "",
-            "| | examples/s | clients/s | first round done after | peak memory "
-            "| examples/s, relative to the fastest peer |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
+        rows = []
         for name in sorted(rates, key=rates.get, reverse=True):
             fields = [r.fields for r in ran[name]]
             clients = statistics.median(f["clients_per_s"] for f in fields)
             first = statistics.median(f["startup_to_first_round_s"] for f in fields)
             memory = statistics.median(r.peak_mb for r in ran[name])
-            relative = "-"
-            if best is not None:
-                relative = f"{ratio(ran[name], ran[best]):.2f}"
-            lines.append(
-                f"| {name}{_versions(fields[0])} | {rates[name]:,.0f} "
-                f"| {clients:,.1f} | {first:.1f} s | {memory:,.0f} MB | {relative} |"
+            relative = "-" if best is None else f"{ratio(ran[name], ran[best]):.2f}"
+            rows.append(
+                [
+                    f"{name}{_versions(fields[0])}",
+                    f"{rates[name]:,.0f}",
+                    f"{clients:,.1f}",
+                    f"{first:.1f} s",
+                    f"{memory:,.0f} MB",
+                    relative,
+                ]
             )
+        header = ["", "examples/s", "clients/s", "first round done after"]
+        header += ["peak memory", "examples/s, relative to the fastest peer"]
+        lines += ["", f"**{workload}**", "", document.table(header, rows)]
         if OURS in ran:
             fields = ran[OURS][-1].fields
             share = statistics.median(
@@ -225,33 +214,6 @@ def ratio(ours: list[Result], theirs: list[Result]) -> float:
 def _versions(fields: dict) -> str:
     known = [f"{k} {fields[k]}" for k in ("torch", "flwr", "jax") if k in fields]
     return f" ({', '.join(known)})" if known else ""
-
-
-def machine() -> str:
-    """Processor, cores and memory."""
-    model = platform.processor() or platform.machine()
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-        model = re.search(r"model name\s*: (.*)", text).group(1)
-        memory = pathlib.Path("/proc/meminfo").read_text()
-        gigabytes = int(re.search(r"MemTotal:\s*(\d+)", memory).group(1)) / 2**20
-    except (OSError, AttributeError):
-        return f"{model}, {os.cpu_count()} cores"
-    vector = " with AVX-512" if "avx512f" in text else ""
-    return f"{model}{vector}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
-
-
-def write(path: pathlib.Path, table: str) -> None:
-    """Puts the table between the marks, which are added where missing."""
-    text = path.read_text() if path.exists() else "# Performance\n"
-    block = f"{BEGIN}\n{table}{END}"
-    if BEGIN in text and END in text:
-        head, _, rest = text.partition(BEGIN)
-        text = head + block + rest.partition(END)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ population; it prints a line of JSON:
 a line, as the Speech Commands data set names them: its speakers are the clients.
 """
 
-from benchmarks import measure  # First: it starts the clock.
+from benchmarks import document, measure  # First: measure starts the clock.
 
 # ruff: isort: split
 import argparse
@@ -69,12 +69,16 @@ def main() -> None:
     parser.add_argument("--cohort", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=20, help="after the first")
     parser.add_argument("--keys", type=pathlib.Path, help="recordings, one a line")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="page to put the table in; default: none"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
         print(json.dumps(_run(arguments)), flush=True)
         return
     populations = arguments.populations[:1] if arguments.keys else arguments.populations
+    reports = []
     for population in populations:
         command = [sys.executable, "-m", "benchmarks.population", "--here"]
         command += ["--populations", str(population), "--rows", str(arguments.rows)]
@@ -82,7 +86,32 @@ def main() -> None:
         command += ["--rounds", str(arguments.rounds)]
         if arguments.keys:
             command += ["--keys", str(arguments.keys)]
-        subprocess.run(command, check=True)
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        print(ended.stdout, end="", flush=True)
+        reports.append(json.loads(ended.stdout))
+    if arguments.output:
+        name = "speakers" if arguments.keys else "population"
+        document.write(name, describe(reports), arguments.output)
+
+
+def describe(reports: list[dict]) -> str:
+    """A table in Markdown, a line a population."""
+    header = ["clients", "rows", "cohort", "partitioned in", "cohort drawn in"]
+    header += ["round", "rows on the device", "memory beyond them"]
+    rows = [
+        [
+            f"{r['clients']:,}",
+            f"{r['rows']:,}",
+            r["cohort"],
+            f"{r['partition_s']:.1f} s",
+            f"{1000 * r['cohort_s']:.1f} ms",
+            f"{1000 * r['round_s']:.1f} ms",
+            f"{r['data_mb']:,} MB",
+            f"{r['beyond_data_mb']:,} MB",
+        ]
+        for r in reports
+    ]
+    return f"{document.circumstances()}\n\n{document.table(header, rows)}"
 
 
 def _run(arguments: argparse.Namespace) -> dict:

@@ -681,8 +681,12 @@ class _Client(NamedTuple):
         return lax.fori_loop(0, entry.steps, step, progress)
 
     def _steps_of_batches(self, context, data, entry, rate, progress) -> Progress:
-        """Whole batches in a loop, then the rest of an epoch in the smallest bucket."""
-        sizes = _buckets(self.local.batch_size)
+        """Whole batches in a loop, then the rest of an epoch in the smallest bucket.
+
+        A rest that only the last bucket holds, a whole batch, goes with the loop: one
+        step less to compile.
+        """
+        sizes = _buckets(self.local.batch_size)[:-1]
 
         def epoch(e, progress):
             before = e * entry.batches
@@ -699,17 +703,19 @@ class _Client(NamedTuple):
             def whole(b, progress):
                 return step(b, progress, *self._rows(entry, shuffle, b))
 
-            progress = lax.fori_loop(0, jnp.minimum(entry.whole, left), whole, progress)
             index, mask = self._rows(entry, shuffle, entry.whole)
             has_rest = (entry.batches > entry.whole) & (left > entry.whole)
             rest = jnp.where(has_rest, mask.sum().astype(jnp.int32), 0)
+            bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes))
+            in_loop = bucket > len(sizes)
+            loops = jnp.minimum(entry.whole, left) + in_loop
+            progress = lax.fori_loop(0, loops, whole, progress)
 
             def part(size):
                 return lambda p: step(entry.whole, p, index[:size], mask[:size])
 
             branches = [lambda p: p, *(part(size) for size in sizes)]
-            bucket = sum((rest > size).astype(jnp.int32) for size in (0, *sizes[:-1]))
-            return lax.switch(bucket, branches, progress)
+            return lax.switch(jnp.where(in_loop, 0, bucket), branches, progress)
 
         epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
         return lax.fori_loop(0, epochs, epoch, progress)
