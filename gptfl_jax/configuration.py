@@ -393,6 +393,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             _one_of("auto", "vmap", "packed"),
             "clients side by side (vmap) or end to end (packed); auto: by the backend",
         ),
+        "data_placement": _field(
+            "auto",
+            _one_of("auto", "device", "stream"),
+            "all examples on the device, or each cohort's a round ahead (stream); "
+            "auto: stream what would take more than half of the free memory",
+        ),
         "diagnostics": _field(
             True, _FLAG, "gradient diversity and update norms each round"
         ),
