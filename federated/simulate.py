@@ -353,10 +353,10 @@ def _is_streamed(
     streamed = bool(
         np.any(multihost_utils.process_allgather(np.bool_(size > free / 2)))
     )
-    where = "streamed, a cohort at a time" if streamed else "on the device"
+    how = "streamed, a cohort at a time" if streamed else "kept on the device"
     _say(
-        f"{run_name(config)}: data {where}: they take {size / 1e6:,.1f} MB, and a "
-        f"device has {free / 1e6:,.1f} MB free (config.federated.data_placement)",
+        f"{run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, where "
+        f"{free / 1e6:,.1f} MB are free (config.federated.data_placement)",
         quiet,
     )
     return streamed

@@ -108,15 +108,14 @@ def free_memory(mesh: Mesh | None = None) -> int:
     Where a device does not know, as a CPU, its share of the machine's memory.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    share = None
     free = []
     for device in devices:
         stats = device.memory_stats() or {}
         if "bytes_limit" in stats:
             free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         else:
-            share = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            free.append(share // len(devices))
+            machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free.append(machine // len(devices))
     return min(free)
 
 

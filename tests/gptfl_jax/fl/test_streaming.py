@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from gptfl_jax.fl.clients import LocalTraining
 from .conftest import CLASSES, FEATURES, SIZES
 from .rounds_on_devices import Compilations
 
-LOCAL = LocalTraining(optax.sgd(0.1), batch_size=8, epochs=2)
+LOCAL = LocalTraining(optax.sgd(0.1), batch_size=2, epochs=2)
 # Client 5 is twice in one of them; the last has all rows of the largest clients.
 COHORTS = [np.array(c, np.int32) for c in ([6, 0, 3], [5, 1, 5], [2, 3, 4])]
 
@@ -193,18 +194,15 @@ def test_closing_stops_the_thread():
 
 
 def test_free_memory_is_that_of_the_fullest_device_or_a_share_of_the_machine():
-    class Device:
-        def __init__(self, stats):
-            self.memory_stats = lambda: stats
+    def mesh(*stats):
+        devices = [mock.Mock(memory_stats=lambda s=s: s) for s in stats]
+        return mock.Mock(spec=jax.sharding.Mesh, local_devices=devices)
 
-    class Mesh:
-        local_devices = (
-            Device({"bytes_limit": 100, "bytes_in_use": 30}),
-            Device({"bytes_limit": 90, "bytes_in_use": 40}),
-        )
-
-    assert streaming.free_memory(Mesh) == 50
-    Mesh.local_devices = (Device(None), Device(None))
+    two = (
+        {"bytes_limit": 100, "bytes_in_use": 30},
+        {"bytes_limit": 90, "bytes_in_use": 40},
+    )
+    assert streaming.free_memory(mesh(*two)) == 50
     with open("/proc/meminfo") as file:
         total = 1024 * int(file.readline().split()[1])
-    assert streaming.free_memory(Mesh) == total // 2
+    assert streaming.free_memory(mesh(None, None)) == total // 2
