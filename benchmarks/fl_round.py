@@ -77,7 +77,10 @@ def _parse() -> argparse.Namespace:
         "--client-execution", choices=("auto", "vmap", "packed"), default="auto"
     )
     parser.add_argument(
-        "--data-placement", choices=("device", "stream"), default="device"
+        "--data-placement",
+        choices=("device", "stream"),
+        default="device",
+        help="all rows on the device, or each cohort's, sent a round ahead",
     )
     parser.add_argument("--cpu-devices", type=int, help="default: one a core")
     parser.add_argument(

@@ -270,9 +270,10 @@ def simulate(
                     _say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
                 streamed = _is_streamed(config, data, setting.mesh, quiet)
-                _Loop(config, folder, setting, data, streamed, checkpoints, start).run(
-                    state
+                loop = _Loop(
+                    config, folder, setting, data, streamed, checkpoints, start
                 )
+                loop.run(state)
     return artifacts.read_metrics(folder / "metrics.jsonl")[-1]
 
 

@@ -130,9 +130,16 @@ def test_sends_the_rows_of_a_cohort_from_a_memory_map(tmp_path):
     assert starts == [[0, 8, 0], [0, 20, 23]]
 
 
-def test_the_device_holds_two_cohorts_at_most():
+def test_the_device_holds_two_cohorts_at_most(monkeypatch):
     data = host_data(SIZES, np.random.default_rng(0))
-    sent, computed = [], []
+    sent, computed, put = [], [], []
+    original = streaming._put
+
+    def counted(tree, mesh):
+        put.append(tree)
+        return original(tree, mesh)
+
+    monkeypatch.setattr(streaming, "_put", counted)
 
     class Round:
         """Stands for what a round computes."""
@@ -141,9 +148,10 @@ def test_the_device_holds_two_cohorts_at_most():
             self.number = number
 
         def block_until_ready(self):
-            # The next cohort is there, the one after it waits for this round.
+            # The offsets were put first. This cohort and the next are there; the one
+            # after these waits for this round.
             alive = [not data.labels.is_deleted() for data in sent[: self.number + 1]]
-            computed.append((self.number, alive))
+            computed.append((alive, len(put) - 1))
 
     rows = streaming.stream(data, 2 * COHORTS)
     metrics = None
@@ -152,7 +160,7 @@ def test_the_device_holds_two_cohorts_at_most():
         metrics = Round(number)
     with pytest.raises(StopIteration):
         rows.send(metrics)
-    assert computed == [(n, n * [False] + [True]) for n in range(4)]
+    assert computed == [(n * [False] + [True], n + 2) for n in range(4)]
     assert [data.labels.is_deleted() for data in sent] == 4 * [True] + 2 * [False]
     assert not any(data.offsets.is_deleted() for data in sent)
 
