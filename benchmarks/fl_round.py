@@ -23,6 +23,7 @@ from benchmarks import measure  # First: it starts the clock.
 
 # ruff: isort: split
 import argparse
+import itertools
 import json
 import os
 import time
@@ -36,7 +37,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import convolution, training
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients
+from gptfl_jax.fl import algorithms, clients, streaming
 from gptfl_jax.models import cnn, convnet
 
 MODELS = {"w1": cnn.Model, "w2": convnet.Model}
@@ -75,6 +76,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--client-execution", choices=("auto", "vmap", "packed"), default="auto"
     )
+    parser.add_argument(
+        "--data-placement",
+        choices=("device", "stream"),
+        default="device",
+        help="all rows on the device, or each cohort's, sent a round ahead",
+    )
     parser.add_argument("--cpu-devices", type=int, help="default: one a core")
     parser.add_argument(
         "--no-diagnostics", action="store_true", help="leave the round's metrics out"
@@ -96,9 +103,12 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
     )
     mesh = clients.clients_mesh()
-    data = clients.place(
-        FederatedData(x, y.astype(np.int32), offsets.astype(np.int32)), mesh
-    )
+    data = FederatedData(x, y.astype(np.int32), offsets.astype(np.int32))
+    cohorts = schedule[: arguments.rounds + 1].astype(np.int32)
+    if arguments.data_placement == "stream":
+        rows = streaming.stream(data, cohorts, mesh)
+    else:
+        rows = zip(cohorts, itertools.repeat(clients.place(data, mesh)), strict=False)
     algorithm = algorithms.fedavg(
         learner,
         clients.LocalTraining(optax.sgd(learning_rate), batch_size),
@@ -109,18 +119,19 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
     variables = learner.init(jax.random.key(0))
     state = algorithm.init(variables, len(sizes))
     rounds = measure.Rounds()
-    for r, cohort in enumerate(schedule[: arguments.rounds + 1]):
+    for r in range(len(cohorts)):
         rounds.begin()
+        cohort, data = next(rows)
         key = jax.random.fold_in(jax.random.key(1), r)
-        state, metrics = algorithm.round(state, data, cohort.astype(np.int32), key)
+        state, metrics = algorithm.round(state, data, cohort, key)
         jax.block_until_ready((state, metrics))
         rounds.end()
     peak_mb, processes = memory.peak_mb, memory.processes
-    rows = np.random.default_rng(0).choice(len(y), 1000, replace=False)
+    tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
 
     def loss(variables):
         return training.evaluate(
-            learner, variables, x[rows], y[rows], num_classes, batch_size=500
+            learner, variables, x[tested], y[tested], num_classes, batch_size=500
         ).loss
 
     wall, cpu = np.array(rounds.wall_s[1:]), np.array(rounds.cpu_s[1:])
@@ -147,6 +158,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         matmul_gflops=round(matmul / 1e9, 1),
         share_of_matmul_rate=round(rate * FLOPS[arguments.workload] / matmul, 3),
         client_execution=arguments.client_execution,
+        data_placement=arguments.data_placement,
         devices=jax.device_count(),
         jax=jax.__version__,
     )

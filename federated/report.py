@@ -48,7 +48,7 @@ SYNTHETIC_ONLY = "Synthetic only"
 # Fields that may differ between runs of one method, as their seed may.
 _NOT_THE_METHOD = (
     *("federated.run", "federated.checkpoint_every", "federated.eval_batch_size"),
-    "federated.client_execution",
+    *("federated.client_execution", "federated.data_placement"),
 )
 _HUES = ("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00")
 _GREY = "#5f6b76"

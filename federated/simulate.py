@@ -23,18 +23,20 @@ and `loss` on the test set.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
@@ -44,8 +46,8 @@ from tqdm import tqdm
 from gptfl_jax import artifacts, configuration, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
-from gptfl_jax.fl import aggregation, algorithms, clients, sampling
-from gptfl_jax.fl.diagnostics import RoundMetrics
+from gptfl_jax.fl import aggregation, algorithms, clients, sampling, streaming
+from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
 from gptfl_jax.launch import launch
 
 SECTIONS = ("data", "model", "federated")
@@ -59,7 +61,7 @@ _INITIAL_WEIGHTS, _COHORTS, _CLIENTS = range(3)
 _FREE_TO_CHANGE = (
     *("run", "rounds", "eval_every", "eval_batch_size"),
     *("checkpoint_every", "keep_checkpoints"),
-    *("client_execution", "client_lanes", "diagnostics"),
+    *("client_execution", "client_lanes", "data_placement", "diagnostics"),
 )
 
 
@@ -118,6 +120,7 @@ def shared_by(config: ConfigDict) -> str:
     not_compiled = (
         *("run", "init", "init_checkpoint"),
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
+        "data_placement",
     )
     for name in not_compiled:
         del fields["federated"][name]
@@ -329,7 +332,11 @@ def simulate(
                 if start.round:
                     _say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
-                _Loop(config, folder, setting, data, checkpoints, start).run(state)
+                streamed = _is_streamed(config, data, setting.mesh, quiet)
+                loop = _Loop(
+                    config, folder, setting, data, streamed, checkpoints, start
+                )
+                loop.run(state)
     return artifacts.read_metrics(folder / "metrics.jsonl")[-1]
 
 
@@ -412,6 +419,30 @@ def _checkpoint(
     }
 
 
+def _is_streamed(
+    config: ConfigDict,
+    data: partition.FederatedData,
+    mesh: Mesh | None,
+    quiet: bool,
+) -> bool:
+    """Whether the clients' examples stay on the host; says why it decided so."""
+    placement = config.federated.data_placement
+    if placement != "auto":
+        return placement == "stream"
+    size, free = size_in_bytes(data), streaming.free_memory(mesh)
+    # Processes whose memory differs must compute the same rounds.
+    streamed = bool(
+        np.any(multihost_utils.process_allgather(np.bool_(size > free / 2)))
+    )
+    how = "streamed, a cohort at a time" if streamed else "kept on the device"
+    _say(
+        f"{run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, where "
+        f"{free / 1e6:,.1f} MB are free (config.federated.data_placement)",
+        quiet,
+    )
+    return streamed
+
+
 def _say(text: str, quiet: bool = False) -> None:
     if jax.process_index() == 0 and not quiet:
         print(text, flush=True)
@@ -458,12 +489,14 @@ class _Loop:
         folder: pathlib.Path,
         setting: Setting,
         data: partition.FederatedData,
+        streamed: bool,
         checkpoints: artifacts.Checkpoints,
         start: _Start,
     ):
         self.config, self.setting, self.checkpoints = config, setting, checkpoints
         self.name, self.start, self.sent = folder.name, start, start
-        self.data = clients.place(data, setting.mesh)
+        self.streamed = streamed
+        self.data = data if streamed else clients.place(data, setting.mesh)
         self.sampler = make_sampler(config.federated, data)
         self.metrics_file = artifacts.Metrics(
             folder / "metrics.jsonl", resume_after=start.round
@@ -477,22 +510,26 @@ class _Loop:
             self.sampler(_key(seed, _COHORTS), done)
             for done in range(start, federated.rounds)
         )
+        rows = self._rows(cohorts)
+        metrics = None
         pending = collections.deque()
         if self.start.round is None:
             pending.append(_Pending(0, None, self._test(state), None))
-        with tqdm(
-            total=federated.rounds,
-            initial=start,
-            desc=self.name,
-            unit="round",
-            disable=None if jax.process_index() == 0 else True,
-            leave=False,
-        ) as bar:
-            for done, cohort in enumerate(_one_ahead(cohorts), start):
+        with (
+            contextlib.closing(rows),
+            tqdm(
+                total=federated.rounds,
+                initial=start,
+                desc=self.name,
+                unit="round",
+                disable=None if jax.process_index() == 0 else True,
+                leave=False,
+            ) as bar,
+        ):
+            for done in range(start, federated.rounds):
+                cohort, data = rows.send(metrics)
                 key = jax.random.fold_in(_key(seed, _CLIENTS), done)
-                state, metrics = self.setting.algorithm.round(
-                    state, self.data, cohort, key
-                )
+                state, metrics = self.setting.algorithm.round(state, data, cohort, key)
                 number = done + 1
                 last = number == federated.rounds
                 tested = last or number % federated.eval_every == 0
@@ -507,6 +544,14 @@ class _Loop:
                 )
                 while len(pending) > (0 if last else 1):
                     self._finish(pending.popleft(), bar)
+
+    def _rows(
+        self, cohorts: Iterable[Int32[Array, " cohort"]]
+    ) -> Generator[tuple[Array, partition.FederatedData], Any, None]:
+        """Each cohort and where its examples are."""
+        if self.streamed:
+            return streaming.stream(self.data, cohorts, self.setting.mesh)
+        return ((cohort, self.data) for cohort in _one_ahead(cohorts))
 
     def _test(self, state: algorithms.ServerState) -> training.Counts:
         setting, mesh = self.setting, self.setting.mesh

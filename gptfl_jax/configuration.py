@@ -497,6 +497,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "clients side by side on a device under vmap; 0: all of them. Fewer need "
             "less memory",
         ),
+        "data_placement": _field(
+            "auto",
+            _one_of("auto", "device", "stream"),
+            "all examples on the device, or each cohort's a round ahead (stream); "
+            "auto: stream what would take more than half of the free memory",
+        ),
         "diagnostics": _field(
             True, _FLAG, "gradient diversity and update norms each round"
         ),

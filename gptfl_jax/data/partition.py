@@ -8,20 +8,26 @@ seconds. `federate` turns the result into the arrays the engine works on.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Int32, Shaped
+from jaxtyping import Array, Int, Int32, PyTree, Shaped
 
 from gptfl_jax import configuration
 from gptfl_jax.data.sources import Dataset
 
 
 class FederatedData(NamedTuple):
-    """All clients' examples, sorted by client. Put it on the device once."""
+    """All clients' examples, sorted by client. Put it on the device once.
 
-    inputs: Shaped[Array | np.ndarray, "examples ..."]
+    Or stream it, cohort by cohort: see `gptfl_jax.fl.streaming`.
+    """
+
+    inputs: PyTree[Shaped[Array | np.ndarray, "examples ..."]]
     """uint8 or float32."""
     labels: Int32[Array | np.ndarray, " examples"]
     offsets: Int32[Array | np.ndarray, " clients_plus_1"]
     """Client c owns rows offsets[c]:offsets[c + 1]."""
+    starts: Int32[Array | np.ndarray, " cohort"] | None = None
+    """Where in `inputs` each client of the cohort begins, when that holds the rows of
+    one cohort only; None: at its offset."""
 
 
 class Summary(NamedTuple):

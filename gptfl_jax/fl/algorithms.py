@@ -102,8 +102,9 @@ class Algorithm(NamedTuple):
     ]
     """(state, data, cohort, key) -> (state after the round, its metrics).
 
-    Compiled once for a cohort size, whichever clients are in it. Where clients keep
-    state, the cohort is read on the host and the round cannot itself be compiled."""
+    Compiled once for a cohort size, whichever clients are in it (and for each length of
+    rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
+    read on the host and the round cannot itself be compiled."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
     it keeps some of its own."""

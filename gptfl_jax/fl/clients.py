@@ -279,10 +279,12 @@ def describe(
     earlier = rank - lax.cummax(jnp.where(new, rank, 0))
     earlier = jnp.zeros_like(rank).at[order].set(earlier)
 
-    def entry(client, occurrence, takes_part):
+    starts = data.offsets[cohort] if data.starts is None else data.starts
+
+    def entry(client, occurrence, takes_part, start):
         order_key, step_key = _client_keys(key, client, occurrence)
-        start, end = data.offsets[client], data.offsets[client + 1]
-        size = jnp.where(takes_part, end - start, 0)
+        size = data.offsets[client + 1] - data.offsets[client]
+        size = jnp.where(takes_part, size, 0)
         return Cohort(order_key, step_key, start, size, *_schedule(local, size))
 
     if taking_part is None:
@@ -292,6 +294,7 @@ def describe(
         jnp.append(cohort, nobody),
         jnp.append(earlier.astype(jnp.int32), nobody),
         jnp.append(taking_part, nobody > 0),
+        jnp.append(starts, nobody),
     )
 
 
@@ -777,7 +780,9 @@ class _Client(NamedTuple):
         mask = (place < entry.size).astype(_real())
         # Numbered behind the steps: other draws than theirs.
         key = jax.random.fold_in(entry.step_key, entry.steps + b)
-        batch = _take(data, entry.start + place, mask)
+        # No row of another client: a NaN of theirs would pass the mask.
+        index = entry.start + jnp.minimum(place, jnp.maximum(entry.size, 1) - 1)
+        batch = _take(data, index, mask)
         gradient = self._gradient(context, progress, batch, key)[1]
         share = mask.sum() / jnp.maximum(entry.size, 1)
         total = jax.tree.map(

@@ -111,6 +111,37 @@ def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
     assert "all 6 rounds are done" in capsys.readouterr().out
 
 
+def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, capsys):
+    name = "federated/fedavg-random-s0"
+    device = make_config(data_placement="device")
+    simulate.simulate(device, tmp_path / "device", setting)
+    # Half of one run streamed, half of the other.
+    simulate.simulate(
+        make_config(data_placement="stream", rounds=4), tmp_path / "a", setting
+    )
+    simulate.simulate(device, tmp_path / "a", setting)
+    simulate.simulate(make_config(rounds=2), tmp_path / "b", setting)
+    assert "examples are kept on the device: 0.1 MB" in capsys.readouterr().out
+    data = simulate.deal(device, setting.source.train)
+    size = sum(x.nbytes for x in jax.tree.leaves(data))
+    monkeypatch.setattr(simulate.streaming, "free_memory", lambda mesh: 2 * size - 1)
+    monkeypatch.delattr(simulate.clients, "place")
+    simulate.simulate(make_config(), tmp_path / "b", setting)
+    said = capsys.readouterr().out
+    assert "examples are streamed, a cohort at a time: 0.1 MB, where 0.2 MB" in said
+
+    lines = lines_without_seconds(tmp_path / "device" / name)
+    assert len(lines) == 7
+    for run in ("a", "b"):
+        assert lines_without_seconds(tmp_path / run / name) == lines
+        np.testing.assert_array_equal(
+            weights(tmp_path / run / name, setting),
+            weights(tmp_path / "device" / name, setting),
+        )
+    # One setting serves both placements.
+    assert simulate.shared_by(device) == simulate.shared_by(make_config())
+
+
 def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
     """Seed, partition, cohorts and keys are those of the documented streams."""
     config = make_config()

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients, sampling
+from gptfl_jax.fl import algorithms, clients, sampling, streaming
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
 
 SIZES = (1, 7, 33, 12, 20, 50, 3, 9, 14)
@@ -57,7 +57,11 @@ def main() -> None:
         random.integers(0, 3, count).astype(np.int32),
         np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int32),
     )
-    data = clients.place(data, mesh)
+    placed = clients.place(data, mesh)
+    cohorts = [
+        sampling.cohort(jax.random.key(1), number, len(SIZES), COHORT_SIZE)
+        for number in range(3)
+    ]
     local = clients.LocalTraining(optax.sgd(0.1), batch_size=8, epochs=2)
     variables = learner.init(jax.random.key(0))
     makers = {
@@ -69,31 +73,34 @@ def main() -> None:
         ),
         "scaffold": lambda: algorithms.scaffold(learner, local, mesh=mesh),
     }
-    results = {}
+    resident = [(cohort, placed) for cohort in cohorts]
+    results = {
+        name: train(make(), variables, resident) for name, make in makers.items()
+    }
+    streamed = streaming.stream(data, cohorts, mesh)
+    results["streamed scaffold"] = train(makers["scaffold"](), variables, streamed)
+    print(json.dumps(results))
+
+
+def train(algorithm, variables, rows) -> dict:
+    state = algorithm.init(variables, len(SIZES))
     logger = logging.getLogger("jax")
     logger.propagate = False
-    for name, make in makers.items():
-        algorithm = make()
-        state = algorithm.init(variables, len(SIZES))
-        logger.handlers = [compilations := Compilations()]
-        with jax.log_compiles():
-            for number in range(3):
-                cohort = sampling.cohort(
-                    jax.random.key(1), number, len(SIZES), COHORT_SIZE
-                )
-                key = jax.random.fold_in(jax.random.key(2), number)
-                state, metrics = algorithm.round(state, data, cohort, key)
-        own = []
-        if state.own:
-            own = [np.asarray(x) for x in jax.tree.leaves(state.own.pack().rows)]
-        leaves = jax.tree.leaves(state.variables)
-        results[name] = {
-            "params": np.concatenate([np.ravel(x) for x in leaves]).tolist(),
-            "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
-            "metrics": {key: float(v) for key, v in metrics._asdict().items()},
-            "compilations": compilations.count,
-        }
-    print(json.dumps(results))
+    logger.handlers = [compilations := Compilations()]
+    with jax.log_compiles():
+        for number, (cohort, data) in enumerate(rows):
+            key = jax.random.fold_in(jax.random.key(2), number)
+            state, metrics = algorithm.round(state, data, cohort, key)
+    own = []
+    if state.own:
+        own = [np.asarray(x) for x in jax.tree.leaves(state.own.pack().rows)]
+    leaves = jax.tree.leaves(state.variables)
+    return {
+        "params": np.concatenate([np.ravel(x) for x in leaves]).tolist(),
+        "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
+        "metrics": {key: float(v) for key, v in metrics._asdict().items()},
+        "compilations": compilations.count,
+    }
 
 
 if __name__ == "__main__":

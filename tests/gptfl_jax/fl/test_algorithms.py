@@ -473,6 +473,18 @@ def test_state_of_a_client_with_nan_stays(problem):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.shared))
 
 
+def test_the_gradient_at_the_start_is_of_no_other_clients_rows(problem):
+    algorithm = algorithms.scaffold(problem.learner, LOCAL, control="start")
+    cohort = jnp.array([0, 2], jnp.int32)
+    after_them = problem.data.offsets[jnp.array([1, 3])]
+    data = problem.data._replace(inputs=problem.data.inputs.at[after_them].set(jnp.nan))
+    start, key = algorithm.init(problem.variables, 7), jax.random.key(3)
+    expected, _ = algorithm.round(start, problem.data, cohort, key)
+    state, metrics = algorithm.round(start, data, cohort, key)
+    assert int(metrics.dropped) == 0
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
 def test_optimizers_that_are_not_linear_are_refused(problem):
     local = LocalTraining(optax.adam(0.1), batch_size=8)
     with pytest.raises(ValueError, match="take control='start'"):

@@ -43,3 +43,8 @@ def test_a_round_is_compiled_once_on_a_mesh(results):
     for devices, cases in results.items():
         for case, result in cases.items():
             assert result["compilations"] == 1, (devices, case)
+
+
+def test_streamed_rounds_are_those_of_data_on_the_devices(results):
+    for devices, cases in results.items():
+        assert cases["streamed scaffold"] == cases["scaffold"], devices
