@@ -388,6 +388,20 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "min_examples": _field(
             1, _whole(1), "fewest examples of a client of the dirichlet partition"
         ),
+        "client_test_fraction": _field(
+            0.0,
+            _number(least=0, below=1),
+            "share of every client's examples held out of its training, to test it",
+        ),
+        "personalisation_every": _field(
+            0,
+            _whole(0),
+            "rounds between tests of clients on their held-out examples, before and "
+            "after local fine-tuning; 0: never",
+        ),
+        "personalisation_clients": _field(
+            100, _whole(0), "most clients in such a test, drawn at random; 0: all"
+        ),
         "client_execution": _field(
             "auto",
             _one_of("auto", "vmap", "packed"),
@@ -623,6 +637,12 @@ def _check_together(config: ConfigDict) -> None:
         federated = config.federated
         if federated.partition != "natural":
             check_cohort(federated.cohort_size, federated.num_clients)
+        if federated.personalisation_every and not federated.client_test_fraction:
+            raise _refused(
+                "federated.personalisation_every",
+                federated.personalisation_every,
+                "0 unless config.federated.client_test_fraction > 0 holds out examples",
+            )
         for side in ("client", "server"):
             _check_optimizer_options(
                 f"federated.{side}_options",

@@ -8,10 +8,13 @@ seconds. `federate` turns the result into the arrays the engine works on.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Int32, Shaped
+from jaxtyping import Array, Bool, Int, Int32, Shaped
 
 from gptfl_jax import configuration
 from gptfl_jax.data.sources import Dataset
+
+# Beside the seed in the generator of `hold_out`.
+_HOLD_OUT = 1
 
 
 class FederatedData(NamedTuple):
@@ -209,6 +212,33 @@ def partition(
                 "dirichlet, dirichlet_balanced, shards or quantity_skew"
             )
     return owner, num_clients
+
+
+def hold_out(
+    client_of_example: Int[np.ndarray, " examples"],
+    fraction: int | float,
+    seed: int,
+) -> Bool[np.ndarray, " examples"]:
+    """Which examples each client keeps out of its training, to be tested on them.
+
+    Of a client's n examples these are `fraction * n`, rounded (halves to even), but
+    never all of them: at least one stays for training. Drawn uniformly among them.
+
+    Raises:
+      ValueError: a fraction outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"held-out fraction {fraction}: takes a number in [0, 1)")
+    # A stream of its own: not the draws that dealt the examples.
+    draws = np.random.default_rng((seed, _HOLD_OUT)).random(len(client_of_example))
+    order = np.lexsort((draws, client_of_example))
+    sizes = np.bincount(client_of_example)
+    counts = np.minimum(np.rint(fraction * sizes), np.maximum(sizes - 1, 0))
+    owner = client_of_example[order]
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[owner]
+    held_out = np.empty(len(order), bool)
+    held_out[order] = rank < counts[owner]
+    return held_out
 
 
 def federate(

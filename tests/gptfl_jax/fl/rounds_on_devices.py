@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients, sampling
+from gptfl_jax.fl import algorithms, clients, personalisation, sampling
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
 
 SIZES = (1, 7, 33, 12, 20, 50, 3, 9, 14)
@@ -18,12 +18,16 @@ COHORT_SIZE = 5  # Neither 2 nor 8 devices divide it.
 
 
 class Compilations(logging.Handler):
-    """Counts how often a round is compiled."""
+    """Counts how often a round and a test of clients are compiled."""
 
-    count = 0
+    def __init__(self):
+        super().__init__()
+        self.rounds = self.tests = 0
 
     def emit(self, record):
-        self.count += "Compiling jit(compiled_round)" in record.getMessage()
+        message = record.getMessage()
+        self.rounds += "Compiling jit(compiled_round)" in message
+        self.tests += "Compiling jit(evaluate)" in message
 
 
 def make_learner() -> Learner:
@@ -68,6 +72,7 @@ def main() -> None:
             learner, local, optax.adam(0.01), mesh=mesh, execution="vmap", lanes=2
         ),
         "scaffold": lambda: algorithms.scaffold(learner, local, mesh=mesh),
+        "local": lambda: algorithms.local_only(learner, local, mesh=mesh),
     }
     results = {}
     logger = logging.getLogger("jax")
@@ -86,12 +91,30 @@ def main() -> None:
         own = []
         if state.own:
             own = [np.asarray(x) for x in jax.tree.leaves(state.own.pack().rows)]
+        counts = ()
+        if name in ("vmap", "local"):
+            # On the training examples themselves, of 7 clients 2 at a time.
+            measure = personalisation.make_evaluation(
+                algorithm,
+                learner,
+                local,
+                execution="vmap" if name == "vmap" else "packed",
+                mesh=mesh,
+                lanes=2,
+            )
+            chosen = np.array([5, 2, 4, 8, 7, 3, 1])
+            with jax.log_compiles():
+                for number in range(2):
+                    key = jax.random.fold_in(jax.random.key(3), number)
+                    counts = measure(state, data, data, chosen, key)
         leaves = jax.tree.leaves(state.variables)
         results[name] = {
             "params": np.concatenate([np.ravel(x) for x in leaves]).tolist(),
             "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
             "metrics": {key: float(v) for key, v in metrics._asdict().items()},
-            "compilations": compilations.count,
+            "compilations": compilations.rounds,
+            "compilations_of_tests": compilations.tests,
+            "counts": [np.asarray(x).tolist() for x in counts],
         }
     print(json.dumps(results))
 
