@@ -41,10 +41,17 @@ def styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic axis of values, labelled 0.5 and not 5 x 10^-1."""
+    """A logarithmic axis of values, labelled 0.5 and not 5 x 10^-1.
+
+    Call it when all is drawn: the steps follow from the range.
+    """
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    low, high = axes.get_ylim()
+    steps = (1,) if high > 500 * low else (1, 2, 5)
+    if high < 8 * low:
+        steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
@@ -145,12 +152,12 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         rank + 1, falling[rank], color="#0b6bcb", linewidth=1.8, drawstyle="steps-mid"
     )
     if falling[-1] > 0:
-        logarithmic(below)
         below.set_ylim(falling[-1] / 2, 2 * falling[0])
+        logarithmic(below)
     else:  # a logarithm has no place for clients without examples
         below.set_yscale("symlog", linthresh=1)
         below.set_ylim(0, 2 * max(falling[0], 1))
-    below.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
+        below.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
     below.set_xlim(0.5, len(sizes) + 0.5)
     below.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
     below.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))

@@ -160,6 +160,10 @@ def _display_name(algorithm: str, init: str) -> str:
     return f"{name} from scratch" if init == "random" else f"{name} from {init}"
 
 
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def methods_of(runs: Sequence[Run]) -> list[Method]:
     """Takes runs that differ only in their seed together; those from scratch first.
 
@@ -190,7 +194,8 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         ]
         for key, fields in fields_of_key.items():
             what = ", ".join(
-                f"{path.rpartition('.')[2]} {fields.get(path)}" for path in differing
+                f"{path.rpartition('.')[2]} {_text(fields.get(path))}"
+                for path in differing
             )
             names[key] = f"{name} ({what})" if what else name
     methods = [
@@ -465,38 +470,39 @@ def _draw(
     field: str,
     *,
     logarithmic: bool = False,
-    spread: str = "",
+    spread: tuple[str, str] | None = None,
     band: bool = True,
     **options: Any,
 ) -> bool:
     """A line for the mean over seeds, a band of one standard deviation.
 
     On a logarithmic axis they are those of the logarithm: a band never reaches 0.
-    `spread` names a field that is the half width of the band in place of that.
+
+    Args:
+      spread: the fields that give the band in place of that: its half width, and what
+        it does not go below.
+      options: of the line.
     """
-
-    def shared(field: str) -> tuple[np.ndarray, np.ndarray]:
-        curves = [curve(run, field) for run in method.runs]
-        if logarithmic and not spread:
-            curves = [(r[v > 0], v[v > 0]) for r, v in curves]
-        rounds = set.intersection(*(set(rounds.tolist()) for rounds, _ in curves))
-        rounds = np.array(sorted(rounds), dtype=int)
-        values = [v[np.isin(r, rounds)] for r, v in curves]
-        return rounds, np.stack(values).astype(np.float64)
-
-    rounds, values = shared(field)
-    if not len(rounds):
+    curves = [curve(run, field) for run in method.runs]
+    if logarithmic:
+        curves = [(rounds[v > 0], v[v > 0]) for rounds, v in curves]
+    shared = set.intersection(*(set(rounds.tolist()) for rounds, _ in curves))
+    if not shared:
         return False
-    if spread:
-        mean, width = values.mean(0), shared(spread)[1].mean(0)
-        # No lower than the least there was: a logarithmic axis has no 0.
-        low = np.maximum(
-            mean - width, shared(f"{field.rpartition('_')[0]}_min")[1].min(0)
-        )
-        high = mean + width
+    rounds = np.array(sorted(shared))
+
+    def of_seeds(field: str) -> np.ndarray:
+        found = [curve(run, field) for run in method.runs]
+        values = [v[np.isin(r, rounds)] for r, v in found]
+        return np.stack(values).astype(np.float64)
+
+    values = of_seeds(field)
+    if spread is not None:
+        mean, (width, least) = values.mean(0), map(of_seeds, spread)
+        low, high = np.maximum(mean - width.mean(0), least.min(0)), mean + width.mean(0)
     else:
-        scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
-        values = scale(values)
+        to_scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
+        values = to_scale(values)
         mean = values.mean(0)
         std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(mean))
         mean, low, high = back(mean), back(mean - std), back(mean + std)
@@ -578,7 +584,7 @@ def metric_curves(
     label: str,
     *,
     logarithmic: bool = False,
-    spread: str = "",
+    spread: tuple[str, str] | None = None,
     legend: str = "upper right",
 ) -> Figure | None:
     """One metric over rounds, or None where no run measured it."""
@@ -609,6 +615,8 @@ def client_accuracy_curves(
 ) -> Figure | None:
     """Accuracy of clients over rounds, pale before and full after fine-tuning.
 
+    Of many methods only after it.
+
     Args:
       what: "mean" or "worst_decile".
     """
@@ -618,8 +626,9 @@ def client_accuracy_curves(
     drawn = []
     for method in methods:
         line = axes, method, style[method.name]
-        before = {"label": "_", "linewidth": 1.2, "alpha": 0.45, "band": False}
-        _draw(*line, f"client_accuracy_{what}", **before)
+        if _few(methods):
+            before = {"label": "_", "linewidth": 1.2, "alpha": 0.45, "band": False}
+            _draw(*line, f"client_accuracy_{what}", **before)
         drawn.append(_draw(*line, f"personalised_accuracy_{what}", band=_few(methods)))
     if not any(drawn):
         return None
@@ -653,7 +662,7 @@ def client_accuracy_histograms(
     found = [(method, pair) for method, pair in found if pair is not None]
     if not found:
         return None
-    names = [textwrap.fill(method.name, 26) for method, _ in found]
+    names = [textwrap.fill(method.name, 34) for method, _ in found]
     figure, axes = pictures.axes(
         "accuracy of a client on its held-out examples, %",
         "",
@@ -679,7 +688,7 @@ def client_accuracy_histograms(
             )
             mean = np.mean(values)
             axes.plot([mean, mean], [row, row + 0.46 * sign], color="k", linewidth=1.6)
-    axes.set_yticks(range(len(found)), names, fontsize=8)
+    axes.set_yticks(range(len(found)), names, fontsize=7.5)
     axes.set_ylim(len(found) - 0.45, -0.55)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
@@ -1016,7 +1025,7 @@ def _clients(
             metric_curves(
                 *(methods, "update_norm_mean", "norm of a client's update"),
                 logarithmic=True,
-                spread="update_norm_std",
+                spread=("update_norm_std", "update_norm_min"),
             ),
             "norm of the clients' updates over rounds",
             f"How far clients move in a round{spread}.",
@@ -1031,8 +1040,12 @@ def _clients(
         _figure(
             client_accuracy_curves(methods, "mean", "accuracy of clients, %"),
             "accuracy of clients over rounds",
-            "Mean over clients of their accuracy on held-out examples. Pale: before "
-            "local fine-tuning; full: after it.",
+            "Mean over clients of their accuracy on held-out examples"
+            + (
+                ". Pale: before local fine-tuning; full: after it."
+                if _few(methods)
+                else ", after local fine-tuning."
+            ),
         ),
         _figure(
             client_accuracy_curves(

@@ -41,7 +41,7 @@ def test_weights_and_metrics_do_not_depend_on_the_devices(results, devices):
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_personalisation_does_not_depend_on_the_devices(results, devices):
-    for case in ("vmap", "local"):
+    for case in ("vmap", "scaffold"):
         total, before, after = results[1][case]["counts"]
         assert total == [50, 33, 20, 14, 9, 12, 7] and before != after
         found = results[devices][case]
