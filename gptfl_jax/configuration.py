@@ -641,7 +641,7 @@ def _check_together(config: ConfigDict) -> None:
             raise _refused(
                 "federated.personalisation_every",
                 federated.personalisation_every,
-                "0 unless config.federated.client_test_fraction > 0 holds out examples",
+                "0 while config.federated.client_test_fraction = 0 holds nothing out",
             )
         for side in ("client", "server"):
             _check_optimizer_options(
