@@ -101,6 +101,33 @@ def test_clients_with_weights_of_their_own_start_from_these(
     ]
 
 
+def test_frozen_statistics_stay_in_fine_tuning(problem, held_out):
+    plain = problem.learner
+
+    def loss(variables, batch, key):
+        # With these statistics everything looks like class 0.
+        statistics = variables["batch_stats"] + jnp.array([1e3, 0, 0])
+        return plain.loss(variables, batch, key)[0], {"batch_stats": statistics}
+
+    def predict(variables, inputs):
+        return plain.predict(variables, inputs) + variables["batch_stats"]
+
+    learner = plain._replace(loss=loss, predict=predict)
+    algorithm = algorithms.fedavg(learner, LOCAL)
+    state = algorithm.init({**problem.variables, "batch_stats": jnp.zeros(3)}, 7)
+    after = {}
+    for policy in ("average", "freeze"):
+        measure = personalisation.make_evaluation(
+            algorithm, learner, LOCAL, batch_norm=policy
+        )
+        counts = measure(state, problem.data, held_out, np.array([4]), KEY)
+        after[policy] = counts.after.tolist()
+    rows = slice(*held_out.offsets[4:6].tolist())
+    zeros = int((held_out.labels[rows] == 0).sum())
+    tuned = right(fine_tuned(problem, problem.weights(), 4), held_out, 4)
+    assert after == {"average": [zeros], "freeze": [tuned]} and zeros != tuned
+
+
 def test_server_weights_are_not_copied_for_clients_that_keep_other_state(problem):
     """SCAFFOLD's clients keep control variates, and start from the server's weights."""
     algorithm = algorithms.scaffold(problem.learner, LOCAL._replace(schedule=None))
