@@ -962,6 +962,9 @@ def _setting(methods: Sequence[Method], config: ConfigDict) -> str:
         else _count(federated["local_epochs"], "epoch")
     )
     seeds = {run.config["seed"] for method in methods for run in method.runs}
+    held_out = federated.get("client_test_fraction", 0)
+    if held_out:
+        clients += f", who hold out {held_out:.0%} of their examples"
     return (
         f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
         f"each for {local} in batches of {federated['batch_size']}; "

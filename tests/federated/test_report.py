@@ -252,6 +252,8 @@ def test_setting_in_words(partition, words):
     run = report.Run("a", {"federated": fields, "seed": 0}, [])
     method = report.Method("FedAvg", "fedavg", "random", (run,))
     assert words in report._setting([method], config)
+    fields["client_test_fraction"] = 0.2
+    assert "who hold out 20% of their examples, 3" in report._setting([method], config)
 
 
 def test_page_is_self_contained(workdir):
