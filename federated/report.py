@@ -1,4 +1,4 @@
-"""The report on federated runs: `report.html`, `report.json` and a table.
+"""The report on federated runs: `report.html`, `report.json` and two tables.
 
     python -m federated.report --config=configs/digits.py --workdir=runs/digits
 
@@ -8,9 +8,9 @@ writes into the workdir
 
 - `report.json`: a list of rows, one a method: `name, algorithm, init, seeds,
   accuracy_mean, accuracy_std, macro_f1_mean, rounds_to_90, bytes_to_90, ...`;
-- `report.html`: the same numbers as a page with learning curves, gradient
-  diversity, synthetic beside real examples, the commands and versions. One file,
-  nothing loaded from elsewhere;
+- `report.html`: the same numbers as a page with learning curves, what was measured
+  about the clients, synthetic beside real examples, the commands and versions. One
+  file, nothing loaded from elsewhere;
 - `report.png`: the learning curves alone, to show elsewhere.
 
 How the numbers are taken: accuracy, macro F1 and loss are those of the last
@@ -19,8 +19,13 @@ would flatter every method. Their spread is the sample standard deviation over
 seeds (0 for one seed). A method has reached a target in the first evaluated round
 whose test accuracy is at least the target; `rounds_to_90` is the mean over seeds,
 null while any seed has not reached 90 %. `bytes_to_90` counts what went up and down
-until then. Starting weights that were trained on synthetic data are a method of
-their own, `Synthetic only`: no round, no byte.
+until then. What is measured in a round (gradient diversity and its inverse, cosine of
+the clients' updates to their mean, their norms) is the mean over rounds and seeds;
+`update_norm_std` is the spread within a round. Drift and the accuracy of clients are
+those of the last round that has them; `client_accuracy_worst_decile` is the mean of
+the tenth of the clients that fares worst (gptfl_jax/fl/personalisation.py), and
+`personalised_*` is after local fine-tuning. Starting weights that were trained on
+synthetic data are a method of their own, `Synthetic only`: no round, no byte.
 """
 
 import base64
@@ -30,15 +35,18 @@ import json
 import math
 import pathlib
 import shlex
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
+from federated import pictures
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
@@ -48,11 +56,39 @@ SYNTHETIC_ONLY = "Synthetic only"
 # Fields that may differ between runs of one method, as their seed may.
 _NOT_THE_METHOD = (
     *("federated.run", "federated.checkpoint_every", "federated.eval_batch_size"),
-    *("federated.client_execution", "federated.data_placement"),
+    *("federated.client_execution", "federated.client_lanes"),
+    *("federated.data_placement", "federated.keep_checkpoints"),
+    *("federated.personalisation_every", "federated.personalisation_clients"),
 )
-_HUES = ("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00")
-_GREY = "#5f6b76"
+_NAMES = {
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fedopt": "FedOpt",
+    "fedavgm": "FedAvgM",
+    "scaffold": "SCAFFOLD",
+    "fednova": "FedNova",
+    "feddyn": "FedDyn",
+    "moon": "MOON",
+    "local_only": "Local training",
+}
+_HUES = (
+    *("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00"),
+    *("#0c8599", "#f08c00", "#7f4f24", "#c77dff"),
+)
+_SOLID = ("solid", (0, (8, 1)), (0, (12, 2, 2, 2)))
+_DASHED = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _MOST_IN_A_LEGEND = 12
+_MOST_BANDS = 6
+# What a round measures about the clients' updates.
+_OF_ROUNDS = (
+    *("gradient_diversity", "inverse_gradient_diversity", "cosine_mean"),
+    *("update_norm_mean", "update_norm_std"),
+)
+_OF_CLIENTS = tuple(
+    f"{when}_accuracy_{what}"
+    for when in ("client", "personalised")
+    for what in ("mean", "worst_decile", "best")
+)
 
 
 class Run(NamedTuple):
@@ -119,14 +155,14 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _display_name(algorithm: str, init: str) -> str:
-    name = (
-        f"Fed{algorithm[3:].capitalize()}"
-        if algorithm.startswith("fed")
-        else algorithm.upper()
-    )
+    name = _NAMES.get(algorithm, algorithm)
     if init == "synthetic":
         return f"GPT-FL ({name})"
     return f"{name} from scratch" if init == "random" else f"{name} from {init}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def methods_of(runs: Sequence[Run]) -> list[Method]:
@@ -159,7 +195,8 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         ]
         for key, fields in fields_of_key.items():
             what = ", ".join(
-                f"{path.rpartition('.')[2]} {fields.get(path)}" for path in differing
+                f"{path.rpartition('.')[2]} {_text(fields.get(path))}"
+                for path in differing
             )
             names[key] = f"{name} ({what})" if what else name
     methods = [
@@ -199,6 +236,15 @@ def _first_reaching(run: Run, target: float) -> dict[str, Any] | None:
     )
 
 
+def _over_seeds(
+    method: Method, field: str, summary: Callable[[np.ndarray], Any]
+) -> float | None:
+    """Mean over seeds of a summary of the rounds; None where nothing was measured."""
+    measured = [curve(run, field)[1] for run in method.runs]
+    measured = [summary(values) for values in measured if len(values)]
+    return float(np.mean(measured)) if measured else None
+
+
 def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
     """The numbers of one method; the module's docstring says how they are taken."""
     last = [
@@ -234,12 +280,14 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         )
         row[f"seeds_reaching_{label}"] = len(found)
     final = [run.metrics[-1] for run in method.runs]
-    row["bytes_total"] = float(
-        np.mean([line["bytes_up"] + line["bytes_down"] for line in final])
-    )
-    diversity = [curve(run, "gradient_diversity")[1] for run in method.runs]
-    diversity = [values.mean() for values in diversity if len(values)]
-    row["gradient_diversity_mean"] = float(np.mean(diversity)) if diversity else None
+    for way in ("bytes_up", "bytes_down"):
+        row[way] = float(np.mean([line[way] for line in final]))
+    row["bytes_total"] = row["bytes_up"] + row["bytes_down"]
+    for field in _OF_ROUNDS:
+        name = field if field.startswith("update") else f"{field}_mean"
+        row[name.replace("mean_mean", "mean")] = _over_seeds(method, field, np.mean)
+    for field in ("drift", *_OF_CLIENTS):
+        row[field] = _over_seeds(method, field, lambda values: values[-1])
     row["dropped_clients"] = int(
         sum(line.get("dropped", 0) for run in method.runs for line in run.metrics)
     )
@@ -314,9 +362,61 @@ def _table_cells(
     return header, body
 
 
+def _client_cells(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Of the second table. Columns that no row has a number for are left out."""
+
+    def number(field: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: "-" if row[field] is None else f"{row[field]:.3g}"
+
+    def norm(row: dict[str, Any]) -> str:
+        mean = number("update_norm_mean")(row)
+        return mean if mean == "-" else f"{mean} ± {number('update_norm_std')(row)}"
+
+    def accuracy(what: str) -> Callable[[dict[str, Any]], str]:
+        fields = f"client_accuracy_{what}", f"personalised_accuracy_{what}"
+
+        def cell(row: dict[str, Any]) -> str:
+            if row[fields[0]] is None:
+                return "-"
+            return " → ".join(f"{100 * row[field]:.1f}" for field in fields)
+
+        return cell
+
+    columns = {
+        "diversity": number("gradient_diversity_mean"),
+        "inverse": number("inverse_gradient_diversity_mean"),
+        "cosine": number("cosine_mean"),
+        "update norm": norm,
+        "drift": number("drift"),
+        "clients' accuracy %": accuracy("mean"),
+        "worst tenth %": accuracy("worst_decile"),
+        "MB up": lambda row: _megabytes(row["bytes_up"]),
+        "MB down": lambda row: _megabytes(row["bytes_down"]),
+        "dropped": lambda row: f"{row['dropped_clients']:,}",
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    cells = {
+        name: column
+        for name, column in cells.items()
+        if any(cell != "-" for cell in column)
+    }
+    body = zip((row["name"] for row in rows), *cells.values(), strict=True)
+    return ["method", *cells], [list(line) for line in body]
+
+
 def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
     """The rows as aligned text, for a terminal."""
-    header, body = _table_cells(rows, targets)
+    return _aligned(*_table_cells(rows, targets))
+
+
+def client_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What was measured about the clients, in the same way."""
+    return _aligned(*_client_cells(rows))
+
+
+def _aligned(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -335,184 +435,266 @@ def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
 
 
 def _style(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
-    """A hue an algorithm; synthetic starts solid, others dashed or dotted."""
+    """A hue an algorithm; synthetic starts solid, others dashed or dotted.
+
+    Where that leaves too many of one hue (a grid of settings), a hue a method.
+    """
     algorithms = list(dict.fromkeys(method.algorithm for method in methods))
-    seen: dict[tuple[str, str], int] = {}
+    kinds = [method.init == "synthetic" for method in methods]
+    alike = [
+        (method.algorithm, kind) for method, kind in zip(methods, kinds, strict=True)
+    ]
+    crowded = max(map(alike.count, alike), default=0) > len(_SOLID)
     style = {}
-    for method in methods:
-        kind = "solid" if method.init == "synthetic" else "other"
-        nth = seen.get((method.algorithm, kind), 0)
-        seen[method.algorithm, kind] = nth + 1
-        pattern = ("solid", (0, (8, 1)), (0, (12, 2, 2, 2)))
-        if kind == "other":
-            pattern = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+    for index, (method, kind) in enumerate(zip(methods, kinds, strict=True)):
+        patterns = _SOLID if kind else _DASHED
+        if crowded:
+            nth = kinds[:index].count(kind)
+            hue, pattern = nth % len(_HUES), nth // len(_HUES)
+        else:
+            hue = algorithms.index(method.algorithm) % len(_HUES)
+            pattern = alike[:index].count(alike[index])
         style[method.name] = {
-            "color": _HUES[algorithms.index(method.algorithm) % len(_HUES)],
-            "linestyle": pattern[nth % len(pattern)],
+            "color": _HUES[hue],
+            "linestyle": patterns[pattern % len(patterns)],
         }
     return style
 
 
-def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
-    figure = matplotlib.figure.Figure(figsize=(6.4, 4.3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(color="#e4e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+_START_STYLE = {"color": pictures.GREY, "linestyle": (0, (1, 1.5))}
 
 
 def _draw(
-    axes: Any,
+    axes: Axes,
     method: Method,
     style: dict[str, Any],
     field: str,
+    *,
     logarithmic: bool = False,
+    spread: tuple[str, str] | None = None,
+    band: bool = True,
+    **options: Any,
 ) -> bool:
     """A line for the mean over seeds, a band of one standard deviation.
 
     On a logarithmic axis they are those of the logarithm: a band never reaches 0.
+
+    Args:
+      spread: the fields that give the band in place of that: its half width, and what
+        it does not go below.
+      options: of the line.
     """
     curves = [curve(run, field) for run in method.runs]
+    if logarithmic:
+        curves = [(rounds[v > 0], v[v > 0]) for rounds, v in curves]
     shared = set.intersection(*(set(rounds.tolist()) for rounds, _ in curves))
     if not shared:
         return False
     rounds = np.array(sorted(shared))
-    values = np.stack([v[np.isin(r, rounds)] for r, v in curves]).astype(np.float64)
-    if logarithmic:
-        values = np.log(values)
-    mean = values.mean(0)
-    std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(mean))
-    low, high = mean - std, mean + std
-    if logarithmic:
-        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
-    axes.plot(rounds, mean, label=method.name, linewidth=1.8, **style)
-    if len(values) > 1:
+
+    def of_seeds(field: str) -> np.ndarray:
+        found = [curve(run, field) for run in method.runs]
+        values = [v[np.isin(r, rounds)] for r, v in found]
+        return np.stack(values).astype(np.float64)
+
+    values = of_seeds(field)
+    if spread is not None:
+        mean, (width, least) = values.mean(0), map(of_seeds, spread)
+        low, high = np.maximum(mean - width.mean(0), least.min(0)), mean + width.mean(0)
+    else:
+        to_scale, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
+        values = to_scale(values)
+        mean = values.mean(0)
+        std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(mean))
+        mean, low, high = back(mean), back(mean - std), back(mean + std)
+    # A single round is a point, which a line would not show.
+    marker = "o" if len(rounds) == 1 else None
+    line = {"label": method.name, "linewidth": 1.8, "marker": marker, **options}
+    axes.plot(rounds, mean, **line, **style)
+    if band and (high > low).any():
         axes.fill_between(
             rounds, low, high, color=style["color"], alpha=0.13, linewidth=0
         )
     return True
 
 
-def _logarithmic(axes: Any) -> None:
-    """A logarithmic axis of values, labelled 0.5 and not 5 x 10^-1."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def _legend(axes: Any, **options: Any) -> None:
+def _legend(axes: Axes, **options: Any) -> None:
     if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_A_LEGEND:
-        return  # it would cover the curves; the table names the methods
+        return  # it would cover the curves; the tables show each method's line
     axes.legend(
         fontsize=8.5, handlelength=3.2, framealpha=0.8, edgecolor="none", **options
     )
 
 
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend of any length, for a picture that has to stand alone."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, 48) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(1.25 * width, height + 0.075 * lines + 0.2)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=2,
+        fontsize=7.5,
+        handlelength=3.2,
+        frameon=False,
+    )
+
+
 def learning_curves(
-    methods: Sequence[Method], start: Method | None, targets: Sequence[float]
-) -> Any:
-    """Test accuracy over rounds, all methods, with their spread over seeds."""
-    figure, axes = _axes("round", "test accuracy, %")
+    methods: Sequence[Method],
+    start: Method | None,
+    targets: Sequence[float],
+    alone: bool = False,
+) -> Figure:
+    """Test accuracy over rounds, all methods, with their spread over seeds.
+
+    Args:
+      alone: the picture goes without the tables, and names the methods in any case.
+    """
+    figure, axes = pictures.axes("round", "test accuracy, %")
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
     style = _style(methods)
     for target in targets:
         axes.axhline(target, color="#c9d0d6", linewidth=0.9)
     if start is not None:
         accuracy = row_of(start, ())["accuracy_mean"]
-        axes.axhline(
-            accuracy,
-            color=_GREY,
-            linewidth=1.4,
-            linestyle=(0, (1, 1.5)),
-            label=SYNTHETIC_ONLY,
-        )
+        axes.axhline(accuracy, linewidth=1.4, label=SYNTHETIC_ONLY, **_START_STYLE)
     for method in methods:
-        _draw(axes, method, style[method.name], "accuracy")
+        _draw(axes, method, style[method.name], "accuracy", band=_few(methods))
     axes.set_ylim(0, 1.01)
     axes.set_xlim(left=0)
-    _legend(axes, loc="lower right")
+    if alone and len(axes.get_legend_handles_labels()[0]) > _MOST_IN_A_LEGEND:
+        _legend_below(figure, axes)
+    else:
+        _legend(axes, loc="lower right")
     return figure
 
 
-def diversity_curves(methods: Sequence[Method]) -> Any | None:
-    """Gradient diversity over rounds, or None where no run measured it."""
-    figure, axes = _axes("round", "gradient diversity")
+def _few(methods: Sequence[Method]) -> bool:
+    """Few enough for bands that can be told apart."""
+    return len(methods) <= _MOST_IN_A_LEGEND
+
+
+def metric_curves(
+    methods: Sequence[Method],
+    field: str,
+    label: str,
+    *,
+    logarithmic: bool = False,
+    spread: tuple[str, str] | None = None,
+    legend: str = "upper right",
+) -> Figure | None:
+    """One metric over rounds, or None where no run measured it."""
+    figure, axes = pictures.axes("round", label)
     style = _style(methods)
+    band = len(methods) <= _MOST_BANDS if spread else _few(methods)
     drawn = [
-        _draw(axes, method, style[method.name], "gradient_diversity", logarithmic=True)
+        _draw(
+            *(axes, method, style[method.name], field),
+            logarithmic=logarithmic,
+            spread=spread,
+            band=band,
+        )
         for method in methods
     ]
     if not any(drawn):
         return None
-    _logarithmic(axes)
+    if logarithmic:
+        pictures.logarithmic(axes)
     axes.set_xlim(left=0)
-    _legend(axes, loc="upper right")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    _legend(axes, loc=legend)
     return figure
 
 
-def loss_curves(methods: Sequence[Method]) -> Any:
-    """Test loss over rounds."""
-    figure, axes = _axes("round", "test loss (cross-entropy)")
-    style = _style(methods)
-    for method in methods:
-        _draw(axes, method, style[method.name], "loss", logarithmic=True)
-    _logarithmic(axes)
-    axes.set_xlim(left=0)
-    _legend(axes, loc="upper right")
-    return figure
+def client_accuracy_curves(
+    methods: Sequence[Method], what: str, label: str
+) -> Figure | None:
+    """Accuracy of clients over rounds, pale before and full after fine-tuning.
 
-
-def partition_picture(counts: np.ndarray, class_names: Sequence[str]) -> Any:
-    """Examples of each class a client holds, as stacked bars.
+    Of many methods only after it.
 
     Args:
-      counts: `[clients, classes]`, as saved in a run's partition.json.
-      class_names: one a column.
+      what: "mean" or "worst_decile".
     """
-    figure, axes = _axes("client", "training examples")
-    bottom = np.zeros(len(counts))
-    colours = matplotlib.colormaps["tab20" if len(class_names) > 10 else "tab10"]
-    for index, name in enumerate(class_names):
-        axes.bar(
-            np.arange(len(counts)),
-            counts[:, index],
-            bottom=bottom,
-            width=0.9,
-            color=colours(index % colours.N),
-            label=str(name),
-        )
-        bottom += counts[:, index]
-    axes.grid(axis="x", visible=False)
-    axes.set_xlim(-0.7, len(counts) - 0.3)
-    if len(class_names) <= 20:
-        axes.legend(
-            frameon=False,
-            fontsize=7,
-            ncols=min(len(class_names), 10),
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.0),
-            handlelength=1,
-            columnspacing=1.0,
-        )
+    figure, axes = pictures.axes("round", label)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
+    style = _style(methods)
+    drawn = []
+    for method in methods:
+        line = axes, method, style[method.name]
+        if _few(methods):
+            before = {"label": "_", "linewidth": 1.2, "alpha": 0.45, "band": False}
+            _draw(*line, f"client_accuracy_{what}", **before)
+        drawn.append(_draw(*line, f"personalised_accuracy_{what}", band=_few(methods)))
+    if not any(drawn):
+        return None
+    axes.set_ylim(0, 1.01)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    _legend(axes, loc="lower right")
     return figure
 
 
-def _svg(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # Fixed ids and no date: the same numbers give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "gptfl", "font.size": 10}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+def client_accuracies(
+    method: Method, workdir: pathlib.Path
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(before, after fine-tuning) of the clients of all seeds, at their last test."""
+    before, after = [], []
+    for run in method.runs:
+        file = workdir / "federated" / run.folder / "client_accuracy.json"
+        if file.exists():
+            content = json.loads(file.read_text())
+            total = np.array(content["examples"])
+            before.append(np.array(content["right_before"]) / total)
+            after.append(np.array(content["right_after"]) / total)
+    return (np.concatenate(before), np.concatenate(after)) if before else None
 
 
-def _png(figure: Any, dots_per_inch: int) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
-    return buffer.getvalue()
+def client_accuracy_histograms(
+    methods: Sequence[Method], workdir: pathlib.Path
+) -> Figure | None:
+    """A row a method: histogram after fine-tuning upwards, before it downwards."""
+    found = [(method, client_accuracies(method, workdir)) for method in methods]
+    found = [(method, pair) for method, pair in found if pair is not None]
+    if not found:
+        return None
+    names = [textwrap.fill(method.name, 34) for method, _ in found]
+    figure, axes = pictures.axes(
+        "accuracy of a client on its held-out examples, %",
+        "",
+        (6.4, 1.1 + 0.62 * len(found)),
+    )
+    style, edges = _style(methods), np.linspace(0, 1, 21)
+    for row, (method, pair) in enumerate(found):
+        shares = [np.histogram(x, edges)[0] / len(x) for x in pair]
+        height = 0.42 / max(share.max() for share in shares)
+        colours = pictures.GREY, style[method.name]["color"]
+        signs = (1, -1)  # the axis grows downwards
+        for values, share, colour, sign in zip(
+            pair, shares, colours, signs, strict=True
+        ):
+            axes.bar(
+                edges[:-1],
+                sign * height * share,
+                bottom=row,
+                width=0.046,
+                align="edge",
+                color=colour,
+                alpha=0.75,
+            )
+            mean = np.mean(values)
+            axes.plot([mean, mean], [row, row + 0.46 * sign], color="k", linewidth=1.6)
+    axes.set_yticks(range(len(found)), names, fontsize=7.5)
+    axes.set_ylim(len(found) - 0.45, -0.55)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
+    axes.grid(axis="y", visible=False)
+    return figure
 
 
 def contact_sheet(examples: np.ndarray, cell: int, gap: int = 2) -> np.ndarray:
@@ -620,7 +802,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { text-align: left; padding-left: 0;
+  position: sticky; left: 0; background: #fff; white-space: normal; min-width: 13rem; }
+.swatch { margin-right: .6rem; vertical-align: middle; }
 tr.gptfl td { background: #f1f7fd; } tr.gptfl td:first-child { font-weight: 600; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
@@ -648,14 +832,32 @@ def _sheet_image(sheet: np.ndarray, caption: str) -> str:
     return _image("png", buffer.getvalue(), caption, caption)
 
 
-def _html_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
-    header, body = _table_cells(rows, targets)
+def _swatch(style: dict[str, Any]) -> str:
+    """The line of a method, as the pictures draw it."""
+    dashes = ""
+    if style["linestyle"] != "solid":
+        lengths = " ".join(f"{1.8 * length:g}" for length in style["linestyle"][1])
+        dashes = f' stroke-dasharray="{lengths}"'
+    return (
+        '<svg class="swatch" width="34" height="8" aria-hidden="true"><line x1="0" '
+        f'y1="4" x2="34" y2="4" stroke-width="2" stroke="{style["color"]}"{dashes}/>'
+        "</svg>"
+    )
+
+
+def _html_table(
+    rows: Sequence[dict[str, Any]],
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    style: dict[str, dict[str, Any]],
+) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     lines = []
     for row, cells in zip(rows, body, strict=True):
         gptfl = row["init"] == "synthetic" and row["algorithm"] != "none"
         mark = ' class="gptfl"' if gptfl else ""
         tds = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        tds = tds.replace("<td>", f"<td>{_swatch(style[row['name']])}", 1)
         lines.append(f"<tr{mark}>{tds}</tr>")
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
@@ -737,24 +939,138 @@ def _setting(methods: Sequence[Method], config: ConfigDict) -> str:
     """The setting that all runs share, in words."""
     federated = methods[0].runs[0].config["federated"]
     clients = _count(federated["num_clients"], "client")
-    partition = federated["partition"]
-    if partition == "natural":
-        clients = "natural clients"
-    elif partition == "dirichlet":
-        clients += f" with label skew Dirichlet({federated['alpha']:g})"
-    else:
-        clients += f" ({partition})"
+    alpha = f"Dirichlet({federated['alpha']:g})"
+    match federated["partition"]:
+        case "natural":
+            clients = "natural clients"
+        case "iid":
+            clients += " (IID)"
+        case "dirichlet":
+            clients += f" with label skew {alpha}"
+        case "dirichlet_balanced":
+            clients += f" of similar size with label skew {alpha}"
+        case "shards":
+            each = federated.get("shards_per_client")
+            shards = "shards" if each is None else _count(each, "shard")
+            clients += f" with {shards} of one label each"
+        case "quantity_skew":
+            clients += f" with sizes drawn from {alpha}"
+        case other:
+            clients += f" ({other})"
     local = (
         _count(federated["local_steps"], "step")
         if federated["local_steps"]
         else _count(federated["local_epochs"], "epoch")
     )
     seeds = {run.config["seed"] for method in methods for run in method.runs}
+    held_out = federated.get("client_test_fraction", 0)
+    if held_out:
+        clients += f", who hold out {held_out:.0%} of their examples"
     return (
         f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
         f"each for {local} in batches of {federated['batch_size']}; "
         f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}."
     )
+
+
+def _figure(figure: Figure | None, alt: str, caption: str) -> str:
+    """A figure as HTML; nothing where there is none."""
+    if figure is None:
+        return ""
+    return _image("svg+xml", pictures.svg(figure), alt, caption)
+
+
+def _clients(
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    style: dict[str, dict[str, Any]],
+    workdir: pathlib.Path,
+) -> list[str]:
+    """What was measured about the clients and their updates, as HTML."""
+    tested = any(row["client_accuracy_mean"] is not None for row in rows)
+    accuracy = (
+        " Clients' accuracy is on examples that they hold out of their training, every "
+        "client counting the same, before → after local fine-tuning; the worst tenth "
+        "are the clients with the lowest."
+    )
+    spread = ""
+    if len(methods) <= _MOST_BANDS:
+        spread = ", and their standard deviation over the clients of a round"
+    first = methods[0].runs[0]
+    picture = None
+    partition_file = workdir / "federated" / first.folder / "partition.json"
+    if partition_file.exists():
+        saved = json.loads(partition_file.read_text())
+        picture = pictures.partition(
+            np.array(saved["label_counts"]), saved["class_names"]
+        )
+    return [
+        "<h2>The clients</h2>",
+        '<p class="soft">Means over rounds and seeds; the update norm ± its standard '
+        "deviation over a round's clients. Drift and MB are those of the last "
+        f"round.{accuracy if tested else ''}</p>",
+        _html_table(rows, *_client_cells(rows), style),
+        '<div class="figures">',
+        _figure(
+            metric_curves(
+                *(methods, "gradient_diversity", "gradient diversity"), logarithmic=True
+            ),
+            "gradient diversity over rounds",
+            "Gradient diversity: the sum of the squared norms of the clients' updates "
+            "over the squared norm of their sum. Low: clients agree.",
+        ),
+        _figure(
+            metric_curves(methods, "cosine_mean", "cosine to the mean update"),
+            "cosine between clients' updates and their mean over rounds",
+            "Cosine between a client's update and the mean of all, averaged over the "
+            "clients of a round. 1: they agree.",
+        ),
+        _figure(
+            metric_curves(
+                *(methods, "update_norm_mean", "norm of a client's update"),
+                logarithmic=True,
+                spread=("update_norm_std", "update_norm_min"),
+            ),
+            "norm of the clients' updates over rounds",
+            f"How far clients move in a round{spread}.",
+        ),
+        _figure(
+            metric_curves(
+                *(methods, "drift", "distance from the start"), legend="upper left"
+            ),
+            "distance of the weights from the start over rounds",
+            "Drift: distance of the global weights from those the run started with.",
+        ),
+        _figure(
+            client_accuracy_curves(methods, "mean", "accuracy of clients, %"),
+            "accuracy of clients over rounds",
+            "Mean over clients of their accuracy on held-out examples"
+            + (
+                ". Pale: before local fine-tuning; full: after it."
+                if _few(methods)
+                else ", after local fine-tuning."
+            ),
+        ),
+        _figure(
+            client_accuracy_curves(
+                methods, "worst_decile", "accuracy of the worst tenth, %"
+            ),
+            "accuracy of the worst tenth of the clients over rounds",
+            "The same for the tenth of the clients with the lowest accuracy.",
+        ),
+        _figure(
+            client_accuracy_histograms(methods, workdir),
+            "histograms of the accuracy of clients",
+            "Clients by accuracy at the last test, all seeds. Grey, downwards: before "
+            "local fine-tuning; upwards: after it. The ticks are the means.",
+        ),
+        _figure(
+            picture,
+            "examples of each class the clients hold",
+            f"What clients hold for training (seed {first.config['seed']}).",
+        ),
+        "</div>",
+    ]
 
 
 def page(
@@ -767,6 +1083,8 @@ def page(
     targets = config.report.targets
     start = synthetic_only(methods)
     runs = [run for method in methods for run in method.runs]
+    style = _style(methods) | {SYNTHETIC_ONLY: _START_STYLE}
+    bands = ", bands one standard deviation" if _few(methods) else ""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -778,53 +1096,24 @@ def page(
         f'<p class="soft">{html.escape(_setting(methods, config))} Accuracy and F1 on '
         "the test set after the last round, mean ± standard deviation over seeds; "
         "MB are all weights sent up and down until then.</p>",
-        _html_table(rows, targets),
+        _html_table(rows, *_table_cells(rows, targets), style),
         "<h2>Learning curves</h2>",
         '<div class="figures">',
-        _image(
-            "svg+xml",
-            _svg(learning_curves(methods, start, targets)),
+        _figure(
+            learning_curves(methods, start, targets),
             "test accuracy over rounds",
-            "Test accuracy. Lines are means over seeds, bands one standard deviation.",
+            f"Test accuracy. Lines are means over seeds{bands}.",
         ),
-        _image(
-            "svg+xml",
-            _svg(loss_curves(methods)),
+        _figure(
+            metric_curves(
+                methods, "loss", "test loss (cross-entropy)", logarithmic=True
+            ),
             "test loss over rounds",
             "Test loss of the global model.",
         ),
         "</div>",
-        "<h2>The clients</h2>",
-        '<div class="figures">',
+        *_clients(methods, rows, style, workdir),
     ]
-    diversity = diversity_curves(methods)
-    if diversity is not None:
-        parts.append(
-            _image(
-                "svg+xml",
-                _svg(diversity),
-                "gradient diversity over rounds",
-                "Gradient diversity: the sum of the squared norms of the clients' "
-                "updates over the squared norm of their sum. Low: clients agree.",
-            )
-        )
-    partition_file = workdir / "federated" / runs[0].folder / "partition.json"
-    if partition_file.exists():
-        partition = json.loads(partition_file.read_text())
-        parts.append(
-            _image(
-                "svg+xml",
-                _svg(
-                    partition_picture(
-                        np.array(partition["label_counts"]), partition["class_names"]
-                    )
-                ),
-                "examples of each class a client holds",
-                f"What each client holds (seed {runs[0].config['seed']}); a colour a "
-                "class.",
-            )
-        )
-    parts.append("</div>")
     sheets = example_sheets(config, workdir)
     if sheets:
         parts += ["<h2>Synthetic beside real</h2>", '<div class="sheets">']
@@ -844,9 +1133,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     artifacts.write_json(workdir / "report.json", rows)
     artifacts.write_text(workdir / "report.html", page(methods, rows, config, workdir))
     artifacts.write_bytes(
-        workdir / "report.png", _png(learning_curves(methods, start, targets), 150)
+        workdir / "report.png",
+        pictures.png(learning_curves(methods, start, targets, alone=True)),
     )
     print(table(rows, targets))
+    print()
+    print(client_table(rows))
     for run_ in runs:
         planned, done = run_.config["federated"]["rounds"], run_.metrics[-1]["step"]
         if done < planned:

@@ -11,8 +11,9 @@ checkpoints.
 Everything about a run lies in `<workdir>/federated/<run>/`:
 
     run.json         command, config, versions
-    partition.json   size and class counts of every client
+    partition.json   size and class counts of every client; partition.png shows them
     metrics.jsonl    a line a round; round 0 measures the initial weights
+    client_accuracy.json   how the last test of the clients came out for each of them
     checkpoints/     server state, round and key; a run started again goes on from there
 
 A line of metrics.jsonl has `step` (the round), `train_loss`, what was measured about
@@ -20,6 +21,12 @@ the clients' updates (`gradient_diversity`, `update_norm_mean`, ...), `dropped` 
 whose update was not finite), `bytes_up` and `bytes_down` (sums over all rounds so far),
 `seconds`, and, every `eval_every` rounds and after the last one, `accuracy`, `macro_f1`
 and `loss` on the test set.
+
+With `client_test_fraction` every client holds some of its examples out of its training.
+Every `personalisation_every` rounds and after the last one, the same clients are tested
+on them, before and after local fine-tuning (gptfl_jax/fl/personalisation.py): the line
+then has `client_accuracy_mean`, `client_accuracy_worst_decile`, `client_accuracy_best`
+and the same of `personalised_accuracy`.
 """
 
 import collections
@@ -43,10 +50,18 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from federated import pictures
 from gptfl_jax import artifacts, configuration, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
-from gptfl_jax.fl import aggregation, algorithms, clients, sampling, streaming
+from gptfl_jax.fl import (
+    aggregation,
+    algorithms,
+    clients,
+    personalisation,
+    sampling,
+    streaming,
+)
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
 from gptfl_jax.launch import launch
 
@@ -54,7 +69,7 @@ SECTIONS = ("data", "model", "federated")
 
 # The streams of draws from the seed; a result depends on these numbers.
 _STAGE = 3
-_INITIAL_WEIGHTS, _COHORTS, _CLIENTS = range(3)
+_INITIAL_WEIGHTS, _COHORTS, _CLIENTS, _TESTED_CLIENTS, _FINE_TUNING = range(5)
 
 # A run may go on with other values of these: they change what is written or how fast,
 # not what is computed.
@@ -62,6 +77,7 @@ _FREE_TO_CHANGE = (
     *("run", "rounds", "eval_every", "eval_batch_size"),
     *("checkpoint_every", "keep_checkpoints"),
     *("client_execution", "client_lanes", "data_placement", "diagnostics"),
+    *("personalisation_every", "personalisation_clients"),
 )
 
 
@@ -82,6 +98,8 @@ class Setting(NamedTuple):
     """Devices that cohorts and tests are split over; None for a single one."""
     test_inputs: PyTree[Array]
     test_labels: Int32[Array, " examples"]
+    test_clients: Callable[..., personalisation.ClientCounts]
+    """Of `personalisation.make_evaluation`."""
 
 
 def prepare(config: ConfigDict) -> Setting:
@@ -105,7 +123,15 @@ def prepare(config: ConfigDict) -> Setting:
     mesh = clients.clients_mesh()
     algorithm = make_algorithm(config.federated, learner, mesh)
     test = _replicated((source.test.inputs, source.test.labels), mesh)
-    return Setting(source, learner, algorithm, mesh, *test)
+    test_clients = personalisation.make_evaluation(
+        algorithm,
+        learner,
+        local_training(config.federated),
+        batch_norm=config.federated.batch_norm,
+        execution=config.federated.client_execution,
+        mesh=mesh,
+    )
+    return Setting(source, learner, algorithm, mesh, *test, test_clients)
 
 
 def _replicated(tree: Any, mesh: Mesh | None) -> Any:
@@ -120,6 +146,7 @@ def shared_by(config: ConfigDict) -> str:
     not_compiled = (
         *("run", "init", "init_checkpoint"),
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
+        *("client_test_fraction", "personalisation_every", "personalisation_clients"),
         "data_placement",
     )
     for name in not_compiled:
@@ -129,11 +156,9 @@ def shared_by(config: ConfigDict) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def make_algorithm(
-    federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
-) -> algorithms.Algorithm:
-    """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
-    local = clients.LocalTraining(
+def local_training(federated: ConfigDict) -> clients.LocalTraining:
+    """How the clients of a config train."""
+    return clients.LocalTraining(
         optimizer=_optimizer(
             federated.client_optimizer,
             federated.client_learning_rate,
@@ -147,11 +172,17 @@ def make_algorithm(
         schedule=_schedule(federated),
         local_schedule=_COSINE if federated.local_schedule == "cosine" else None,
     )
+
+
+def make_algorithm(
+    federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
+) -> algorithms.Algorithm:
+    """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
     function = getattr(algorithms, federated.algorithm)
     try:
         return function(
             learner,
-            local,
+            local_training(federated),
             **_of_algorithm(federated),
             weighting=federated.weighting,
             aggregation=_aggregation(federated),
@@ -272,11 +303,27 @@ def initial_weights(
 
 
 def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
-    """Deals the training set to the clients.
+    """Deals the training set to the clients, less what they hold out.
 
     Raises:
       UserError: a cohort would be larger than the number of clients.
     """
+    owner, num_clients, held_out = _owners(config, train)
+    return _federate(train, owner, num_clients, ~held_out)
+
+
+def deal_held_out(
+    config: ConfigDict, train: sources.Dataset
+) -> partition.FederatedData:
+    """What the clients hold out of their training, of which `deal` gives the rest."""
+    owner, num_clients, held_out = _owners(config, train)
+    return _federate(train, owner, num_clients, held_out)
+
+
+def _owners(
+    config: ConfigDict, train: sources.Dataset
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """(client of each example, number of clients, whether the client holds it out)."""
     federated = config.federated
     owner, num_clients = partition.partition(
         federated.partition,
@@ -288,7 +335,15 @@ def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
         shards_per_client=federated.shards_per_client,
     )
     configuration.check_cohort(federated, num_clients)
-    return partition.federate(train, owner, num_clients)
+    held_out = partition.hold_out(owner, federated.client_test_fraction, config.seed)
+    return owner, num_clients, held_out
+
+
+def _federate(train, owner, num_clients, chosen):
+    if not chosen.all():
+        inputs = jax.tree.map(lambda x: x[chosen], train.inputs)
+        train = train._replace(inputs=inputs, labels=train.labels[chosen])
+    return partition.federate(train, owner[chosen], num_clients)
 
 
 def simulate(
@@ -463,6 +518,8 @@ def _record(
             "label_counts": summary.histogram,
         }
         artifacts.write_json(folder / "partition.json", content)
+        picture = pictures.partition(summary.histogram, content["class_names"])
+        artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
 
 
 class _Pending(NamedTuple):
@@ -472,6 +529,8 @@ class _Pending(NamedTuple):
     metrics: RoundMetrics | None
     counts: training.Counts | None
     """Of the test set, where a test is due."""
+    of_clients: personalisation.ClientCounts | None
+    """Of the clients' held-out examples, where their test is due."""
     state: algorithms.ServerState | None
     """To save, where a checkpoint is due."""
 
@@ -498,6 +557,9 @@ class _Loop:
         self.streamed = streamed
         self.data = data if streamed else clients.place(data, setting.mesh)
         self.sampler = make_sampler(config.federated, data)
+        self.folder = folder
+        if config.federated.personalisation_every:
+            self._choose_clients(data)
         self.metrics_file = artifacts.Metrics(
             folder / "metrics.jsonl", resume_after=start.round
         )
@@ -514,7 +576,9 @@ class _Loop:
         metrics = None
         pending = collections.deque()
         if self.start.round is None:
-            pending.append(_Pending(0, None, self._test(state), None))
+            pending.append(
+                _Pending(0, None, self._test(state), self._test_clients(state, 0), None)
+            )
         with (
             contextlib.closing(rows),
             tqdm(
@@ -533,12 +597,15 @@ class _Loop:
                 number = done + 1
                 last = number == federated.rounds
                 tested = last or number % federated.eval_every == 0
+                every = federated.personalisation_every
+                clients_tested = every and (last or number % every == 0)
                 saved = last or number % federated.checkpoint_every == 0
                 pending.append(
                     _Pending(
                         number,
                         metrics,
                         self._test(state) if tested else None,
+                        self._test_clients(state, number) if clients_tested else None,
                         state if saved else None,
                     )
                 )
@@ -565,6 +632,37 @@ class _Loop:
             None if mesh is None else NamedSharding(mesh, P(clients.AXIS)),
         )
 
+    def _choose_clients(self, data: partition.FederatedData) -> None:
+        """Which clients to test, with their examples on the device."""
+        held_out = deal_held_out(self.config, self.setting.source.train)
+        chosen = personalisation.choose(
+            _key(self.config.seed, _TESTED_CLIENTS),
+            data.offsets,
+            held_out.offsets,
+            self.config.federated.personalisation_clients,
+        )
+
+        def place(data: partition.FederatedData) -> partition.FederatedData:
+            if not self.streamed:
+                return clients.place(data, self.setting.mesh)
+            with contextlib.closing(
+                streaming.stream(data, [chosen], self.setting.mesh)
+            ) as rows:
+                return next(rows)[1]
+
+        self.tested_clients, self.held_out = chosen, place(held_out)
+        self.tested_data = place(data) if self.streamed else self.data
+
+    def _test_clients(
+        self, state: algorithms.ServerState, round: int
+    ) -> personalisation.ClientCounts | None:
+        if not self.config.federated.personalisation_every:
+            return None
+        key = jax.random.fold_in(_key(self.config.seed, _FINE_TUNING), round)
+        return self.setting.test_clients(
+            state, self.tested_data, self.held_out, self.tested_clients, key
+        )
+
     def _finish(self, pending: _Pending, bar: tqdm) -> None:
         """Waits for a round, writes its line, and saves where that is due."""
         line = {}
@@ -584,6 +682,8 @@ class _Loop:
             tested = training.metrics(pending.counts)
             line |= tested._asdict()
             bar.set_postfix_str(f"accuracy {tested.accuracy:.3f}", refresh=False)
+        if pending.of_clients is not None:
+            line |= self._of_clients(pending.round, pending.of_clients)
         now = time.perf_counter()
         self.metrics_file.write(pending.round, **line, seconds=now - self.clock)
         self.clock = now
@@ -596,6 +696,22 @@ class _Loop:
                 _checkpoint(state, packed, self.sent),
                 {"accuracy": line.get("accuracy", np.nan)},
             )
+
+    def _of_clients(
+        self, round: int, counts: personalisation.ClientCounts
+    ) -> dict[str, float]:
+        """Saves what became of each client, and gives what goes into the line."""
+        counts = jax.device_get(counts)
+        if jax.process_index() == 0:
+            content = {
+                "round": round,
+                "clients": self.tested_clients,
+                "examples": counts.total,
+                "right_before": counts.before,
+                "right_after": counts.after,
+            }
+            artifacts.write_json(self.folder / "client_accuracy.json", content)
+        return personalisation.summarise(counts)._asdict()
 
     def _all_dropped(self, round: int, line: dict[str, Any]) -> str:
         federated = self.config.federated

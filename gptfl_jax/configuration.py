@@ -486,6 +486,20 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "shards_per_client": _field(
             2, _whole(1), "shards of one class a client, in the shards partition"
         ),
+        "client_test_fraction": _field(
+            0.0,
+            _number(least=0, below=1),
+            "share of every client's examples held out of its training, to test it",
+        ),
+        "personalisation_every": _field(
+            0,
+            _whole(0),
+            "rounds between tests of clients on their held-out examples, before and "
+            "after local fine-tuning; 0: never",
+        ),
+        "personalisation_clients": _field(
+            100, _whole(0), "most clients in such a test, drawn at random; 0: all"
+        ),
         "client_execution": _field(
             "auto",
             _one_of("auto", "vmap", "packed"),
@@ -501,7 +515,8 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "auto",
             _one_of("auto", "device", "stream"),
             "all examples on the device, or each cohort's a round ahead (stream); "
-            "auto: stream what would take more than half of the free memory",
+            "auto: stream what would take more than half of the free memory. Clients "
+            "chosen by personalisation_clients stay on the device",
         ),
         "diagnostics": _field(
             True, _FLAG, "gradient diversity and update norms each round"
@@ -742,6 +757,12 @@ def _check_together(config: ConfigDict) -> None:
         if federated.sampling == "availability" and not federated.availability_file:
             raise _refused(
                 "federated.availability_file", "", "a file, for sampling availability"
+            )
+        if federated.personalisation_every and not federated.client_test_fraction:
+            raise _refused(
+                "federated.personalisation_every",
+                federated.personalisation_every,
+                "0 while config.federated.client_test_fraction = 0 holds nothing out",
             )
         for side in ("client", "server"):
             _check_optimizer_options(

@@ -8,10 +8,13 @@ seconds. `federate` turns the result into the arrays the engine works on.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Int32, PyTree, Shaped
+from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
 from gptfl_jax import configuration
 from gptfl_jax.data.sources import Dataset
+
+# Beside the seed in the generator of `hold_out`.
+_HOLD_OUT = 1
 
 
 class FederatedData(NamedTuple):
@@ -28,6 +31,10 @@ class FederatedData(NamedTuple):
     starts: Int32[Array | np.ndarray, " cohort"] | None = None
     """Where in `inputs` each client of the cohort begins, when that holds the rows of
     one cohort only; None: at its offset."""
+
+    def begins(self, cohort: Int[Array, " cohort"]) -> Int32[Array, " cohort"]:
+        """First row of each client of the cohort that the rows are of, or of any."""
+        return self.offsets[cohort] if self.starts is None else self.starts
 
 
 class Summary(NamedTuple):
@@ -215,6 +222,33 @@ def partition(
                 "dirichlet, dirichlet_balanced, shards or quantity_skew"
             )
     return owner, num_clients
+
+
+def hold_out(
+    client_of_example: Int[np.ndarray, " examples"],
+    fraction: int | float,
+    seed: int,
+) -> Bool[np.ndarray, " examples"]:
+    """Which examples each client keeps out of its training, to be tested on them.
+
+    Of a client's n examples these are `fraction * n`, rounded (halves to even), but
+    never all of them: at least one stays for training. Drawn uniformly among them.
+
+    Raises:
+      ValueError: a fraction outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"held-out fraction {fraction}: takes a number in [0, 1)")
+    # A stream of its own: not the draws that dealt the examples.
+    draws = np.random.default_rng((seed, _HOLD_OUT)).random(len(client_of_example))
+    order = np.lexsort((draws, client_of_example))
+    sizes = np.bincount(client_of_example)
+    counts = np.minimum(np.rint(fraction * sizes), np.maximum(sizes - 1, 0))
+    owner = client_of_example[order]
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[owner]
+    held_out = np.empty(len(order), bool)
+    held_out[order] = rank < counts[owner]
+    return held_out
 
 
 def federate(

@@ -279,8 +279,6 @@ def describe(
     earlier = rank - lax.cummax(jnp.where(new, rank, 0))
     earlier = jnp.zeros_like(rank).at[order].set(earlier)
 
-    starts = data.offsets[cohort] if data.starts is None else data.starts
-
     def entry(client, occurrence, takes_part, start):
         order_key, step_key = _client_keys(key, client, occurrence)
         size = data.offsets[client + 1] - data.offsets[client]
@@ -294,7 +292,7 @@ def describe(
         jnp.append(cohort, nobody),
         jnp.append(earlier.astype(jnp.int32), nobody),
         jnp.append(taking_part, nobody > 0),
-        jnp.append(starts, nobody),
+        jnp.append(data.begins(cohort), nobody),
     )
 
 
@@ -413,10 +411,7 @@ def make_cohort_trainer(
         raise ValueError(
             f"epochs {local.epochs}, steps {local.steps}: one must be positive"
         )
-    if execution == "auto":
-        execution = "packed" if jax.default_backend() == "cpu" else "vmap"
-    if execution not in ("packed", "vmap"):
-        raise ValueError(f"execution {execution!r}: takes 'auto', 'packed' or 'vmap'")
+    execution = _resolved(execution)
     if lanes < 0:
         raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
     if row_block and (row_block < 0 or execution != "packed"):
@@ -501,6 +496,61 @@ def make_cohort_trainer(
         return CohortResult(message, spread, stats, own, weight)
 
     return train
+
+
+def make_local_trainer(
+    rule: LocalRule, local: LocalTraining, *, execution: str = "auto"
+) -> Callable[..., PyTree]:
+    """Builds (context, data, entries, measure, extra) -> what is measured, [clients].
+
+    For training outside of rounds: nothing is reported or combined, and the learning
+    rate is the optimizer's own, without `LocalTraining.schedule`. In the context, `own`
+    is [clients, ...], as are `entries` (a `Cohort`) and `extra`; `measure` is called
+    with (variables at the start, trained variables, the client's part of `extra`).
+
+    Args:
+      execution: "packed" (holds the weights of one client at a time), "vmap" (of all
+        of them), or "auto" for what suits the backend.
+
+    Raises:
+      ValueError: an unknown execution.
+    """
+    packed = _resolved(execution) == "packed"
+    asked = _Client(rule, local, 0)
+
+    def train(
+        context: Context,
+        data: FederatedData,
+        entries: Cohort,
+        measure: Callable[[Variables, Variables, Any], PyTree],
+        extra: PyTree,
+    ) -> PyTree:
+        def finish(own, progress, more):
+            trained = {"params": progress.params, **progress.model_state}
+            return measure(rule.begin(context._replace(own=own)), trained, more)
+
+        if not packed:
+            progress = asked.train_lanes(context, data, entries, None)
+            return jax.vmap(finish)(context.own, progress, extra)
+        first = context._replace(own=jax.tree.map(_first, context.own))
+        client = asked._replace(row_block=_suited_block(asked, first, data))
+
+        def alone(of_client):
+            own, entry, more = of_client
+            progress = client.train(context._replace(own=own), data, entry, None)
+            return finish(own, progress, more)
+
+        return lax.map(alone, (context.own, entries, extra))
+
+    return train
+
+
+def _resolved(execution: str) -> str:
+    if execution == "auto":
+        return "packed" if jax.default_backend() == "cpu" else "vmap"
+    if execution not in ("packed", "vmap"):
+        raise ValueError(f"execution {execution!r}: takes 'auto', 'packed' or 'vmap'")
+    return execution
 
 
 def _run(

@@ -8,7 +8,7 @@ a policy must be chosen. All keep them away from the server optimizer:
 - "local": FedBN: On Federated Learning on Non-IID Features via Local Batch
   Normalization (arXiv 2102.07623): every client keeps the statistics, scales and biases
   of its batch norms to itself. The server's stay as they were; test clients with
-  theirs (`diagnostics.personalisation`);
+  theirs (`gptfl_jax.fl.personalisation`);
 - "freeze": clients train with the running statistics they were sent, and nobody changes
   them, as usual in fine-tuning.
 

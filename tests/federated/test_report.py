@@ -21,9 +21,13 @@ def make_run(
     name: str,
     accuracies: list[float | None],
     seed: int = 0,
+    measured: bool = False,
     **federated,
 ) -> None:
-    """A run whose round r sent 1,000 r bytes up and 500 r down."""
+    """A run whose round r sent 1,000 r bytes up and 500 r down.
+
+    `measured`: with all that a run may measure about its clients.
+    """
     config = make_config(rounds=len(accuracies) - 1, run=name, **federated)
     config.seed = seed
     folder = workdir / "federated" / name
@@ -33,8 +37,22 @@ def make_run(
         line = {"bytes_up": 1000 * step, "bytes_down": 500 * step}
         if step:
             line |= {"train_loss": 1.0, "gradient_diversity": 0.1 * step, "dropped": 0}
+        if step and measured:
+            line |= {"inverse_gradient_diversity": 10 / step, "cosine_mean": 0.5}
+            line |= {"update_norm_mean": 2.0 * step, "update_norm_std": 0.7 * step}
+            line |= {"update_norm_min": 1.5 * step, "drift": 3.0 * step}
         if accuracy is not None:
             line |= {"accuracy": accuracy, "macro_f1": accuracy - 0.1, "loss": 0.5}
+            if measured:
+                # Seed s: 10 s % better after fine-tuning.
+                line |= {
+                    "client_accuracy_mean": accuracy,
+                    "client_accuracy_worst_decile": accuracy / 2,
+                    "client_accuracy_best": 1.0,
+                    "personalised_accuracy_mean": accuracy + 0.1 * seed,
+                    "personalised_accuracy_worst_decile": accuracy / 2 + 0.1 * seed,
+                    "personalised_accuracy_best": 1.0,
+                }
         metrics.write(step, **line, seconds=2.0)
     counts = np.arange(120).reshape(12, 10)
     artifacts.write_json(
@@ -106,6 +124,136 @@ def test_table_is_aligned(workdir, capsys):
     end = lines[0].index("accuracy %") + len("accuracy %")
     assert all(line[end - 1] != " " and line[end] == " " for line in table)
     assert f"report   {workdir / 'report.html'}" in lines
+
+
+def test_numbers_of_the_clients(workdir, capsys):
+    options = {"algorithm": "fedprox", "measured": True}
+    make_run(workdir, "prox-s0", [0.1, None, 0.4, 0.6], seed=0, **options)
+    make_run(workdir, "prox-s1", [0.1, None, 0.4, 0.7], seed=1, **options)
+    for seed, after in ((0, [2, 8]), (1, [4, 9])):
+        counts = {"examples": [4, 10], "right_before": [0, 5], "right_after": after}
+        folder = workdir / f"federated/prox-s{seed}"
+        artifacts.write_json(folder / "client_accuracy.json", counts)
+    report.run(make_config(), workdir)
+    rows = rows_of(workdir)
+    row = rows["FedProx from scratch"]
+    # Rounds 1, 2 and 3: diversity 0.1, 0.2, 0.3 and inverse 10, 5, 10 / 3.
+    assert row["gradient_diversity_mean"] == pytest.approx(0.2)
+    assert row["inverse_gradient_diversity_mean"] == pytest.approx(55 / 9)
+    assert row["cosine_mean"] == 0.5
+    assert row["update_norm_mean"] == 4 and row["update_norm_std"] == pytest.approx(1.4)
+    assert row["drift"] == 9
+    # The last test: 60 and 70 %, after fine-tuning 60 and 80 %.
+    assert row["client_accuracy_mean"] == pytest.approx(0.65)
+    assert row["personalised_accuracy_mean"] == pytest.approx(0.7)
+    assert row["client_accuracy_worst_decile"] == pytest.approx(0.325)
+    assert row["personalised_accuracy_worst_decile"] == pytest.approx(0.375)
+    assert (row["bytes_up"], row["bytes_down"], row["bytes_total"]) == (
+        *(3000, 1500),
+        4500,
+    )
+    scratch = rows["FedAvg from scratch"]
+    assert scratch["drift"] is scratch["client_accuracy_mean"] is None
+    assert scratch["cosine_mean"] is scratch["update_norm_mean"] is None
+
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if "worst tenth %" in line)
+    (line,) = [x for x in lines[head:] if x.startswith("FedProx from scratch")]
+    assert line.split()[3:] == [
+        *("0.2", "6.11", "0.5", "4", "±", "1.4", "9"),
+        *("65.0", "→", "70.0", "32.5", "→", "37.5", "0.00", "0.00", "0"),
+    ]
+    assert lines[head].rstrip().endswith("dropped") and len(lines[head]) == len(line)
+
+    methods = report.methods_of(report.load_runs(workdir))
+    before, after = report.client_accuracies(methods[1], workdir)
+    assert methods[1].name == "FedProx from scratch"
+    assert before.tolist() == [0, 0.5, 0, 0.5]
+    assert after.tolist() == [0.5, 0.8, 1, 0.9]
+    page = (workdir / "report.html").read_text()
+    pictures = re.findall(r'<img alt="([^"]*)" src="data:image/svg', page)
+    assert len(pictures) == len(set(pictures)) == 10
+    assert "65.0 → 70.0" in page
+
+
+def test_table_of_clients_has_no_empty_columns(workdir, capsys):
+    report.run(make_config(), workdir)
+    (head,) = [x for x in capsys.readouterr().out.splitlines() if "diversity" in x]
+    assert head.split() == ["method", "diversity", "MB", "up", "MB", "down", "dropped"]
+
+
+def test_curve_of_norms_has_the_spread_over_clients(workdir):
+    make_run(workdir, "prox-s0", [0.1, 0.4], algorithm="fedprox", measured=True)
+    methods = report.methods_of(report.load_runs(workdir, ["prox-s0"]))
+    figure = report.metric_curves(
+        *(methods, "update_norm_mean", ""),
+        spread=("update_norm_std", "update_norm_min"),
+    )
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 2]]
+    (band,) = axes.collections
+    # One standard deviation, 0.7, but not below the least norm.
+    vertices = band.get_paths()[0].vertices[:, 1]
+    assert sorted(set(vertices)) == pytest.approx([1.5, 2.7])
+
+
+def test_many_methods_have_a_line_each_and_are_named_in_the_picture(tmp_path):
+    for number in range(30):
+        rate = 0.001 * (number + 1)
+        init = ("random", "synthetic")[number % 2]
+        make_run(tmp_path, f"m{number}", [0.1, 0.5], init=init, prox_mu=rate)
+    methods = report.methods_of(report.load_runs(tmp_path))
+    styles = [tuple(style.values()) for style in report._style(methods).values()]
+    assert len(set(styles)) == 30
+    alone = report.learning_curves(methods, None, (), alone=True)
+    named = [text.get_text() for text in alone.legends[0].get_texts()]
+    assert [" ".join(name.split()) for name in named] == [m.name for m in methods]
+    assert "FedAvg from scratch (prox_mu 0.003)" in named
+    assert not report.learning_curves(methods, None, ()).legends
+    report.run(make_config(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    # In both tables, with the starting weights, which are no run of their own.
+    assert page.count('class="swatch"') == 2 * 31
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        *(("fedavg", "FedAvg"), ("fedavgm", "FedAvgM"), ("scaffold", "SCAFFOLD")),
+        *(("fednova", "FedNova"), ("feddyn", "FedDyn"), ("moon", "MOON")),
+        ("local_only", "Local training"),
+    ],
+)
+def test_names_of_methods(algorithm, name):
+    assert report._display_name(algorithm, "random") == f"{name} from scratch"
+    assert report._display_name(algorithm, "synthetic") == f"GPT-FL ({name})"
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ("natural", ": natural clients, 3 of them"),
+        ("iid", ": 12 clients (IID), 3 of them"),
+        ("dirichlet", ": 12 clients with label skew Dirichlet(0.5), 3 of them"),
+        (
+            "dirichlet_balanced",
+            ": 12 clients of similar size with label skew Dirichlet(0.5), 3",
+        ),
+        ("shards", ": 12 clients with 2 shards of one label each, 3 of them"),
+        ("quantity_skew", ": 12 clients with sizes drawn from Dirichlet(0.5), 3"),
+    ],
+)
+def test_setting_in_words(partition, words):
+    config = make_config(alpha=0.5)
+    fields = config.federated.to_dict() | {
+        "partition": partition,
+        "shards_per_client": 2,
+    }
+    run = report.Run("a", {"federated": fields, "seed": 0}, [])
+    method = report.Method("FedAvg", "fedavg", "random", (run,))
+    assert words in report._setting([method], config)
+    fields["client_test_fraction"] = 0.2
+    assert "who hold out 20% of their examples, 3" in report._setting([method], config)
 
 
 def test_page_is_self_contained(workdir):

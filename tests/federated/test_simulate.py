@@ -29,6 +29,13 @@ def weights(folder: pathlib.Path, setting: simulate.Setting) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(restored)])
 
 
+TESTED_CLIENTS = {
+    "client_test_fraction": 0.25,
+    "personalisation_every": 4,
+    "personalisation_clients": 4,
+}
+
+
 def test_writes_what_it_says(tmp_path, setting, capsys):
     config = make_config()
     last = simulate.simulate(config, tmp_path, setting)
@@ -54,6 +61,8 @@ def test_writes_what_it_says(tmp_path, setting, capsys):
     assert np.sum(saved["label_counts"], axis=0).tolist() == real_counts.tolist()
     assert saved["class_names"] == [str(digit) for digit in range(10)]
     assert "12 clients, 1,415 examples" in capsys.readouterr().out
+    assert (folder / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "client_accuracy.json").exists()
 
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["federated"]["num_clients"] == 12
@@ -69,7 +78,7 @@ def test_writes_what_it_says(tmp_path, setting, capsys):
 
 
 def test_resumed_equals_uninterrupted(tmp_path, setting, monkeypatch):
-    config = make_config()
+    config = make_config(**TESTED_CLIENTS)
     whole = tmp_path / "whole" / "federated" / "fedavg-random-s0"
     simulate.simulate(config, tmp_path / "whole", setting)
 
@@ -92,9 +101,83 @@ def test_resumed_equals_uninterrupted(tmp_path, setting, monkeypatch):
     simulate.simulate(config, tmp_path / "stopped", setting)
 
     assert lines_without_seconds(stopped) == lines_without_seconds(whole)
+    assert (stopped / "client_accuracy.json").read_text() == (
+        whole / "client_accuracy.json"
+    ).read_text()
     np.testing.assert_allclose(
         weights(stopped, setting), weights(whole, setting), rtol=0, atol=1e-6
     )
+
+
+def test_clients_are_tested_on_what_they_hold_out(tmp_path, setting):
+    config = make_config(**TESTED_CLIENTS)
+    train = setting.source.train
+    data, held_out = (f(config, train) for f in (simulate.deal, simulate.deal_held_out))
+    # Nothing is lost, and nobody's test examples are in anybody's training.
+    both = np.concatenate([data.inputs, held_out.inputs]).reshape(len(train.labels), -1)
+    ordered, whole = (
+        x[np.lexsort(x.T)] for x in (both, train.inputs.reshape(both.shape))
+    )
+    np.testing.assert_array_equal(ordered, whole)
+    everything = simulate.deal(make_config(), train)
+    sizes, tests = np.diff(everything.offsets), np.diff(held_out.offsets)
+    np.testing.assert_array_equal(tests, np.rint(sizes / 4))
+    np.testing.assert_array_equal(np.diff(data.offsets), sizes - tests)
+
+    last = simulate.simulate(config, tmp_path, setting)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    metrics = artifacts.read_metrics(folder / "metrics.jsonl")
+    tested = [line["step"] for line in metrics if "client_accuracy_mean" in line]
+    assert tested == [0, 4, 6]
+    assert last["examples"] <= np.sort(sizes - tests)[-3:].sum()
+
+    # The file tells how the last test went, for the weights in the checkpoint.
+    saved = json.loads((folder / "client_accuracy.json").read_text())
+    clients = saved["clients"]
+    assert saved["round"] == 6 and len(set(clients)) == 4
+    assert saved["examples"] == tests[clients].tolist()
+    template = {"variables": setting.learner.init(jax.random.key(0))}
+    variables = artifacts.restore_checkpoint(folder / "checkpoints", template)
+    logits = setting.learner.predict(
+        jax.device_get(variables["variables"]), held_out.inputs
+    )
+    right = np.asarray(logits).argmax(-1) == held_out.labels
+    of_client = np.add.reduceat(right, held_out.offsets[:-1])
+    assert saved["right_before"] == of_client[clients].tolist()
+    before, after = (
+        np.array(saved[name]) / saved["examples"]
+        for name in ("right_before", "right_after")
+    )
+    assert last["client_accuracy_mean"] == pytest.approx(before.mean())
+    assert last["client_accuracy_worst_decile"] == pytest.approx(before.min())
+    assert last["client_accuracy_best"] == pytest.approx(before.max())
+    assert last["personalised_accuracy_mean"] == pytest.approx(after.mean())
+    assert last["personalised_accuracy_worst_decile"] == pytest.approx(after.min())
+    # A step on a client's few labels helps it.
+    assert after.mean() > before.mean()
+
+
+def test_when_clients_are_tested_may_change_but_not_what_they_hold_out(
+    tmp_path, setting
+):
+    simulate.simulate(
+        make_config(rounds=1, client_test_fraction=0.25), tmp_path / "a", setting
+    )
+    on = make_config(rounds=2, **TESTED_CLIENTS)
+    last = simulate.simulate(on, tmp_path / "a", setting)
+    assert last["step"] == 2 and "client_accuracy_mean" in last
+    # Testing them changes nothing else.
+    never = {**TESTED_CLIENTS, "personalisation_every": 0}
+    simulate.simulate(make_config(rounds=2, **never), tmp_path / "b", setting)
+    name = "federated/fedavg-random-s0"
+    np.testing.assert_array_equal(
+        weights(tmp_path / "a" / name, setting), weights(tmp_path / "b" / name, setting)
+    )
+    other = make_config(rounds=3, client_test_fraction=0.5)
+    with pytest.raises(
+        CheckpointMismatch, match=r"client_test_fraction is 0\.25 there"
+    ):
+        simulate.simulate(other, tmp_path / "a", setting)
 
 
 def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):

@@ -425,6 +425,19 @@ def test_config_string_is_checked(arg, says):
     assert says in str(caught.value)
 
 
+def test_testing_clients_needs_held_out_examples():
+    config = default_config("federated")
+    config.federated.personalisation_every = 5
+    assert refusal(config) == (
+        "config.federated.personalisation_every = 5: takes 0 while "
+        "config.federated.client_test_fraction = 0 holds nothing out"
+    )
+    config.federated.client_test_fraction = 0.2
+    validate(config)
+    config.federated.client_test_fraction = 1.0
+    assert "client_test_fraction = 1.0: takes a number >= 0 and < 1" in refusal(config)
+
+
 def test_cohort_check_for_stages():
     federated = default_config("federated").federated
     federated.cohort_size = 4

@@ -135,6 +135,31 @@ def test_quantity_skew_changes_sizes_only():
     assert abs(largest.mean() - 0.5) < 0.05
 
 
+def test_held_out_examples_are_a_share_of_each_client():
+    owner = np.random.default_rng(0).permutation(
+        np.repeat([0, 1, 3, 4], [10, 1, 25, 2])
+    )
+    held_out = partition.hold_out(owner, 0.3, seed=0)
+    # 3; 0.3 rounds to 0; 7.5 rounds to the even 8; 0.6 rounds to 1.
+    assert np.bincount(owner[held_out], minlength=5).tolist() == [3, 0, 0, 8, 1]
+    # However much is asked for, one example stays.
+    most = np.bincount(owner[partition.hold_out(owner, 0.999, seed=0)], minlength=5)
+    assert most.tolist() == [9, 0, 0, 24, 1]
+    assert not partition.hold_out(owner, 0.0, seed=0).any()
+    np.testing.assert_array_equal(held_out, partition.hold_out(owner, 0.3, seed=0))
+    assert (held_out != partition.hold_out(owner, 0.3, seed=1)).any()
+    with pytest.raises(ValueError, match=r"1\.0: takes a number in \[0, 1\)"):
+        partition.hold_out(owner, 1.0, seed=0)
+
+
+def test_held_out_examples_are_drawn_uniformly():
+    # Of 20,000 clients with 4 examples each, one held out: each place as often.
+    owner = np.tile(np.arange(20_000), 4)
+    held_out = partition.hold_out(owner, 0.25, seed=5).reshape(4, -1)
+    assert (held_out.sum(0) == 1).all()
+    np.testing.assert_allclose(held_out.mean(1), 0.25, atol=0.02)
+
+
 def test_many_clients():
     owner = partition.dirichlet(labels_of(400_000, 10), 100_000, 0.1, seed=0)
     sizes = np.bincount(owner, minlength=100_000)

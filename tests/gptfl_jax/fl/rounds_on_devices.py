@@ -1,5 +1,6 @@
 """Rounds of several algorithms on a number of CPU devices, printed as JSON."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients, sampling, streaming
+from gptfl_jax.fl import algorithms, clients, personalisation, sampling, streaming
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
 
 SIZES = (1, 7, 33, 12, 20, 50, 3, 9, 14)
@@ -18,12 +19,16 @@ COHORT_SIZE = 5  # Neither 2 nor 8 devices divide it.
 
 
 class Compilations(logging.Handler):
-    """Counts how often a round is compiled."""
+    """Counts how often a round and a test of clients are compiled."""
 
-    count = 0
+    def __init__(self):
+        super().__init__()
+        self.rounds = self.tests = 0
 
     def emit(self, record):
-        self.count += "Compiling jit(compiled_round)" in record.getMessage()
+        message = record.getMessage()
+        self.rounds += "Compiling jit(compiled_round)" in message
+        self.tests += "Compiling jit(evaluate)" in message
 
 
 def make_learner() -> Learner:
@@ -43,6 +48,10 @@ def make_learner() -> Learner:
         return masked_mean(losses, batch.mask), {"batch_stats": statistics}
 
     return Learner(init, loss, predict)
+
+
+def own_start(state, client):
+    return jax.tree.map(lambda x: x * (1 + 0.1 * client), state.variables)
 
 
 def main() -> None:
@@ -74,20 +83,37 @@ def main() -> None:
         "scaffold": lambda: algorithms.scaffold(learner, local, mesh=mesh),
     }
     resident = [(cohort, placed) for cohort in cohorts]
-    results = {
-        name: train(make(), variables, resident) for name, make in makers.items()
-    }
+    results = {}
+    for name, make in makers.items():
+        algorithm = make()
+        state, results[name] = train(algorithm, variables, resident)
+        if name != "packed":
+            execution = "vmap"
+            if name == "scaffold":
+                # As if clients kept weights of their own.
+                execution, algorithm = "packed", algorithm._replace(start=own_start)
+            # On the training examples themselves, of 7 clients 2 at a time.
+            measure = personalisation.make_evaluation(
+                algorithm, learner, local, execution=execution, mesh=mesh, lanes=2
+            )
+            results[name] |= test(measure, state, placed)
     streamed = streaming.stream(data, cohorts, mesh)
-    results["streamed scaffold"] = train(makers["scaffold"](), variables, streamed)
+    _, results["streamed scaffold"] = train(makers["scaffold"](), variables, streamed)
     print(json.dumps(results))
 
 
-def train(algorithm, variables, rows) -> dict:
-    state = algorithm.init(variables, len(SIZES))
+@contextlib.contextmanager
+def count_compilations():
     logger = logging.getLogger("jax")
     logger.propagate = False
     logger.handlers = [compilations := Compilations()]
     with jax.log_compiles():
+        yield compilations
+
+
+def train(algorithm, variables, rows) -> tuple[algorithms.ServerState, dict]:
+    state = algorithm.init(variables, len(SIZES))
+    with count_compilations() as compilations:
         for number, (cohort, data) in enumerate(rows):
             key = jax.random.fold_in(jax.random.key(2), number)
             state, metrics = algorithm.round(state, data, cohort, key)
@@ -95,11 +121,23 @@ def train(algorithm, variables, rows) -> dict:
     if state.own:
         own = [np.asarray(x) for x in jax.tree.leaves(state.own.pack().rows)]
     leaves = jax.tree.leaves(state.variables)
-    return {
+    return state, {
         "params": np.concatenate([np.ravel(x) for x in leaves]).tolist(),
         "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
         "metrics": {key: float(v) for key, v in metrics._asdict().items()},
-        "compilations": compilations.count,
+        "compilations": compilations.rounds,
+    }
+
+
+def test(measure, state, data) -> dict:
+    chosen = np.array([5, 2, 4, 8, 7, 3, 1])
+    with count_compilations() as compilations:
+        for number in range(2):
+            key = jax.random.fold_in(jax.random.key(3), number)
+            counts = measure(state, data, data, chosen, key)
+    return {
+        "compilations_of_tests": compilations.tests,
+        "counts": [np.asarray(x).tolist() for x in counts],
     }
 
 

@@ -39,6 +39,16 @@ def test_weights_and_metrics_do_not_depend_on_the_devices(results, devices):
             )
 
 
+@pytest.mark.parametrize("devices", [2, 8])
+def test_personalisation_does_not_depend_on_the_devices(results, devices):
+    for case in ("vmap", "scaffold"):
+        total, before, after = results[1][case]["counts"]
+        assert total == [50, 33, 20, 14, 9, 12, 7] and before != after
+        found = results[devices][case]
+        assert found["counts"] == [total, before, after], case
+        assert found["compilations_of_tests"] == 1, case
+
+
 def test_a_round_is_compiled_once_on_a_mesh(results):
     for devices, cases in results.items():
         for case, result in cases.items():
@@ -47,4 +57,5 @@ def test_a_round_is_compiled_once_on_a_mesh(results):
 
 def test_streamed_rounds_are_those_of_data_on_the_devices(results):
     for devices, cases in results.items():
-        assert cases["streamed scaffold"] == cases["scaffold"], devices
+        streamed = cases["streamed scaffold"]
+        assert streamed == {name: cases["scaffold"][name] for name in streamed}, devices

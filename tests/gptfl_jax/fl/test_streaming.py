@@ -80,7 +80,7 @@ def test_a_length_of_rows_is_compiled_once(problem):
         got = train(algorithm, problem.variables, 100, rows())
     logger.removeHandler(compilations)
     assert lengths == [32, 32, 100, 32, 100, 32]
-    assert compilations.count == 2
+    assert compilations.rounds == 2
     there = jax.device_put(data)
     expected = train(
         algorithm, problem.variables, 100, [(cohort, there) for cohort in cohorts]

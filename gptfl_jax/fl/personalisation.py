@@ -1,0 +1,257 @@
+"""How well clients are served: accuracy on their own held-out examples.
+
+Before and after local fine-tuning, which is the plainest personalisation: Salvaging
+Federated Learning by Local Adaptation (arXiv 2002.04758). A mean over all examples
+hides the clients that a global model fails; here every client counts the same, and the
+worst of them are a number of their own.
+
+A client starts from what `Algorithm.start` gives (the server's weights, or its own
+where it keeps some), and is fine-tuned as in a round: same optimizer, batches and
+epochs, but on the learner's plain loss and at the same learning rate in every round, so
+that measurements of different rounds compare.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
+
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.fl import clients, sampling
+from gptfl_jax.fl.algorithms import Algorithm, ServerState
+from gptfl_jax.fl.normalisation import apply_policy
+from gptfl_jax.training import Learner
+
+
+class ClientCounts(NamedTuple):
+    """Held-out examples of each client measured, and how many it got right."""
+
+    total: Int[Array | np.ndarray, " clients"]
+    before: Int[Array | np.ndarray, " clients"]
+    """Right before local fine-tuning."""
+    after: Int[Array | np.ndarray, " clients"]
+    """Right after it."""
+
+    def accuracies(
+        self,
+    ) -> tuple[Float[np.ndarray, " tested"], Float[np.ndarray, " tested"]]:
+        """(before, after) of the clients that have held-out examples."""
+        total, before, after = map(np.asarray, self)
+        tested = total > 0
+        return before[tested] / total[tested], after[tested] / total[tested]
+
+
+class AccuracySummary(NamedTuple):
+    """Of the accuracies of clients, each counting the same; NaN without clients."""
+
+    client_accuracy_mean: float
+    client_accuracy_worst_decile: float
+    """Mean over the tenth of the clients with the lowest accuracy, rounded up: of 25
+    clients the worst 3. They are chosen anew after fine-tuning."""
+    client_accuracy_best: float
+    personalised_accuracy_mean: float
+    """From here on, after local fine-tuning."""
+    personalised_accuracy_worst_decile: float
+    personalised_accuracy_best: float
+
+
+def summarise(counts: ClientCounts) -> AccuracySummary:
+    """Turns counts into numbers on the host; waits for the device."""
+
+    def numbers(accuracies: np.ndarray) -> tuple[float, float, float]:
+        if not len(accuracies):
+            return math.nan, math.nan, math.nan
+        worst = np.sort(accuracies)[: math.ceil(len(accuracies) / 10)]
+        return float(accuracies.mean()), float(worst.mean()), float(accuracies.max())
+
+    before, after = counts.accuracies()
+    return AccuracySummary(*numbers(before), *numbers(after))
+
+
+def choose(
+    key: PRNGKeyArray,
+    train_offsets: Int[np.ndarray, " clients_plus_1"],
+    test_offsets: Int[np.ndarray, " clients_plus_1"],
+    size: int,
+) -> Int32[np.ndarray, " chosen"]:
+    """`size` different clients among those with held-out examples; all if 0 or fewer.
+
+    Returns:
+      Clients in falling order of their training examples, as `make_evaluation` wants.
+
+    Raises:
+      UserError: no client has a held-out example.
+    """
+    available = np.flatnonzero(np.diff(test_offsets)).astype(np.int32)
+    sizes = np.diff(train_offsets)
+    if not len(available):
+        raise UserError(
+            "config.federated.client_test_fraction holds out no example of any client, "
+            f"the largest of which has {sizes.max()}: raise it, or set "
+            "config.federated.personalisation_every = 0"
+        )
+    if 0 < size < len(available):
+        drawn = sampling.cohort_of_available(key, 0, jnp.asarray(available), size)
+        available = np.sort(np.asarray(drawn))
+    return available[np.argsort(-sizes[available], kind="stable")]
+
+
+class _Rows(NamedTuple):
+    """Where held-out examples lie, [clients]."""
+
+    start: Int32[Array, " clients"]
+    size: Int32[Array, " clients"]
+
+
+def make_evaluation(
+    algorithm: Algorithm,
+    learner: Learner,
+    local: clients.LocalTraining,
+    *,
+    batch_norm: str = "average",
+    execution: str = "auto",
+    mesh: Mesh | None = None,
+    lanes: int = 16,
+) -> Callable[..., ClientCounts]:
+    """Builds (state, train, test, chosen, key) -> `ClientCounts` of the chosen clients.
+
+    `train` and `test` are the two parts of each client's examples, `chosen` different
+    clients (numpy; best by falling size, so that those who train together take equally
+    long). Returns without waiting for the device. Takes one pass over the chosen
+    clients, `lanes` a device at a time, whatever the population. Where clients keep
+    weights of their own, as many of them lie side by side.
+
+    Args:
+      algorithm: gives the weights a client starts from.
+      local: how clients fine-tune; its `schedule` over rounds is left out.
+      batch_norm: the algorithm's policy; under "freeze" fine-tuning keeps statistics.
+      execution: see `gptfl_jax.fl.clients`; "vmap" has `lanes` clients side by side.
+      mesh: over whose axis `clients` they are split; None: one device.
+
+    Raises:
+      ValueError: an unknown execution, or fewer than 1 lane.
+    """
+    if lanes < 1:
+        raise ValueError(f"lanes {lanes}: takes 1 or more")
+    rule = clients.plain_rule(learner)
+    if batch_norm == "freeze":
+        rule = apply_policy(rule, batch_norm)
+    shared_start = clients.make_local_trainer(rule, local, execution=execution)
+    own_start = clients.make_local_trainer(
+        rule._replace(begin=lambda context: context.own), local, execution=execution
+    )
+    devices = 1 if mesh is None else mesh.shape[clients.AXIS]
+
+    def count(variables, test: FederatedData, rows: _Rows) -> Int[Array, ""]:
+        """Held-out examples of a client that the variables get right."""
+        size = local.batch_size
+
+        def add(b, right):
+            place = b * size + jnp.arange(size)
+            inputs, labels = jax.tree.map(
+                lambda x: jnp.take(x, rows.start + place, axis=0, mode="clip"),
+                (test.inputs, test.labels),
+            )
+            logits = learner.predict(variables, inputs)
+            # Of logits with a NaN argmax makes a class, by chance the right one.
+            hit = (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+            return right + jnp.sum(hit & (place < rows.size), dtype=jnp.int32)
+
+        batches = lax.div(rows.size + (size - 1), jnp.int32(size))
+        return lax.fori_loop(0, batches, add, jnp.zeros((), jnp.int32))
+
+    def on_device(server, own, train, test, entries, rows):
+        trainer = own_start if jax.tree.leaves(own) else shared_start
+        return trainer(
+            clients.Context(server, (), own),
+            train,
+            entries,
+            lambda start, trained, rows: (
+                count(start, test, rows),
+                count(trained, test, rows),
+            ),
+            rows,
+        )
+
+    def everywhere(tree: PyTree) -> PyTree:
+        if mesh is None:
+            return tree
+        return lax.with_sharding_constraint(tree, clients.replicated(mesh))
+
+    @jax.jit
+    def describe(
+        train, test, chosen, key
+    ) -> tuple[clients.Cohort, _Rows, ClientCounts]:
+        """Of each client chosen, and behind them of nobody; no counts yet."""
+        sizes = test.offsets[chosen + 1] - test.offsets[chosen]
+        rows = _Rows(test.begins(chosen), sizes)
+        rows = jax.tree.map(lambda x: jnp.append(x, jnp.zeros(1, x.dtype)), rows)
+        counts = ClientCounts(*(jnp.zeros(len(chosen) + 1, jnp.int32),) * 3)
+        cohort = clients.describe(train, chosen, key, local)
+        return everywhere((cohort, rows, counts))
+
+    @jax.jit
+    def evaluate(counts, positions, server, own, train, test, cohort, rows):
+        """Fills in the counts of the clients at `positions` among the chosen."""
+        entries, its_rows = jax.tree.map(lambda x: x[positions], (cohort, rows))
+        run = on_device
+        if mesh is not None:
+            apart, whole = P(clients.AXIS), P()
+            run = jax.shard_map(
+                on_device,
+                mesh=mesh,
+                in_specs=(whole, apart, whole, whole, apart, apart),
+                out_specs=apart,
+                check_vma=False,
+            )
+        before, after = run(server, own, train, test, entries, its_rows)
+        new = ClientCounts(its_rows.size, before, after)
+        return everywhere(
+            jax.tree.map(lambda x, y: x.at[positions].set(y), counts, new)
+        )
+
+    def measure(
+        state: ServerState,
+        train: FederatedData,
+        test: FederatedData,
+        chosen: Int[np.ndarray, " chosen"],
+        key: PRNGKeyArray,
+    ) -> ClientCounts:
+        number = len(chosen)
+        cohort, rows, counts = describe(train, test, chosen.astype(np.int32), key)
+        width = min(lanes, math.ceil(number / devices))
+        for first in range(0, number, devices * width):
+            positions = first + np.arange(devices * width, dtype=np.int32)
+            positions = np.minimum(positions, number)
+            # Dealt in turn: every device gets large ones and small ones.
+            positions = positions.reshape(width, devices).T.ravel()
+            starts = [
+                algorithm.start(state, int(chosen[min(position, number - 1)]))
+                for position in positions
+            ]
+            server, own = starts[0], ()
+            if not _the_same(starts):
+                server, own = (), _stack(starts)
+            counts = evaluate(counts, positions, server, own, train, test, cohort, rows)
+        return jax.tree.map(lambda x: x[:-1], counts)
+
+    return measure
+
+
+def _the_same(trees: list[PyTree]) -> bool:
+    """Whether all are made of the very same arrays, as the server's weights are."""
+    first, *others = map(jax.tree.leaves, trees)
+    return all(x is y for other in others for x, y in zip(first, other, strict=True))
+
+
+@jax.jit
+def _stack(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
