@@ -230,7 +230,7 @@ class ClientStats(NamedTuple):
     weights: Float[Array, " cohort"]
     """Share of the cohort's weight, 0 for clients that did not count."""
     finite: Bool[Array, " cohort"]
-    """Whether what it sent was finite."""
+    """Whether what it sent, and keeps for itself, was finite."""
     steps: Int[Array, " cohort"]
     rows: Float[Array, " cohort"]
     """Examples trained on, counted once an epoch."""
@@ -640,14 +640,14 @@ class _Client(NamedTuple):
         )
 
     def finish(self, context: Context, progress: Progress):
-        """(message, new own state, norm of the update, whether all is finite)."""
+        """(message, new own state, norm of the update, whether all that is finite)."""
         variables = {"params": progress.params, **progress.model_state}
         mass = progress.shadow[0] if progress.shadow else ()
         measured = Measured(mass, progress.start_gradient)
         message, own = self.rule.report(context, variables, measured)
         # Dot products run vectorised on CPUs, sums of squares do not.
         square = _square(message.update)
-        rest = square + _square((message.model_state, message.extra))
+        rest = square + _square((message.model_state, message.extra, own))
         return message, own, jnp.sqrt(square), jnp.isfinite(rest)
 
     def message(self, context: Context, own: PyTree) -> Message:

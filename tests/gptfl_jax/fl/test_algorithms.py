@@ -569,19 +569,6 @@ def test_a_cohort_of_nothing_but_nan_leaves_the_state(problem, options):
         np.testing.assert_array_equal(old, new)
 
 
-def test_clients_without_examples_count_for_nothing(problem):
-    offsets = jnp.concatenate([problem.data.offsets, problem.data.offsets[-1:]])
-    data = problem.data._replace(offsets=offsets)
-    algorithm = algorithms.fedavg(problem.learner, LOCAL, weighting="uniform")
-    with_empty = problem._replace(data=data)
-    cohort = jnp.append(COHORT, jnp.int32(7))
-    _, state, (metrics,) = run(with_empty, algorithm, 1, cohort)
-    _, expected, _ = run(problem, algorithm, 1)
-    expected = {k: np.asarray(v) for k, v in expected.variables["params"].items()}
-    assert_close(state.variables["params"], expected, 1e-12)
-    assert int(metrics.clients) == 5
-
-
 def test_clients_that_fail_to_report(problem):
     algorithm = algorithms.fedavg(problem.learner, LOCAL, dropout=0.6)
     (key,), state, (metrics,) = run(problem, algorithm, 1)
