@@ -545,13 +545,15 @@ def _run(
             contexts, progress
         )
 
-        def keep(x, otherwise):
-            flag = finite.reshape((-1,) + (1,) * (x.ndim - 1))
+        def keep(x, otherwise, flag=finite):
+            flag = flag.reshape((-1,) + (1,) * (x.ndim - 1))
             return jnp.where(flag, x, otherwise)
 
         message = jax.tree.map(lambda x: keep(x, 0), message)
         norm = keep(norm, 0)
-        new = jax.tree.map(keep, new, mine)
+        trained = finite & (entries.steps > 0)
+        # Who failed to report goes on from what it had, not from where it would start.
+        new = jax.tree.map(lambda x, y: keep(x, y, trained), new, mine)
         own = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), own, new)
         weight = keep(_at(weights, position), 0)
         sums = Message(
@@ -560,7 +562,7 @@ def _run(
             add_weighted(sums.extra, message.extra, weight),
         )
         if diagnostics:
-            counts = (finite & (entries.steps > 0)).astype(norm.dtype)
+            counts = trained.astype(norm.dtype)
             inverse = counts / jnp.where(norm > 0, norm, 1)
             spread = Spread(
                 add_weighted(spread.total, message.update, counts),
@@ -771,6 +773,8 @@ class _Client(NamedTuple):
         mask = (place < entry.size).astype(_real())
         # Numbered behind the steps: other draws than theirs.
         key = jax.random.fold_in(entry.step_key, entry.steps + b)
+        # Padded by the client's own: 0 times a NaN of another's would be NaN.
+        place = jnp.clip(place, 0, jnp.maximum(entry.size - 1, 0))
         batch = _take(data, entry.start + place, mask)
         gradient = self._gradient(context, progress, batch, key)[1]
         share = mask.sum() / jnp.maximum(entry.size, 1)
@@ -797,7 +801,8 @@ class _Client(NamedTuple):
         """As `_gradient`, summed over blocks of rows."""
         size = self.row_block
         fill = (0, -index.shape[0] % size)
-        index, mask = jnp.pad(index, fill), jnp.pad(mask, fill)
+        # Padded by the client's own rows, as everywhere.
+        index, mask = jnp.pad(index, fill, mode="edge"), jnp.pad(mask, fill)
         count = mask.sum()
 
         def add(j, carry):
