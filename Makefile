@@ -1,7 +1,7 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make test     the tests; no torch needed
 # make long     the tests that take minutes each: kills at random moments
-# make parity   live comparisons with the torch implementations
+# make parity   live comparisons with the torch implementations and FedJAX
 # make lint     ruff, without changes; make format lets it change files
 #
 # Each makes .venv when it is missing, and installs what it needs again when

@@ -714,12 +714,15 @@ class _Loop:
         return personalisation.summarise(counts)._asdict()
 
     def _all_dropped(self, round: int, line: dict[str, Any]) -> str:
-        federated = self.config.federated
+        federated, dtype = self.config.federated, ""
+        if federated.dtype == "float16":
+            # Its largest number is 65504; bfloat16's range is that of float32.
+            dtype = "set config.federated.dtype (now float16) to bfloat16 or float32, "
         return (
             f"{self.name}, round {round}: the updates of all {line['dropped']} clients "
-            "were NaN or infinite, so there is nothing to go on with. Lower "
-            "config.federated.client_learning_rate "
-            f"(now {federated.client_learning_rate:g}) or set "
+            f"were NaN or infinite, so there is nothing to go on with. Try to {dtype}"
+            "lower config.federated.client_learning_rate "
+            f"(now {federated.client_learning_rate:g}), or set "
             "config.federated.clip_norm; metrics.jsonl shows how it came to this"
         )
 

@@ -72,6 +72,8 @@ def clipped_mean(max_norm: float, noise_multiplier: float = 0.0) -> Aggregation:
 
     Learning Differentially Private Recurrent Language Models (arXiv 1710.06963), with
     uniform weights and k the clients that reported. Accounting is left to the caller.
+    Only updates are clipped and noisy: batch statistics, and what SCAFFOLD and FedNova
+    send besides, are averaged as they are.
     """
 
     def add(sums, updates, weights, positions):

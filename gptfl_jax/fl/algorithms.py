@@ -104,7 +104,8 @@ class Algorithm(NamedTuple):
 
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
-    read on the host and the round cannot itself be compiled."""
+    read on the host and the round cannot itself be compiled; where the server keeps
+    some that goes with it, no client may be in a cohort twice."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
     it keeps some of its own."""
@@ -237,6 +238,12 @@ def compose(
             new, _, metrics = compiled_round(state, (), data, cohort, key)
             return new, metrics
         own, ids = state.own, np.asarray(cohort).tolist()
+        if len(set(ids)) < len(ids) and jax.tree.leaves(state.shared):
+            # c of SCAFFOLD would no longer be the mean of all c_i, nor h of FedDyn.
+            raise ValueError(
+                "a client is twice in the cohort, and would change the server's state "
+                "twice but its own once: draw without replacement for this algorithm"
+            )
         rows = _stack([own.rows.get(client, own.empty) for client in ids])
         bare = state._replace(own=())
         new, rows, metrics = compiled_round(bare, rows, data, cohort, key)
@@ -381,10 +388,12 @@ def fedopt(
     """FedAvg with a server optimizer: x <- x + optimizer(-sum_i p_i d_i).
 
     Adaptive Federated Optimization (arXiv 2003.00295): FedAdam, FedYogi and FedAdagrad
-    are `optax.adam`, `optax.yogi` and `optax.adagrad`; the paper's adaptivity tau is
-    their eps (1e-3 there, far above optax's 1e-8). `optax.sgd(1.0)` is FedAvg. Batch
-    statistics are averaged, and never seen by the optimizer, which in the original
-    GPT-FL moved them as if they were weights.
+    are `optax.adam`, `optax.yogi` and `optax.adagrad`. The paper's adaptivity tau (1e-3
+    there, far above the 1e-8 of optax.adam) is the eps of the first two; the eps of
+    adagrad stands under the root, in the place of tau^2. Unlike the paper's, optax's
+    Adam and Yogi correct the bias of their moments, and its second moments do not start
+    at tau^2. `optax.sgd(1.0)` is FedAvg. Batch statistics are averaged, and never seen
+    by the optimizer, which in the original GPT-FL moved them as if they were weights.
     """
     return compose(plain_rule(learner), local, server_optimizer, **options)
 
@@ -502,7 +511,8 @@ def fednova(
     K under plain SGD, sum_k (1 - rho^k) / (1 - rho) under momentum rho,
     sum_k (1 - eta mu)^k with a proximal term mu. It is measured, by taking the client's
     steps on a number with gradient 1, hence right for any optimizer that is linear in
-    the gradients, and for schedules. With equal steps at all clients this is FedAvg.
+    the gradients, and for schedules. The server goes sum_i p_i a_i far: with equal
+    steps at all clients this is FedAvg.
 
     Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization
     (arXiv 2007.07481). Norms and diversity in the metrics are of d_i / a_i, which is

@@ -230,7 +230,7 @@ class ClientStats(NamedTuple):
     weights: Float[Array, " cohort"]
     """Share of the cohort's weight, 0 for clients that did not count."""
     finite: Bool[Array, " cohort"]
-    """Whether what it sent was finite."""
+    """Whether what it sent, and keeps for itself, was finite."""
     steps: Int[Array, " cohort"]
     rows: Float[Array, " cohort"]
     """Examples trained on, counted once an epoch."""
@@ -598,13 +598,15 @@ def _run(
             contexts, progress
         )
 
-        def keep(x, otherwise):
-            flag = finite.reshape((-1,) + (1,) * (x.ndim - 1))
+        def keep(x, otherwise, flag=finite):
+            flag = flag.reshape((-1,) + (1,) * (x.ndim - 1))
             return jnp.where(flag, x, otherwise)
 
         message = jax.tree.map(lambda x: keep(x, 0), message)
         norm = keep(norm, 0)
-        new = jax.tree.map(keep, new, mine)
+        trained = finite & (entries.steps > 0)
+        # Who failed to report goes on from what it had, not from where it would start.
+        new = jax.tree.map(lambda x, y: keep(x, y, trained), new, mine)
         own = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), own, new)
         weight = keep(_at(weights, position), 0)
         sums = Message(
@@ -613,7 +615,7 @@ def _run(
             add_weighted(sums.extra, message.extra, weight),
         )
         if diagnostics:
-            counts = (finite & (entries.steps > 0)).astype(norm.dtype)
+            counts = trained.astype(norm.dtype)
             inverse = counts / jnp.where(norm > 0, norm, 1)
             spread = Spread(
                 add_weighted(spread.total, message.update, counts),
@@ -693,14 +695,14 @@ class _Client(NamedTuple):
         )
 
     def finish(self, context: Context, progress: Progress):
-        """(message, new own state, norm of the update, whether all is finite)."""
+        """(message, new own state, norm of the update, whether all that is finite)."""
         variables = {"params": progress.params, **progress.model_state}
         mass = progress.shadow[0] if progress.shadow else ()
         measured = Measured(mass, progress.start_gradient)
         message, own = self.rule.report(context, variables, measured)
         # Dot products run vectorised on CPUs, sums of squares do not.
         square = _square(message.update)
-        rest = square + _square((message.model_state, message.extra))
+        rest = square + _square((message.model_state, message.extra, own))
         return message, own, jnp.sqrt(square), jnp.isfinite(rest)
 
     def message(self, context: Context, own: PyTree) -> Message:
@@ -858,7 +860,8 @@ class _Client(NamedTuple):
         """As `_gradient`, summed over blocks of rows."""
         size = self.row_block
         fill = (0, -index.shape[0] % size)
-        index, mask = jnp.pad(index, fill), jnp.pad(mask, fill)
+        # Padded by the client's own rows, as everywhere.
+        index, mask = jnp.pad(index, fill, mode="edge"), jnp.pad(mask, fill)
         count = mask.sum()
 
         def add(j, carry):

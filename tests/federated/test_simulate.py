@@ -376,6 +376,96 @@ def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
         simulate.simulate(config, tmp_path, setting_with_nan._replace(source=source))
 
 
+@pytest.fixture(scope="module")
+def setting_in_float16(setting) -> simulate.Setting:
+    """Natural clients, the first two of which float16 cannot hold the inputs of."""
+    train = setting.source.train
+    inputs = train.inputs.astype(np.float32) / 255
+    inputs[train.clients < 2] *= 1e6
+    source = setting.source._replace(train=train._replace(inputs=inputs))
+    config = make_config(partition="natural", dtype="float16")
+    model = simulate.models.create("convnet", 10, **config.model.options)
+    learner = training.make_learner(
+        model,
+        training.example_of(inputs),
+        normalisation=training.Normalisation(*_HALF),
+        dtype="float16",
+    )
+    algorithm = simulate.make_algorithm(config.federated, learner, setting.mesh)
+    return setting._replace(source=source, learner=learner, algorithm=algorithm)
+
+
+def test_clients_that_overflow_float16_are_dropped_and_counted(
+    tmp_path, setting_in_float16
+):
+    config = make_config(partition="natural", dtype="float16", rounds=8)
+    simulate.simulate(config, tmp_path, setting_in_float16)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
+    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
+    too_large = [
+        int((simulate.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
+        for done in range(8)
+    ]
+    assert 0 < sum(too_large) and max(too_large) < 3
+    assert [line["dropped"] for line in metrics] == too_large
+    assert np.isfinite([line["train_loss"] for line in metrics]).all()
+    assert np.isfinite(weights(folder, setting_in_float16)).all()
+
+
+def test_a_cohort_that_overflows_float16_names_the_remedy(tmp_path, setting_in_float16):
+    train = setting_in_float16.source.train
+    all_large = train._replace(inputs=np.full_like(train.inputs, 1e6))
+    source = setting_in_float16.source._replace(train=all_large)
+    config = make_config(partition="natural", dtype="float16")
+    with pytest.raises(
+        simulate.CohortFailed,
+        match=r"round 1: the updates of all 3 clients were NaN or infinite.*set "
+        r"config\.federated\.dtype \(now float16\) to bfloat16 or float32, lower "
+        r"config\.federated\.client_learning_rate \(now 0\.1\)",
+    ):
+        simulate.simulate(config, tmp_path, setting_in_float16._replace(source=source))
+
+
+@pytest.mark.parametrize("cohort_size", [1, 12])
+def test_cohorts_of_one_and_of_all(tmp_path, setting, cohort_size):
+    config = make_config(cohort_size=cohort_size, rounds=2, eval_every=2)
+    simulate.simulate(config, tmp_path, setting)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
+    sizes = np.diff(simulate.deal(config, setting.source.train).offsets)
+    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
+    drawn = [simulate.sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
+    assert [line["examples"] for line in metrics] == [sizes[c].sum() for c in drawn]
+    assert [line["clients"] for line in metrics] == [cohort_size] * 2
+    # One update has no spread, and points where the mean points.
+    if cohort_size == 1:
+        for line in metrics:
+            assert line["update_norm_std"] == 0
+            assert line["gradient_diversity"] == pytest.approx(1, rel=1e-5)
+            assert line["cosine_mean"] == pytest.approx(1, rel=1e-5)
+    else:
+        assert [line["examples"] for line in metrics] == [1415] * 2
+
+
+def test_a_data_set_of_one_class(tmp_path, setting):
+    """Nine of the ten classes are names only; the tenth is learnt at once."""
+    train = setting.source.train
+    labels = np.full_like(train.labels, 3)
+    source = setting.source._replace(train=train._replace(labels=labels))
+    of_one_class = setting._replace(
+        source=source, test_labels=jax.numpy.full_like(setting.test_labels, 3)
+    )
+    last = simulate.simulate(make_config(), tmp_path, of_one_class)
+    # Macro F1 is over classes that are true or predicted, as in scikit-learn.
+    assert last["accuracy"] == last["macro_f1"] == 1
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    saved = json.loads((folder / "partition.json").read_text())
+    counts = np.array(saved["label_counts"])
+    assert counts.shape == (12, 10) and counts[:, 3].tolist() == saved["sizes"]
+    assert counts.sum() == 1415 and min(saved["sizes"]) >= 5
+
+
 def test_compare_runs_every_method_with_every_seed(
     workdir, setting, monkeypatch, capsys
 ):

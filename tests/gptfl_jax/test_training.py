@@ -434,6 +434,25 @@ def test_metrics_are_those_of_sklearn(batch_size):
     )
 
 
+@pytest.mark.parametrize("guess", [0, 2])
+def test_macro_f1_of_one_class_is_that_of_sklearn(guess):
+    """All examples are of class 2, and predicted right or wrong."""
+    inputs, truth = np.full((5, 1), guess, np.int32), np.full(5, 2, np.int32)
+    learner = training.make_learner(Given(), training.example_of(inputs))
+    variables = learner.init(jax.random.key(0))
+    result = training.evaluate(learner, variables, inputs, truth, 6)
+    assert result.accuracy == accuracy_score(truth, inputs[:, 0])
+    assert result.macro_f1 == f1_score(truth, inputs[:, 0], average="macro")
+
+
+def test_a_classifier_of_one_class_is_certain():
+    counts = training.Counts(np.array([[5]]), np.float32(0.0))
+    assert training.metrics(counts) == training.Metrics(0.0, 1.0, 1.0)
+    nobody = training.Counts(np.array([[0]]), np.float32(0.0))
+    assert training.metrics(nobody)[:2] == (0.0, 0.0)
+    assert np.isnan(training.metrics(nobody).macro_f1)
+
+
 def test_counts_add_up():
     counts = training.Counts(np.array([[3, 1], [0, 2]]), np.float32(3.0))
     both = jax.tree.map(np.add, counts, counts)

@@ -180,6 +180,20 @@ def test_partition_by_name():
     np.testing.assert_array_equal(owner, expected)
 
 
+@pytest.mark.parametrize(
+    "method", ["iid", "dirichlet", "dirichlet_balanced", "shards", "quantity_skew"]
+)
+def test_a_data_set_of_one_class(method):
+    data = dataset(np.zeros(40))
+    owner, count = partition.partition(
+        method, data, 10, seed=0, alpha=0.1, min_examples=2
+    )
+    summary = partition.summarise(partition.federate(data, owner, count), 1)
+    assert summary.sizes.min() >= 2 and summary.sizes.sum() == 40
+    np.testing.assert_array_equal(summary.histogram[:, 0], summary.sizes)
+    assert "of 1 to 1 classes" in str(summary)
+
+
 def test_what_cannot_be_split_is_refused():
     data = dataset(labels_of(30, 4))
     with pytest.raises(UserError, match="no natural clients"):

@@ -136,10 +136,15 @@ def make_problem() -> Problem:
 
 
 @pytest.fixture
-def problem() -> Iterator[Problem]:
-    """In float64, so that an implementation can be compared to 12 digits."""
-    # Every test compiles rounds of its own: do that fast rather than well.
+def quick_compilation() -> Iterator[None]:
+    """Every test compiles rounds of its own: do that fast rather than well."""
     jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def problem(quick_compilation) -> Iterator[Problem]:
+    """In float64, so that an implementation can be compared to 12 digits."""
     with jax.enable_x64(True):
         yield make_problem()
-    jax.config.update("jax_disable_most_optimizations", False)

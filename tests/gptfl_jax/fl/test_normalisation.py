@@ -1,5 +1,7 @@
 """Batch statistics in a federation, on a linear model behind one batch norm."""
 
+import functools
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,10 @@ import optax
 import pytest
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms
+from gptfl_jax.fl import algorithms, clients
 from gptfl_jax.fl.clients import LocalTraining
-from gptfl_jax.nn import BatchNorm
-from gptfl_jax.training import make_learner
+from gptfl_jax.nn import BatchNorm, GroupNorm
+from gptfl_jax.training import Batch, TrainState, make_learner, train_step
 
 COHORT = jnp.array([0, 2], jnp.int32)
 KEY = jax.random.key(1)
@@ -116,3 +118,38 @@ def test_freeze_trains_with_the_running_statistics(problem):
     p[np.arange(6), np.asarray(data.labels[:6])] -= 1
     moved = state.variables["params"]["classifier"]["kernel"] - kernel
     np.testing.assert_allclose(moved, -0.1 * np.sign(x.T @ p), atol=1e-4)
+
+
+class GroupModel(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, inputs, train=False, mask=None):
+        x = GroupNorm(num_groups=2, epsilon=1e-5, name="norm")(inputs)
+        return flax.linen.Dense(3, name="classifier")(x)
+
+
+def test_group_norm_has_nothing_to_average_and_sees_no_padding(problem):
+    """Clients equal central training on their batches, which nothing has padded."""
+    _, _, data = problem
+    learner = make_learner(GroupModel(), jax.ShapeDtypeStruct((4,), jnp.float32))
+    variables, optimizer = learner.init(jax.random.key(0)), optax.sgd(0.5)
+    assert set(variables) == {"params"}
+    # Client 0 has a batch of 4 and one of 2, client 2 two of 4 and one of 1.
+    step = jax.jit(functools.partial(train_step, learner, optimizer))
+    trained = []
+    for client, size in ((0, 6), (2, 9)):
+        order = clients.example_order(KEY, client, 0, size)
+        rows = int(data.offsets[client]) + np.asarray(order)
+        state = TrainState(variables, optimizer.init(variables["params"]), 0)
+        for batch in np.split(rows, range(4, size, 4)):
+            batch = Batch(data.inputs[batch], data.labels[batch], np.ones(len(batch)))
+            state, _ = step(state, batch, KEY)
+        trained.append(state.variables)
+    expected = jax.tree.map(lambda a, b: (6 * a + 9 * b) / 15, *trained)
+    for execution in ("packed", "vmap"):
+        local = LocalTraining(optimizer, batch_size=4)
+        algorithm = algorithms.fedavg(learner, local, execution=execution)
+        state, _ = algorithm.round(algorithm.init(variables, 3), data, COHORT, KEY)
+        found = state.variables
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
