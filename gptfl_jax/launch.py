@@ -15,6 +15,7 @@ import ctypes
 import difflib
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import re
@@ -23,11 +24,14 @@ import sys
 import textwrap
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
@@ -88,8 +92,13 @@ def launch(
         if command.distributed:
             _go_on_in_a_child(program)
         _start_jax(command, config)
-        with _lost_processes_known(program, command.heartbeat_timeout_s):
+        with _stopping_together(program, command.heartbeat_timeout_s):
             _announce(program, command)
+            agree(
+                json.dumps([program, config.to_dict()], default=str).encode(),
+                "was started with another config than process 0: start the same "
+                "command, with the same files, on all hosts",
+            )
             run(config, command.workdir)
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
@@ -115,6 +124,19 @@ def _leave(code: int) -> None:
         # The shutdown at exit waits for all processes, which may never come to theirs.
         os._exit(code)
     raise SystemExit(code)
+
+
+def agree(value: bytes, complaint: str) -> None:
+    """Make sure that all processes hold the same value.
+
+    Raises:
+        UserError: in all of them, one does not: "process <k> <complaint>".
+    """
+    if jax.process_count() == 1:
+        return
+    values = multihost_utils.process_allgather(np.uint32(zlib.crc32(value)))
+    if (values != values[0]).any():
+        raise UserError(f"process {np.argmax(values != values[0])} {complaint}")
 
 
 def _program_name(run: Callable) -> str:
@@ -412,6 +434,7 @@ _LOST = 3
 _FROM_SERVICE = re.compile(r"[EF]\d{4} .*(coordination_service|client\.h)")
 _ABORTED = "the JAX distributed service detected fatal errors"
 _NO_HEARTBEAT = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]*\d)")
+_NEVER_MET = "CoordinationService/RegisterTask"
 # How an error of a collective operation, or of waiting for the others, begins.
 _BROKEN_OFF = re.compile(
     r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|"
@@ -478,6 +501,12 @@ def _pass_on(stream: io.TextIOBase) -> str:
 
 
 def _explain_loss(said: str) -> str:
+    if _NEVER_MET in said:
+        return (
+            "the processes did not find each other within 5 minutes: start all of "
+            "them, and check that --coordinator_address is right and can be reached "
+            "from all hosts"
+        )
     found = _NO_HEARTBEAT.search(said)
     if found:
         lost = re.findall(r"\d+", found[1])
@@ -494,16 +523,18 @@ def _explain_loss(said: str) -> str:
 
 
 @contextlib.contextmanager
-def _lost_processes_known(program: str, heartbeat_timeout_s: int) -> Iterator[None]:
-    """Give the service time to find out whether a lost process is behind an error.
+def _stopping_together(program: str, heartbeat_timeout_s: int) -> Iterator[None]:
+    """Hold an error back until it is clear whether a lost process is behind it.
 
     The processes next to a lost one in a collective operation see a broken connection
     at once, the service misses a heartbeat after a while. If it does, it aborts us.
     """
     try:
         yield
-    except Exception as error:
-        if jax.distributed.is_initialized() and _broken_off(error):
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if _broken_off(error):
             patience_s = heartbeat_timeout_s + 15
             print(
                 f"{program}: the connection to another process broke off; waiting up "
@@ -511,6 +542,10 @@ def _lost_processes_known(program: str, heartbeat_timeout_s: int) -> Iterator[No
                 file=sys.stderr,
             )
             time.sleep(patience_s)
+        elif jax.process_index() == 0:
+            # With it goes the service, and the others would take it for lost. Let them
+            # first say why they stop: often for the same reason.
+            time.sleep(3)
         raise
 
 

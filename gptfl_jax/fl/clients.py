@@ -40,7 +40,7 @@ from gptfl_jax.fl.aggregation import (
     scale,
 )
 from gptfl_jax.fl.blocks import rows_at_once
-from gptfl_jax.training import Batch, Learner, Variables
+from gptfl_jax.training import Batch, Learner, Variables, replicate
 
 AXIS = "clients"
 """Mesh axis over which cohorts are split."""
@@ -182,7 +182,7 @@ def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
 
     Rounds read them there; data left elsewhere would be copied every round.
     """
-    return jax.device_put(data, None if mesh is None else replicated(mesh))
+    return replicate(data, mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
