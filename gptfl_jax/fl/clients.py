@@ -459,7 +459,7 @@ def make_cohort_trainer(
                 table[0],
                 jnp.arange(slots),
             )
-            return *lax.psum(sums, AXIS), jax.tree.map(lambda x: x[None], own)
+            return *_sum_over_devices(sums), jax.tree.map(lambda x: x[None], own)
 
         if mesh is None:
             context = Context(variables, shared, own)
@@ -593,6 +593,20 @@ def _run(
     stats = ClientStats(real, integer, integer, real, real, real)
     chunks = lax.div(used + (width - 1), width)
     return lax.fori_loop(0, chunks, chunk, (sums, spread, stats, context.own))
+
+
+def _sum_over_devices(tree: PyTree) -> PyTree:
+    """`psum` over the axis `clients`, in one all-reduce.
+
+    XLA combines those of one type. Integers, counts of one client each, go as floats,
+    which hold them exactly up to 2^24.
+    """
+
+    def to_float(x):
+        return x.astype(_real()) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+    total = lax.psum(jax.tree.map(to_float, tree), AXIS)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), total, tree)
 
 
 def _at(x: Array, index: Array) -> Array:
