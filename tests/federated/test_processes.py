@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from federated import compare, simulate
 from gptfl_jax import artifacts
@@ -52,11 +53,12 @@ class Processes:
 
     def wait(self) -> list[int]:
         """Exit codes."""
-        try:
-            return [process.wait(timeout=300) for process in self.started]
-        finally:
-            for process in self.started:
-                process.kill()
+        return [process.wait(timeout=300) for process in self.started]
+
+    def kill(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
 
     def outputs(self) -> list[list[str]]:
         """Lines that each of them wrote, but for those of JAX's transport on CPUs."""
@@ -64,6 +66,20 @@ class Processes:
             [line for line in log.read_text().splitlines() if "[Gloo]" not in line]
             for log in self.logs
         ]
+
+
+@pytest.fixture
+def start():
+    """Starts `Processes`, of which none outlives the test."""
+    started = []
+
+    def start(*arguments):
+        started.append(Processes(*arguments))
+        return started[-1]
+
+    yield start
+    for processes in started:
+        processes.kill()
 
 
 def assert_same(folder: pathlib.Path, expected: pathlib.Path, setting) -> None:
@@ -90,11 +106,11 @@ def assert_same(folder: pathlib.Path, expected: pathlib.Path, setting) -> None:
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5)
 
 
-def test_two_processes_compare_as_one_does(tmp_path, setting, monkeypatch):
+def test_two_processes_compare_as_one_does(start, tmp_path, setting, monkeypatch):
     config = make_config(cohort_size=3)
     config.compare.methods = {"fedavg": {"algorithm": "fedavg"}}
     config.compare.seeds = (0,)
-    processes = Processes("federated.compare", config, tmp_path / "two", 2, 2)
+    processes = start("federated.compare", config, tmp_path / "two", 2, 2)
     monkeypatch.setattr(simulate, "prepare", lambda config: setting)
     compare.run(config, tmp_path / "one")
     assert processes.wait() == [0, 0], processes.outputs()
@@ -128,7 +144,7 @@ def kill_after(processes, victim, folder, round):
         return codes, saved.latest_step()
 
 
-def test_lost_processes_and_other_numbers_of_them_change_nothing(tmp_path):
+def test_lost_processes_and_other_numbers_of_them_change_nothing(start, tmp_path):
     """Of one run, some rounds by 2 processes, by 1, by 4 and by 1 again.
 
     A cohort has 3 clients, which keep state: neither 2 nor 4 devices divide it.
@@ -147,20 +163,21 @@ def test_lost_processes_and_other_numbers_of_them_change_nothing(tmp_path):
         )
 
     setting = simulate.prepare(config(1))
-    endless, soon = config(1_000_000), "--heartbeat_timeout_s=10"
+    # More rounds than there is time for.
+    many, soon = config(1000), "--heartbeat_timeout_s=10"
     program, workdir = "federated.simulate", tmp_path / "workdir"
     folder = workdir / "federated" / "lost"
     died, lost = -signal.SIGKILL, 3
     remedy = "Start the same command again on all hosts"
 
-    processes = Processes(program, endless, workdir, 2, 1, soon)
+    processes = start(program, many, workdir, 2, 1, soon)
     codes, done = kill_after(processes, 1, folder, 0)
     assert codes == [lost, died], processes.outputs()
     last_line = processes.outputs()[0][-1]
     assert "process 1 was lost" in last_line and remedy in last_line
 
     simulate.simulate(config(done + 5), workdir, setting)
-    processes = Processes(program, endless, workdir, 4, 1, soon)
+    processes = start(program, many, workdir, 4, 1, soon)
     codes, done = kill_after(processes, 0, folder, done + 5)
     assert codes == [died, lost, lost, lost], processes.outputs()
     for lines in processes.outputs()[1:]:
