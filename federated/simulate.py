@@ -63,7 +63,7 @@ from gptfl_jax.fl import (
     streaming,
 )
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import agree, launch
 
 SECTIONS = ("data", "model", "federated")
 
@@ -122,7 +122,8 @@ def prepare(config: ConfigDict) -> Setting:
     )
     mesh = clients.clients_mesh()
     algorithm = make_algorithm(config.federated, learner, mesh)
-    test = _replicated((source.test.inputs, source.test.labels), mesh)
+    # On every device, so that no round has to move it there.
+    test = training.replicate((source.test.inputs, source.test.labels), mesh)
     test_clients = personalisation.make_evaluation(
         algorithm,
         learner,
@@ -132,11 +133,6 @@ def prepare(config: ConfigDict) -> Setting:
         mesh=mesh,
     )
     return Setting(source, learner, algorithm, mesh, *test, test_clients)
-
-
-def _replicated(tree: Any, mesh: Mesh | None) -> Any:
-    """On every device, so that no round has to move it there."""
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, P()))
 
 
 def shared_by(config: ConfigDict) -> str:
@@ -369,6 +365,12 @@ def simulate(
         setting = prepare(config)
     folder = workdir / "federated" / run_name(config)
     data = deal(config, setting.source.train)
+    if jax.process_count() > 1:
+        agree(
+            _digest((data, setting.source.test[:2])).encode(),
+            "reads other data than process 0: config.data.folder must hold the same "
+            "files on all hosts",
+        )
     variables = initial_weights(config, workdir, setting.learner)
     with artifacts.lock(folder):
         identity = _identity(config, variables)
@@ -423,7 +425,7 @@ def _digest(tree: PyTree[Array]) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()[:16]
 
 
@@ -435,9 +437,9 @@ def _start(
 ) -> tuple[_Start, algorithms.ServerState]:
     """The state of the last checkpoint, or of round 0."""
     state = setting.algorithm.init(
-        _replicated(variables, setting.mesh), len(data.offsets) - 1
+        training.replicate(variables, setting.mesh), len(data.offsets) - 1
     )
-    state = _replicated(state, setting.mesh)
+    state = training.replicate(state, setting.mesh)
     round = checkpoints.latest_step()
     if round is None:
         return _Start(None, 0, 0), state

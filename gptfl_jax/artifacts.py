@@ -18,6 +18,8 @@ import pathlib
 import platform
 import re
 import sys
+import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -213,11 +215,12 @@ def lock(folder: PathLike) -> Iterator[None]:
 
     The kernel drops the lock when the process ends, however it ends, so a kill leaves
     nothing to clean up. Of several processes of one run the first takes the lock, and
-    all of them learn whether it got it.
+    all of them learn whether it got it, and whether they see the same folder.
 
     Raises:
         WorkdirInUse: another run holds the folder.
         WriteError: the folder cannot be written to.
+        UserError: it is not the same folder for all processes.
     """
     refusal: UserError | None = None
     descriptor = None
@@ -230,6 +233,8 @@ def lock(folder: PathLike) -> Iterator[None]:
         refused = multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None))
         if refused and refusal is None:
             refusal = WorkdirInUse(f"{folder} is not free: process 0 says why")
+        elif not refused:
+            refusal = _not_shared(pathlib.Path(folder))
     try:
         if refusal is not None:
             raise refusal
@@ -260,8 +265,35 @@ def _take_lock(folder: pathlib.Path) -> int:
     # Only for the message above: the lock is the kernel's, not this text.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        holder = f"process {os.getpid()} on {platform.node()} since {now}\n"
+        os.write(descriptor, holder.encode())
+        os.fsync(descriptor)
     return descriptor
+
+
+def _not_shared(folder: pathlib.Path) -> UserError | None:
+    """The error where a process does not find the lock that the first has taken."""
+
+    def seen() -> int:
+        try:
+            return zlib.crc32((folder / ".lock").read_bytes())
+        except OSError:
+            return 0
+
+    expected = int(multihost_utils.broadcast_one_to_all(np.uint32(seen())))
+    # Network file systems may show a new file late.
+    patience = 20
+    while seen() != expected and patience:
+        time.sleep(0.5)
+        patience -= 1
+    same = multihost_utils.process_allgather(np.bool_(seen() == expected))
+    if same.all():
+        return None
+    return UserError(
+        f"process {np.argmin(same)} does not see what process 0 writes to {folder}: "
+        "take a --workdir that all hosts share, as a folder on NFS"
+    )
 
 
 # Lines that grow --------------------------------------------------------------------

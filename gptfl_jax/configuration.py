@@ -754,6 +754,14 @@ def _check_together(config: ConfigDict) -> None:
         federated = config.federated
         if federated.partition != "natural":
             check_cohort(federated, federated.num_clients)
+        own_state = federated.algorithm in ("scaffold", "feddyn")
+        if federated.sampling == "with_replacement" and own_state:
+            raise _refused(
+                "federated.sampling",
+                federated.sampling,
+                f"another for {federated.algorithm}: a client that is twice in a cohort "
+                "would change the server's state twice, but its own once",
+            )
         if federated.sampling == "availability" and not federated.availability_file:
             raise _refused(
                 "federated.availability_file", "", "a file, for sampling availability"

@@ -10,17 +10,28 @@ A program is a module with
 Its module docstring is what `--help` says it does.
 """
 
+import contextlib
+import ctypes
 import difflib
 import importlib.util
+import io
+import json
 import os
 import pathlib
+import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from absl import flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
@@ -42,6 +53,7 @@ class _Command(NamedTuple):
     coordinator_address: str | None
     num_processes: int | None
     process_id: int | None
+    heartbeat_timeout_s: int
 
 
 class _HelpWanted(Exception):
@@ -56,7 +68,8 @@ def launch(
     """Run a program: read the command line, check the config, start JAX, call `run`.
 
     An error that the user can mend is printed as one line and ends the process with
-    exit code 2; an interruption (Ctrl-C) ends it with 130. Any other error is a fault
+    exit code 2; an interruption (Ctrl-C) ends it with 130. Of several processes, the
+    loss of one ends the others with a line and exit code 3. Any other error is a fault
     of the program and keeps its traceback.
 
     Args:
@@ -76,12 +89,25 @@ def launch(
         for dotted, text in command.overrides:
             configuration.set_text(config, dotted, text)
         configuration.validate(config)
+        if command.distributed:
+            _go_on_in_a_child(program)
         _start_jax(command, config)
-        _announce(program, command)
-        run(config, command.workdir)
+        with _stopping_together(program, command.heartbeat_timeout_s):
+            _announce(program, command)
+            agree(
+                json.dumps([program, config.to_dict()], default=str).encode(),
+                "was started with another config than process 0: start the same "
+                "command, with the same files, on all hosts",
+            )
+            run(config, command.workdir)
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         _leave(2)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        _leave(1)
     except KeyboardInterrupt:
         print(
             f"{program}: interrupted; the same command goes on from here",
@@ -98,6 +124,19 @@ def _leave(code: int) -> None:
         # The shutdown at exit waits for all processes, which may never come to theirs.
         os._exit(code)
     raise SystemExit(code)
+
+
+def agree(value: bytes, complaint: str) -> None:
+    """Make sure that all processes hold the same value.
+
+    Raises:
+        UserError: in all of them, one does not: "process <k> <complaint>".
+    """
+    if jax.process_count() == 1:
+        return
+    values = multihost_utils.process_allgather(np.uint32(zlib.crc32(value)))
+    if (values != values[0]).any():
+        raise UserError(f"process {np.argmax(values != values[0])} {complaint}")
 
 
 def _program_name(run: Callable) -> str:
@@ -158,6 +197,14 @@ def _define_flags() -> flags.FlagValues:
         lower_bound=0,
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "heartbeat_timeout_s",
+        30,
+        "Of several processes, one that gives no sign of life for so many seconds is "
+        "lost, and the others stop.",
+        lower_bound=1,
+        flag_values=values,
+    )
     return values
 
 
@@ -204,6 +251,7 @@ def _read_command(argv: Sequence[str]) -> _Command:
         coordinator_address=values.coordinator_address,
         num_processes=values.num_processes,
         process_id=values.process_id,
+        heartbeat_timeout_s=values.heartbeat_timeout_s,
     )
 
 
@@ -337,11 +385,14 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
                     f"--cpu_devices={command.cpu_devices}: JAX has started already"
                 ) from None
     if command.distributed:
+        # It would catch SIGTERM, to save what we have saved anyway, and live on.
+        jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
                 coordinator_address=command.coordinator_address,
                 num_processes=command.num_processes,
                 process_id=command.process_id,
+                heartbeat_timeout_seconds=command.heartbeat_timeout_s,
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(
@@ -369,6 +420,143 @@ def _announce(program: str, command: _Command) -> None:
         f"{program}: {command.config} -> {command.workdir}, on {where}",
         flush=True,
     )
+
+
+# Lost processes ---------------------------------------------------------------------
+
+# When a process is lost, JAX's coordination service tells the others, and its C++ code
+# aborts them with a stack trace: Python cannot step in. So the work is done in a child,
+# and its parent says in a line what has happened.
+
+_LOST = 3
+"""Exit code of a process that stops because another one was lost."""
+
+_FROM_SERVICE = re.compile(r"[EF]\d{4} .*(coordination_service|client\.h)")
+_ABORTED = "the JAX distributed service detected fatal errors"
+_NO_HEARTBEAT = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]*\d)")
+_NEVER_MET = "CoordinationService/RegisterTask"
+# How an error of a collective operation, or of waiting for the others, begins.
+_BROKEN_OFF = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|"
+    r"FAILED_PRECONDITION): "
+)
+
+
+def _go_on_in_a_child(program: str) -> None:
+    """Fork. The child returns; the parent waits for it, explains its end, and exits."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read, write = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        # A group of its own: the parent passes Ctrl-C on, and it comes once.
+        os.setpgid(0, 0)
+        _end_with(parent)
+        # The parent reads what C++ code writes; Python's lines take the direct way.
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(write, 2)
+        os.close(read)
+        os.close(write)
+        return
+    os.close(write)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    with open(read, errors="replace") as stream:
+        said = _pass_on(stream)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == -signal.SIGABRT and _ABORTED in said:
+        print(f"{program}: {_explain_loss(said)}", file=sys.stderr, flush=True)
+        os._exit(_LOST)
+    sys.stderr.write(said)
+    if code < 0:
+        ended_by = signal.Signals(-code).name
+        print(f"{program}: ended by {ended_by}", file=sys.stderr)
+        code = 128 - code
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent is, where the system offers that (Linux)."""
+    with contextlib.suppress(AttributeError):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def _pass_on(stream: io.TextIOBase) -> str:
+    """Write the lines to stderr, up to the first complaint of the service.
+
+    Returns:
+        The rest: what matters of it is clear when the child has ended.
+    """
+    for line in stream:
+        if _FROM_SERVICE.match(line):
+            return line + stream.read()
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    return ""
+
+
+def _explain_loss(said: str) -> str:
+    if _NEVER_MET in said:
+        return (
+            "the processes did not find each other within 5 minutes: start all of "
+            "them, and check that --coordinator_address is right and can be reached "
+            "from all hosts"
+        )
+    found = _NO_HEARTBEAT.search(said)
+    if found:
+        lost = re.findall(r"\d+", found[1])
+        who = f"process {lost[0]} was"
+        if len(lost) > 1:
+            who = f"processes {', '.join(lost)} were"
+    else:
+        who = "process 0, through which all keep in touch, was"
+    return (
+        f"{who} lost: killed, crashed, hanging or cut off from the network. Its own "
+        "output may say why. Start the same command again on all hosts: the run goes "
+        "on from what it has saved last"
+    )
+
+
+@contextlib.contextmanager
+def _stopping_together(program: str, heartbeat_timeout_s: int) -> Iterator[None]:
+    """Hold an error back until it is clear whether a lost process is behind it.
+
+    The processes next to a lost one in a collective operation see a broken connection
+    at once, the service misses a heartbeat after a while. If it does, it aborts us.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if _broken_off(error):
+            patience_s = heartbeat_timeout_s + 15
+            print(
+                f"{program}: the connection to another process broke off; waiting up "
+                f"to {patience_s} s to learn which",
+                file=sys.stderr,
+            )
+            time.sleep(patience_s)
+        elif jax.process_index() == 0:
+            # With it goes the service, and the others would take it for lost. Let them
+            # first say why they stop: often for the same reason.
+            time.sleep(3)
+        raise
+
+
+def _broken_off(error: BaseException | None) -> bool:
+    """Whether an error comes from talking with other processes."""
+    while error is not None:
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+        if of_jax and _BROKEN_OFF.match(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # Help -------------------------------------------------------------------------------

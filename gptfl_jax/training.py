@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import (
     Array,
     ArrayLike,
@@ -569,6 +571,22 @@ def evaluate(
             learner, variables, inputs, labels, num_classes, batch_size, sharding
         )
     )
+
+
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
+    """Puts a tree on each device of a mesh; every process holds the whole tree."""
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = NamedSharding(mesh, P())
+
+    def put(leaf):
+        if sharding.is_fully_addressable or getattr(leaf, "sharding", None) == sharding:
+            return jax.device_put(leaf, sharding)
+        # device_put would send it to all processes, to compare it.
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    return jax.tree.map(put, tree)
 
 
 def example_of(inputs: PyTree) -> PyTree[jax.ShapeDtypeStruct]:

@@ -154,7 +154,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
 
     mesh = data_mesh(settings.batch_size)
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    put = functools.partial(jax.tree.map, functools.partial(_replicate, replicated))
+    put = functools.partial(training.replicate, mesh=mesh)
     key = jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), _STAGE))
     order, advance = make_epoch(
         learner, optimizer, np.asarray(key), num_examples, settings.batch_size, split
@@ -322,14 +322,6 @@ def data_mesh(batch_size: int) -> Mesh:
         for device in [d for d in jax.devices() if d.process_index == process][:count]
     ]
     return Mesh(np.array(devices), ("data",))
-
-
-def _replicate(sharding: NamedSharding, array: np.ndarray) -> Array:
-    """The array on every device of the mesh, also when processes share it."""
-    array = np.asarray(array)
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: array[index]
-    )
 
 
 def _purpose(key_data: np.ndarray, purpose: int):

@@ -31,7 +31,7 @@ from gptfl_jax.fl.diagnostics import (
     squared_norm,
 )
 from gptfl_jax.fl.normalisation import apply_policy
-from gptfl_jax.training import Batch, Learner, Variables, masked_mean
+from gptfl_jax.training import Batch, Learner, Variables, masked_mean, replicate
 
 
 class ServerState(NamedTuple):
@@ -186,7 +186,7 @@ def compose(
             own=own,
         )
         # Where rounds leave it, so that the second one is not compiled again.
-        return state if mesh is None else jax.device_put(state, replicated(mesh))
+        return state if mesh is None else replicate(state, mesh)
 
     @jax.jit
     def compiled_round(

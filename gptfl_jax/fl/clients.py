@@ -40,7 +40,7 @@ from gptfl_jax.fl.aggregation import (
     scale,
 )
 from gptfl_jax.fl.blocks import rows_at_once
-from gptfl_jax.training import Batch, Learner, Variables
+from gptfl_jax.training import Batch, Learner, Variables, replicate
 
 AXIS = "clients"
 """Mesh axis over which cohorts are split."""
@@ -182,7 +182,7 @@ def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
 
     Rounds read them there; data left elsewhere would be copied every round.
     """
-    return jax.device_put(data, None if mesh is None else replicated(mesh))
+    return replicate(data, mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -457,7 +457,7 @@ def make_cohort_trainer(
                 table[0],
                 jnp.arange(slots),
             )
-            return *lax.psum(sums, AXIS), jax.tree.map(lambda x: x[None], own)
+            return *_sum_over_devices(sums), jax.tree.map(lambda x: x[None], own)
 
         if mesh is None:
             context = Context(variables, shared, own)
@@ -648,6 +648,20 @@ def _run(
     stats = ClientStats(real, integer, integer, real, real, real)
     chunks = lax.div(used + (width - 1), width)
     return lax.fori_loop(0, chunks, chunk, (sums, spread, stats, context.own))
+
+
+def _sum_over_devices(tree: PyTree) -> PyTree:
+    """`psum` over the axis `clients`, in one all-reduce.
+
+    XLA combines those of one type. Integers, counts of one client each, go as floats,
+    which hold them exactly up to 2^24.
+    """
+
+    def to_float(x):
+        return x.astype(_real()) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+    total = lax.psum(jax.tree.map(to_float, tree), AXIS)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), total, tree)
 
 
 def _at(x: Array, index: Array) -> Array:

@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Int32, PyTree
+from jaxtyping import Array, Int, Int32
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl.clients import replicated
+from gptfl_jax.training import replicate
 
 Cohort = Int32[Array | np.ndarray, " cohort"]
 
@@ -124,7 +124,7 @@ def _sender(
 ) -> Callable[[Cohort, FederatedData | None, Any], FederatedData]:
     """The function that the thread runs: (cohort, used, until) -> its data."""
     offsets = np.asarray(data.offsets)
-    offsets_there = _put(offsets, mesh)
+    offsets_there = replicate(offsets, mesh)
     sizes = np.diff(offsets)
     capacities_of = functools.cache(functools.partial(capacities, sizes))
     # The setting of a thread is its own.
@@ -158,20 +158,7 @@ def _sender(
             for x in jax.tree.leaves(used._replace(offsets=None)):
                 x.delete()
         with jax.enable_x64(x64):
-            inputs, labels, starts = _put(gathered, mesh)
+            inputs, labels, starts = replicate(gathered, mesh)
         return FederatedData(inputs, labels, offsets_there, starts)
 
     return send
-
-
-def _put(tree: PyTree[np.ndarray], mesh: Mesh | None) -> PyTree[Array]:
-    if mesh is None:
-        return jax.device_put(tree)
-    # With several processes, device_put compares what they send: more traffic than the
-    # rows themselves, and no thread may start what all processes must do in one order.
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(
-            x.shape, replicated(mesh), lambda index: x[index]
-        ),
-        tree,
-    )

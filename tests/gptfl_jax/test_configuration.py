@@ -448,6 +448,16 @@ def test_cohort_check_for_stages():
     configuration.check_cohort(federated, 3)
 
 
+@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn"])
+def test_no_client_twice_where_state_goes_together(algorithm):
+    config = default_config("federated")
+    config.federated.algorithm = algorithm
+    validate(config)
+    config.federated.sampling = "with_replacement"
+    with pytest.raises(ConfigError, match=rf"another for {algorithm}: a client"):
+        validate(config)
+
+
 def test_sampling_by_availability_needs_its_file():
     config = default_config("federated")
     config.federated.sampling = "availability"

@@ -2,6 +2,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,9 @@ It does nothing else.
 """
 
 import sys
+import time
 
+from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.launch import launch
 
@@ -32,6 +35,13 @@ def run(config, workdir):
         raise KeyboardInterrupt
     if config.seed == 15:
         raise ZeroDivisionError
+    if config.seed == 16:
+        with artifacts.lock(workdir):
+            print("locked")
+        return
+    if config.seed == 17:
+        print("waiting", flush=True)
+        time.sleep(600)
     print("run", config.federated.rounds, config.federated.alpha, workdir)
     print("devices", jax.local_device_count(), jax.device_count())
     print("dtype", jax.numpy.zeros(1, float).dtype)
@@ -163,22 +173,27 @@ def test_a_fault_of_the_program_keeps_its_traceback(folder):
     assert "Traceback" in errors and "ZeroDivisionError" in errors
 
 
-def test_several_processes_started_by_hand(folder):
+def start_together(folder, *each):
+    """One process for each of the command lines."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         port = server.getsockname()[1]
-    processes = [
+    return [
         start(
             folder,
             "--config=mine.py",
-            "--workdir=w",
             "--cpu_devices=2",
             f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
+            f"--num_processes={len(each)}",
             f"--process_id={index}",
+            *arguments,
         )
-        for index in range(2)
+        for index, arguments in enumerate(each)
     ]
+
+
+def test_several_processes_started_by_hand(folder):
+    processes = start_together(folder, ["--workdir=w"], ["--workdir=w"])
     for index, process in enumerate(processes):
         code, output, errors = outcome(process)
         assert code == 0, errors
@@ -187,6 +202,79 @@ def test_several_processes_started_by_hand(folder):
             f"{index}\n"
         ) in output
         assert "devices 2 4\n" in output
+
+
+@pytest.mark.parametrize(
+    "first, second, complaint",
+    [
+        (
+            ["--workdir=w"],
+            ["--workdir=w", "--config.seed=1"],
+            "echo: process 1 was started with another config than process 0: ",
+        ),
+        (
+            ["--workdir=w", "--config.seed=16"],
+            ["--workdir=w1", "--config.seed=16"],
+            "does not see what process 0 writes to",
+        ),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused_by_all(folder, first, second, complaint):
+    for process in start_together(folder, first, second):
+        code, output, errors = outcome(process)
+        assert code == 2, errors
+        assert complaint in errors.splitlines()[-1]
+        assert "locked" not in output
+
+
+def test_a_fault_among_processes_keeps_its_traceback(folder):
+    (process,) = start_together(folder, ["--workdir=w", "--config.seed=15"])
+    code, _, errors = outcome(process)
+    assert code == 1
+    assert "Traceback" in errors and "ZeroDivisionError" in errors
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_signals_reach_the_child_that_works(folder, number, code):
+    (process,) = start_together(folder, ["--workdir=w", "--config.seed=17"])
+    while "waiting" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    # Ends only when the child, too, has let go of the pipes.
+    found, _, errors = outcome(process)
+    assert found == code, errors
+    if number == signal.SIGTERM:
+        assert errors.endswith("echo: ended by SIGTERM\n")
+
+
+def test_a_loss_is_explained_in_a_line():
+    beats = (
+        "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):"
+    )
+    of_service = "E1124 06:08:14.866 65 coordination_service.cc:1549] "
+    explain = launch._explain_loss
+    assert explain(f"{of_service}{beats}\n1\nThe tasks").startswith(
+        "process 1 was lost:"
+    )
+    assert explain(f"{of_service}{beats}\n2, 11\nThe tasks").startswith(
+        "processes 2, 11 were lost:"
+    )
+    polled = "UNAVAILABLE: Socket closed\nRPC: /xla.coordination.Service/PollForError"
+    assert explain(polled).startswith("process 0, through which all keep in touch, was")
+    registering = "DEADLINE_EXCEEDED\nRPC: /xla.coordination.CoordinationService/"
+    assert "did not find each other" in explain(registering + "RegisterTask")
+
+
+def test_errors_of_a_broken_connection_are_recognised():
+    gloo = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    assert launch._broken_off(gloo)
+    wrapped = UserError("the checkpoint cannot be read")
+    wrapped.__cause__ = gloo
+    assert launch._broken_off(wrapped)
+    assert not launch._broken_off(ValueError("width 0: takes 1 or more"))
+    assert not launch._broken_off(KeyboardInterrupt())
 
 
 def test_help_says_what_it_does_and_which_fields_it_reads(folder):

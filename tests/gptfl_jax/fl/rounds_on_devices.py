@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import sys
 
 import jax
@@ -87,7 +88,9 @@ def main() -> None:
     for name, make in makers.items():
         algorithm = make()
         state, results[name] = train(algorithm, variables, resident)
-        if name != "packed":
+        if name == "packed":
+            results[name]["collectives"] = collectives(algorithm, state, *resident[0])
+        else:
             execution = "vmap"
             if name == "scaffold":
                 # As if clients kept weights of their own.
@@ -127,6 +130,15 @@ def train(algorithm, variables, rows) -> tuple[algorithms.ServerState, dict]:
         "metrics": {key: float(v) for key, v in metrics._asdict().items()},
         "compilations": compilations.rounds,
     }
+
+
+def collectives(algorithm, state, cohort, data) -> list[str]:
+    """What crosses between the devices in a compiled round."""
+    lowered = jax.jit(algorithm.round).lower(state, data, cohort, jax.random.key(2))
+    return re.findall(
+        r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\(",
+        lowered.compile().as_text(),
+    )
 
 
 def test(measure, state, data) -> dict:

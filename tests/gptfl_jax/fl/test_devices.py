@@ -49,6 +49,13 @@ def test_personalisation_does_not_depend_on_the_devices(results, devices):
         assert found["compilations_of_tests"] == 1, case
 
 
+def test_a_round_has_one_all_reduce(results):
+    """XLA makes one of all sums, and nothing else is sent between devices."""
+    assert results[1]["packed"]["collectives"] == []
+    for devices in (2, 8):
+        assert results[devices]["packed"]["collectives"] == ["all-reduce"]
+
+
 def test_a_round_is_compiled_once_on_a_mesh(results):
     for devices, cases in results.items():
         for case, result in cases.items():
