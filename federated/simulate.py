@@ -131,6 +131,7 @@ def prepare(config: ConfigDict) -> Setting:
         batch_norm=config.federated.batch_norm,
         execution=config.federated.client_execution,
         mesh=mesh,
+        lanes=config.federated.client_lanes or 16,
     )
     return Setting(source, learner, algorithm, mesh, *test, test_clients)
 

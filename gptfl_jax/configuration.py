@@ -759,8 +759,8 @@ def _check_together(config: ConfigDict) -> None:
             raise _refused(
                 "federated.sampling",
                 federated.sampling,
-                f"another for {federated.algorithm}: a client that is twice in a cohort "
-                "would change the server's state twice, but its own once",
+                f"another for {federated.algorithm}: a client that is twice in a "
+                "cohort would change the server's state twice, but its own once",
             )
         if federated.sampling == "availability" and not federated.availability_file:
             raise _refused(
