@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 
 import jax
@@ -71,7 +70,6 @@ def main() -> None:
         "scaffold": lambda: algorithms.scaffold(learner, local, mesh=mesh),
     }
     results = {}
-    arguments = data, sampling.cohort(jax.random.key(1), 0, len(SIZES), COHORT_SIZE)
     logger = logging.getLogger("jax")
     logger.propagate = False
     for name, make in makers.items():
@@ -94,18 +92,7 @@ def main() -> None:
             "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
             "metrics": {key: float(v) for key, v in metrics._asdict().items()},
             "compilations": compilations.count,
-            "collectives": [],
         }
-        if name == "packed":
-            compiled = (
-                jax.jit(algorithm.round)
-                .lower(state, *arguments, jax.random.key(2))
-                .compile()
-            )
-            results[name]["collectives"] = re.findall(
-                r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\(",
-                compiled.as_text(),
-            )
     print(json.dumps(results))
 
 
