@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import re
 import sys
 
 import jax
@@ -88,9 +87,7 @@ def main() -> None:
     for name, make in makers.items():
         algorithm = make()
         state, results[name] = train(algorithm, variables, resident)
-        if name == "packed":
-            results[name]["collectives"] = collectives(algorithm, state, *resident[0])
-        else:
+        if name != "packed":
             execution = "vmap"
             if name == "scaffold":
                 # As if clients kept weights of their own.
@@ -130,15 +127,6 @@ def train(algorithm, variables, rows) -> tuple[algorithms.ServerState, dict]:
         "metrics": {key: float(v) for key, v in metrics._asdict().items()},
         "compilations": compilations.rounds,
     }
-
-
-def collectives(algorithm, state, cohort, data) -> list[str]:
-    """What crosses between the devices in a compiled round."""
-    lowered = jax.jit(algorithm.round).lower(state, data, cohort, jax.random.key(2))
-    return re.findall(
-        r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\(",
-        lowered.compile().as_text(),
-    )
 
 
 def test(measure, state, data) -> dict:
