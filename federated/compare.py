@@ -24,7 +24,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from federated import simulate
+from federated import experiment, simulate
 from gptfl_jax import configuration
 from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
@@ -69,16 +69,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "config.compare.methods is empty: name at least one method, as in "
             "{'fedavg': {'algorithm': 'fedavg'}}"
         )
-    settings: dict[str, simulate.Setting] = {}
+    settings: dict[str, experiment.Setting] = {}
     partitions: set[str] = set()
     failed = []
     for number, each in enumerate(configs, start=1):
         name = simulate.run_name(each)
-        key = simulate.shared_by(each)
+        key = experiment.shared_by(each)
         if key not in settings:
-            settings[key] = simulate.prepare(each)
+            settings[key] = experiment.prepare(each)
         source = settings[key].source
-        dealt = simulate.deal(each, source.train)
+        dealt = experiment.deal(each, source.train)
         summary = f"seed {each.seed}: " + str(
             partition.summarise(dealt, source.train.num_classes)
         )
@@ -105,7 +105,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point of `python -m federated.compare` and `gptfl-compare`."""
-    launch(run, (*simulate.SECTIONS, "compare"))
+    launch(run, (*experiment.SECTIONS, "compare"))
 
 
 if __name__ == "__main__":

@@ -31,18 +31,15 @@ and the same of `personalised_accuracy`.
 
 import collections
 import contextlib
-import functools
 import hashlib
 import itertools
-import json
 import pathlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,22 +47,18 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from federated import pictures
-from gptfl_jax import artifacts, configuration, models, training
+from federated import experiment, pictures
+from gptfl_jax import artifacts, training
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import partition, sources
+from gptfl_jax.data import partition
 from gptfl_jax.fl import (
-    aggregation,
     algorithms,
     clients,
     personalisation,
-    sampling,
     streaming,
 )
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
 from gptfl_jax.launch import agree, launch
-
-SECTIONS = ("data", "model", "federated")
 
 # The streams of draws from the seed; a result depends on these numbers.
 _STAGE = 3
@@ -83,180 +76,6 @@ _FREE_TO_CHANGE = (
 
 class CohortFailed(UserError):
     """No update of a cohort was finite."""
-
-
-class Setting(NamedTuple):
-    """Data, model and method of a config, with their compiled programs.
-
-    Runs for which `shared_by(config)` is equal can use one, so that they compile once.
-    """
-
-    source: sources.Source
-    learner: training.Learner
-    algorithm: algorithms.Algorithm
-    mesh: Mesh | None
-    """Devices that cohorts and tests are split over; None for a single one."""
-    test_inputs: PyTree[Array]
-    test_labels: Int32[Array, " examples"]
-    test_clients: Callable[..., personalisation.ClientCounts]
-    """Of `personalisation.make_evaluation`."""
-
-
-def prepare(config: ConfigDict) -> Setting:
-    """Loads the data and composes model and algorithm of a config."""
-    source = sources.load(
-        config.data.source,
-        config.data.folder,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        **config.data.options.to_dict(),
-    )
-    model = models.create(
-        config.model.name, source.train.num_classes, **config.model.options.to_dict()
-    )
-    learner = training.make_learner(
-        model,
-        training.example_of(source.train.inputs),
-        normalisation=training.Normalisation(source.mean, source.std),
-        dtype=config.federated.dtype,
-    )
-    mesh = clients.clients_mesh()
-    algorithm = make_algorithm(config.federated, learner, mesh)
-    # On every device, so that no round has to move it there.
-    test = training.replicate((source.test.inputs, source.test.labels), mesh)
-    test_clients = personalisation.make_evaluation(
-        algorithm,
-        learner,
-        local_training(config.federated),
-        batch_norm=config.federated.batch_norm,
-        execution=config.federated.client_execution,
-        mesh=mesh,
-        lanes=config.federated.client_lanes or 16,
-    )
-    return Setting(source, learner, algorithm, mesh, *test, test_clients)
-
-
-def shared_by(config: ConfigDict) -> str:
-    """What `prepare` reads of a config, as text."""
-    fields = _plain(config)
-    fields = {name: fields[name] for name in SECTIONS}
-    not_compiled = (
-        *("run", "init", "init_checkpoint"),
-        *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
-        *("client_test_fraction", "personalisation_every", "personalisation_clients"),
-        "data_placement",
-    )
-    for name in not_compiled:
-        del fields["federated"][name]
-    if config.federated.learning_rate_schedule != "cosine":
-        del fields["federated"]["rounds"]
-    return json.dumps(fields, sort_keys=True)
-
-
-def local_training(federated: ConfigDict) -> clients.LocalTraining:
-    """How the clients of a config train."""
-    return clients.LocalTraining(
-        optimizer=_optimizer(
-            federated.client_optimizer,
-            federated.client_learning_rate,
-            federated.client_options,
-        ),
-        batch_size=federated.batch_size,
-        epochs=federated.local_epochs,
-        steps=federated.local_steps,
-        clip_norm=federated.clip_norm,
-        drop_last=federated.drop_last,
-        schedule=_schedule(federated),
-        local_schedule=_COSINE if federated.local_schedule == "cosine" else None,
-    )
-
-
-def make_algorithm(
-    federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
-) -> algorithms.Algorithm:
-    """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
-    function = getattr(algorithms, federated.algorithm)
-    try:
-        return function(
-            learner,
-            local_training(federated),
-            **_of_algorithm(federated),
-            weighting=federated.weighting,
-            aggregation=_aggregation(federated),
-            execution=federated.client_execution,
-            mesh=mesh,
-            lanes=federated.client_lanes,
-            diagnostics=federated.diagnostics,
-            dropout=federated.dropout,
-            batch_norm=federated.batch_norm,
-        )
-    except ValueError as error:
-        # Fields that do not go together, as scaffold and Adam.
-        raise UserError(
-            f"config.federated.algorithm = {federated.algorithm!r}: {error}"
-        ) from error
-
-
-_COSINE = optax.cosine_decay_schedule(1.0, 1)
-
-
-def _schedule(federated: ConfigDict) -> optax.Schedule | None:
-    """round -> factor on the clients' learning rate."""
-    match federated.learning_rate_schedule:
-        case "cosine":
-            return optax.cosine_decay_schedule(1.0, federated.rounds)
-        case "step":
-            return optax.exponential_decay(
-                1.0, federated.step_rounds, federated.step_factor, staircase=True
-            )
-    return None
-
-
-def _of_algorithm(federated: ConfigDict) -> dict[str, Any]:
-    """The keywords that only this algorithm takes."""
-    rate = federated.server_learning_rate
-    match federated.algorithm:
-        case "fedprox":
-            return {"mu": federated.prox_mu}
-        case "fedopt":
-            optimizer = _optimizer(
-                federated.server_optimizer, rate or 1e-3, federated.server_options
-            )
-            return {"server_optimizer": optimizer}
-        case "fedavgm":
-            momentum = federated.server_momentum
-            return {"beta": momentum, "server_learning_rate": rate or 1.0}
-        case "scaffold":
-            control = federated.scaffold_control
-            return {"control": control, "server_learning_rate": rate or 1.0}
-        case "fednova":
-            return {"mu": federated.fednova_mu}
-        case "feddyn":
-            return {"alpha": federated.feddyn_alpha}
-        case "moon":
-            temperature = federated.moon_temperature
-            return {"mu": federated.moon_mu, "temperature": temperature}
-    return {}
-
-
-def _aggregation(federated: ConfigDict) -> aggregation.Aggregation | None:
-    """In place of the mean by `weighting`."""
-    match federated.aggregation:
-        case "clipped_mean":
-            return aggregation.clipped_mean(
-                federated.update_clip_norm, federated.noise_multiplier
-            )
-        case "trimmed_mean":
-            return aggregation.trimmed_mean(federated.trimmed_fraction)
-        case "median":
-            return aggregation.median()
-    return None
-
-
-def _optimizer(
-    name: str, learning_rate: float, options: ConfigDict
-) -> optax.GradientTransformation:
-    return getattr(optax, name)(learning_rate=learning_rate, **options.to_dict())
 
 
 def run_name(config: ConfigDict) -> str:
@@ -299,54 +118,10 @@ def initial_weights(
     return artifacts.restore_checkpoint(folder, template, step)["variables"]
 
 
-def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
-    """Deals the training set to the clients, less what they hold out.
-
-    Raises:
-      UserError: a cohort would be larger than the number of clients.
-    """
-    owner, num_clients, held_out = _owners(config, train)
-    return _federate(train, owner, num_clients, ~held_out)
-
-
-def deal_held_out(
-    config: ConfigDict, train: sources.Dataset
-) -> partition.FederatedData:
-    """What the clients hold out of their training, of which `deal` gives the rest."""
-    owner, num_clients, held_out = _owners(config, train)
-    return _federate(train, owner, num_clients, held_out)
-
-
-def _owners(
-    config: ConfigDict, train: sources.Dataset
-) -> tuple[np.ndarray, int, np.ndarray]:
-    """(client of each example, number of clients, whether the client holds it out)."""
-    federated = config.federated
-    owner, num_clients = partition.partition(
-        federated.partition,
-        train,
-        federated.num_clients,
-        config.seed,
-        alpha=federated.alpha,
-        min_examples=federated.min_examples,
-        shards_per_client=federated.shards_per_client,
-    )
-    configuration.check_cohort(federated, num_clients)
-    held_out = partition.hold_out(owner, federated.client_test_fraction, config.seed)
-    return owner, num_clients, held_out
-
-
-def _federate(train, owner, num_clients, chosen):
-    if not chosen.all():
-        inputs = jax.tree.map(lambda x: x[chosen], train.inputs)
-        train = train._replace(inputs=inputs, labels=train.labels[chosen])
-    return partition.federate(train, owner[chosen], num_clients)
-
-
 def simulate(
     config: ConfigDict,
     workdir: pathlib.Path,
-    setting: Setting | None = None,
+    setting: experiment.Setting | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs one federation, or what is left of it.
@@ -363,9 +138,9 @@ def simulate(
         update of a cohort was NaN or infinite.
     """
     if setting is None:
-        setting = prepare(config)
+        setting = experiment.prepare(config)
     folder = workdir / "federated" / run_name(config)
-    data = deal(config, setting.source.train)
+    data = experiment.deal(config, setting.source.train)
     if jax.process_count() > 1:
         agree(
             _digest((data, setting.source.test[:2])).encode(),
@@ -409,7 +184,7 @@ class _Start(NamedTuple):
 
 def _identity(config: ConfigDict, variables: training.Variables) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
-    fields = _plain(config)
+    fields = experiment.plain(config)
     fields = {"seed": config.seed, **{name: fields[name] for name in SECTIONS}}
     federated = fields["federated"]
     for name in _FREE_TO_CHANGE:
@@ -431,7 +206,7 @@ def _digest(tree: PyTree[Array]) -> str:
 
 
 def _start(
-    setting: Setting,
+    setting: experiment.Setting,
     data: partition.FederatedData,
     variables: training.Variables,
     checkpoints: artifacts.Checkpoints,
@@ -509,7 +284,7 @@ def _say(text: str, quiet: bool = False) -> None:
 def _record(
     config: ConfigDict,
     folder: pathlib.Path,
-    setting: Setting,
+    setting: experiment.Setting,
     summary: partition.Summary,
 ) -> None:
     """Saves what the run is about to do."""
@@ -549,7 +324,7 @@ class _Loop:
         self,
         config: ConfigDict,
         folder: pathlib.Path,
-        setting: Setting,
+        setting: experiment.Setting,
         data: partition.FederatedData,
         streamed: bool,
         checkpoints: artifacts.Checkpoints,
@@ -559,7 +334,7 @@ class _Loop:
         self.name, self.start, self.sent = folder.name, start, start
         self.streamed = streamed
         self.data = data if streamed else clients.place(data, setting.mesh)
-        self.sampler = make_sampler(config.federated, data)
+        self.sampler = experiment.make_sampler(config.federated, data)
         self.folder = folder
         if config.federated.personalisation_every:
             self._choose_clients(data)
@@ -637,7 +412,7 @@ class _Loop:
 
     def _choose_clients(self, data: partition.FederatedData) -> None:
         """Which clients to test, with their examples on the device."""
-        held_out = deal_held_out(self.config, self.setting.source.train)
+        held_out = experiment.deal_held_out(self.config, self.setting.source.train)
         chosen = personalisation.choose(
             _key(self.config.seed, _TESTED_CLIENTS),
             data.offsets,
@@ -740,75 +515,8 @@ def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
     return (item for item, _ in ahead)
 
 
-def make_sampler(
-    federated: ConfigDict, data: partition.FederatedData
-) -> Callable[[PRNGKeyArray, int], Int32[Array, " cohort"]]:
-    """(key, rounds done) -> the cohort of the next round.
-
-    Raises:
-      UserError: an availability trace that cannot be read, does not fit the clients, or
-        leaves too few of them in some round.
-    """
-    num_clients, size = len(data.offsets) - 1, federated.cohort_size
-    match federated.sampling:
-        case "with_replacement":
-            draw = functools.partial(
-                sampling.cohort_with_replacement, num_clients=num_clients, size=size
-            )
-        case "by_examples":
-            draw = functools.partial(
-                sampling.cohort_by_examples,
-                offsets=jax.numpy.asarray(data.offsets),
-                size=size,
-            )
-        case "availability":
-            trace = read_availability(federated, num_clients)
-            return functools.partial(trace.cohort, size=size)
-        case _:
-            draw = functools.partial(
-                sampling.cohort, num_clients=num_clients, size=size
-            )
-    return jax.jit(draw)
-
-
-def read_availability(federated: ConfigDict, num_clients: int) -> sampling.Availability:
-    """The trace in `availability_file`.
-
-    Raises:
-      UserError: as `make_sampler`.
-    """
-    path = pathlib.Path(federated.availability_file).expanduser()
-    field = f"config.federated.availability_file = {str(path)!r}"
-    try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{field} cannot be read ({error}): takes a .npy of booleans "
-            "[period, clients]"
-        ) from None
-    fits = isinstance(table, np.ndarray) and table.dtype == bool and table.ndim == 2
-    if not fits or len(table) == 0 or table.shape[1] != num_clients:
-        found = f"{table.dtype} {table.shape}" if fits else "something else"
-        raise UserError(
-            f"{field} holds {found}: takes booleans [period, {num_clients}], a column "
-            "for each client"
-        )
-    available = table.sum(1)
-    if available.min() < federated.cohort_size:
-        raise UserError(
-            f"{field}: row {available.argmin()} has {available.min()} clients, fewer "
-            f"than config.federated.cohort_size = {federated.cohort_size}"
-        )
-    return sampling.Availability(jax.numpy.asarray(table))
-
-
 def _key(seed: int, stream: int) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STAGE), stream)
-
-
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON holds it, tuples being lists."""
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -831,7 +539,7 @@ def outcome(name: str, last: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of `python -m federated.simulate` and `gptfl-federated`."""
-    launch(run, SECTIONS)
+    launch(run, experiment.SECTIONS)
 
 
 if __name__ == "__main__":

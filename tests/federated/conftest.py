@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from federated import simulate
+from federated import experiment
 from gptfl_jax import artifacts, configuration
 
 
@@ -33,13 +33,13 @@ def make_config(**federated) -> ConfigDict:
 
 
 @pytest.fixture(scope="session")
-def setting() -> simulate.Setting:
+def setting() -> experiment.Setting:
     """Of `make_config()`, compiled once for all tests."""
-    return simulate.prepare(make_config())
+    return experiment.prepare(make_config())
 
 
 @pytest.fixture
-def workdir(tmp_path: pathlib.Path, setting: simulate.Setting) -> pathlib.Path:
+def workdir(tmp_path: pathlib.Path, setting: experiment.Setting) -> pathlib.Path:
     """A workdir in which stage 2 has left its weights."""
     variables = setting.learner.init(jax.random.key(5))
     with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from federated import simulate
+from federated import experiment, simulate
 from gptfl_jax import artifacts
 
 from ..programs import Programs
@@ -57,8 +57,8 @@ def programs(repository, tmp_path_factory):
 
 def final_state(config, folder):
     """All arrays of the last checkpoint, one after another."""
-    setting = simulate.prepare(config)
-    data = simulate.deal(config, setting.source.train)
+    setting = experiment.prepare(config)
+    data = experiment.deal(config, setting.source.train)
     variables = setting.learner.init(jax.random.key(0))
     with artifacts.Checkpoints(
         folder / "checkpoints", read_only=True, best="accuracy"

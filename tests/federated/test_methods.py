@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from federated import simulate
+from federated import experiment, simulate
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
@@ -24,7 +24,7 @@ def composed(monkeypatch, setting, **fields):
         calls.append((local, keywords))
 
     monkeypatch.setattr(algorithms, config.algorithm, function)
-    simulate.make_algorithm(config, setting.learner, None)
+    experiment.make_algorithm(config, setting.learner, None)
     return calls[0]
 
 
@@ -151,15 +151,15 @@ def test_aggregations(monkeypatch, setting):
 def test_what_does_not_go_together_is_refused_by_its_field(setting):
     config = make_config(algorithm="fednova", client_optimizer="adam").federated
     with pytest.raises(UserError, match=r"algorithm = 'fednova': fednova needs SGD"):
-        simulate.make_algorithm(config, setting.learner, None)
+        experiment.make_algorithm(config, setting.learner, None)
 
 
 def test_cohorts(setting, tmp_path):
     key = jax.random.key(4)
-    data = simulate.deal(make_config(), setting.source.train)
+    data = experiment.deal(make_config(), setting.source.train)
 
     def drawn(done, **fields):
-        sampler = simulate.make_sampler(make_config(**fields).federated, data)
+        sampler = experiment.make_sampler(make_config(**fields).federated, data)
         return np.asarray(sampler(key, done)).tolist()
 
     assert drawn(3) == sampling.cohort(key, 3, 12, 3).tolist()
@@ -193,10 +193,10 @@ def test_bad_availability_traces(setting, tmp_path, table, says):
     file = tmp_path / "trace.npy"
     if table is not None:
         np.save(file, table)
-    data = simulate.deal(make_config(), setting.source.train)
+    data = experiment.deal(make_config(), setting.source.train)
     config = make_config(sampling="availability", availability_file=str(file))
     with pytest.raises(UserError, match=says):
-        simulate.make_sampler(config.federated, data)
+        experiment.make_sampler(config.federated, data)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_bad_availability_traces(setting, tmp_path, table, says):
 )
 def test_partitions(setting, fields, expected):
     train = setting.source.train
-    data = simulate.deal(make_config(**fields), train)
+    data = experiment.deal(make_config(**fields), train)
     owner = expected(train)
     np.testing.assert_array_equal(np.diff(data.offsets), np.bincount(owner))
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from federated import compare, simulate
+from federated import compare, experiment, simulate
 from gptfl_jax import artifacts
 
 from .conftest import make_config
@@ -111,7 +111,7 @@ def test_two_processes_compare_as_one_does(start, tmp_path, setting, monkeypatch
     config.compare.methods = {"fedavg": {"algorithm": "fedavg"}}
     config.compare.seeds = (0,)
     processes = start("federated.compare", config, tmp_path / "two", 2, 2)
-    monkeypatch.setattr(simulate, "prepare", lambda config: setting)
+    monkeypatch.setattr(experiment, "prepare", lambda config: setting)
     compare.run(config, tmp_path / "one")
     assert processes.wait() == [0, 0], processes.outputs()
     one, two = (tmp_path / each / "federated" / "fedavg-s0" for each in ("one", "two"))
@@ -162,7 +162,7 @@ def test_lost_processes_and_other_numbers_of_them_change_nothing(start, tmp_path
             diagnostics=False,
         )
 
-    setting = simulate.prepare(config(1))
+    setting = experiment.prepare(config(1))
     # More rounds than there is time for.
     many, soon = config(1000), "--heartbeat_timeout_s=10"
     program, workdir = "federated.simulate", tmp_path / "workdir"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from federated import compare, simulate
+from federated import compare, experiment, simulate
 from gptfl_jax import artifacts, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.configuration import ConfigError, UserError
@@ -23,7 +23,7 @@ def lines_without_seconds(folder: pathlib.Path) -> list[str]:
     return [line.rpartition(', "seconds": ')[0] for line in lines]
 
 
-def weights(folder: pathlib.Path, setting: simulate.Setting) -> np.ndarray:
+def weights(folder: pathlib.Path, setting: experiment.Setting) -> np.ndarray:
     template = {"variables": setting.learner.init(jax.random.key(0))}
     restored = artifacts.restore_checkpoint(folder / "checkpoints", template)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(restored)])
@@ -53,7 +53,7 @@ def test_writes_what_it_says(tmp_path, setting, capsys):
     assert [line["bytes_up"] for line in metrics] == [3 * size * i for i in range(7)]
     assert [line["bytes_down"] for line in metrics] == [3 * size * i for i in range(7)]
 
-    data = simulate.deal(config, setting.source.train)
+    data = experiment.deal(config, setting.source.train)
     saved = json.loads((folder / "partition.json").read_text())
     assert saved["sizes"] == np.diff(data.offsets).tolist()
     assert np.sum(saved["label_counts"], axis=1).tolist() == saved["sizes"]
@@ -112,14 +112,16 @@ def test_resumed_equals_uninterrupted(tmp_path, setting, monkeypatch):
 def test_clients_are_tested_on_what_they_hold_out(tmp_path, setting):
     config = make_config(**TESTED_CLIENTS)
     train = setting.source.train
-    data, held_out = (f(config, train) for f in (simulate.deal, simulate.deal_held_out))
+    data, held_out = (
+        f(config, train) for f in (experiment.deal, experiment.deal_held_out)
+    )
     # Nothing is lost, and nobody's test examples are in anybody's training.
     both = np.concatenate([data.inputs, held_out.inputs]).reshape(len(train.labels), -1)
     ordered, whole = (
         x[np.lexsort(x.T)] for x in (both, train.inputs.reshape(both.shape))
     )
     np.testing.assert_array_equal(ordered, whole)
-    everything = simulate.deal(make_config(), train)
+    everything = experiment.deal(make_config(), train)
     sizes, tests = np.diff(everything.offsets), np.diff(held_out.offsets)
     np.testing.assert_array_equal(tests, np.rint(sizes / 4))
     np.testing.assert_array_equal(np.diff(data.offsets), sizes - tests)
@@ -205,7 +207,7 @@ def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, caps
     simulate.simulate(device, tmp_path / "a", setting)
     simulate.simulate(make_config(rounds=2), tmp_path / "b", setting)
     assert "examples are kept on the device: 0.1 MB" in capsys.readouterr().out
-    data = simulate.deal(device, setting.source.train)
+    data = experiment.deal(device, setting.source.train)
     size = sum(x.nbytes for x in jax.tree.leaves(data))
     monkeypatch.setattr(simulate.streaming, "free_memory", lambda mesh: 2 * size - 1)
     monkeypatch.delattr(simulate.clients, "place")
@@ -222,7 +224,7 @@ def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, caps
             weights(tmp_path / "device" / name, setting),
         )
     # One setting serves both placements.
-    assert simulate.shared_by(device) == simulate.shared_by(make_config())
+    assert experiment.shared_by(device) == experiment.shared_by(make_config())
 
 
 def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
@@ -230,12 +232,12 @@ def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
     config = make_config()
     config.seed = 3
     simulate.simulate(config, tmp_path, setting)
-    data = simulate.deal(config, setting.source.train)
+    data = experiment.deal(config, setting.source.train)
     base = jax.random.fold_in(jax.random.key(3), 3)
     initial, cohorts, clients = (jax.random.fold_in(base, i) for i in range(3))
     state = setting.algorithm.init(setting.learner.init(initial), 12)
     for done in range(6):
-        chosen = simulate.sampling.cohort(cohorts, done, 12, 3)
+        chosen = experiment.sampling.cohort(cohorts, done, 12, 3)
         assert len(set(chosen.tolist())) == 3
         state, _ = setting.algorithm.round(
             state, jax.device_put(data), chosen, jax.random.fold_in(clients, done)
@@ -247,7 +249,7 @@ def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
 
 def test_natural_clients_are_the_writing_runs(setting):
     config = make_config(partition="natural")
-    data = simulate.deal(config, setting.source.train)
+    data = experiment.deal(config, setting.source.train)
     assert np.diff(data.offsets).tolist() == [
         *(130, 126, 130, 130, 130, 130, 130, 123, 128, 130, 128)
     ]
@@ -326,18 +328,18 @@ def test_second_run_on_one_folder_is_refused(tmp_path, setting):
 
 
 @pytest.fixture(scope="module")
-def setting_with_nan(setting) -> simulate.Setting:
+def setting_with_nan(setting) -> experiment.Setting:
     """Natural clients, the first two of which hold a NaN in every example."""
     train = setting.source.train
     inputs = train.inputs.astype(np.float32) / 255
     inputs[train.clients < 2] = np.nan
     source = setting.source._replace(train=train._replace(inputs=inputs))
     config = make_config(partition="natural")
-    model = simulate.models.create("convnet", 10, **config.model.options)
+    model = experiment.models.create("convnet", 10, **config.model.options)
     learner = training.make_learner(
         model, training.example_of(inputs), normalisation=training.Normalisation(*_HALF)
     )
-    algorithm = simulate.make_algorithm(config.federated, learner, setting.mesh)
+    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
     return setting._replace(source=source, learner=learner, algorithm=algorithm)
 
 
@@ -351,7 +353,7 @@ def test_clients_with_nan_are_dropped_and_counted(tmp_path, setting_with_nan, ca
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
     _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
     bad = [
-        int((simulate.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
+        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
         for done in range(8)
     ]
     assert 0 < sum(bad) and max(bad) < 3
@@ -377,21 +379,21 @@ def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
 
 
 @pytest.fixture(scope="module")
-def setting_in_float16(setting) -> simulate.Setting:
+def setting_in_float16(setting) -> experiment.Setting:
     """Natural clients, the first two of which float16 cannot hold the inputs of."""
     train = setting.source.train
     inputs = train.inputs.astype(np.float32) / 255
     inputs[train.clients < 2] *= 1e6
     source = setting.source._replace(train=train._replace(inputs=inputs))
     config = make_config(partition="natural", dtype="float16")
-    model = simulate.models.create("convnet", 10, **config.model.options)
+    model = experiment.models.create("convnet", 10, **config.model.options)
     learner = training.make_learner(
         model,
         training.example_of(inputs),
         normalisation=training.Normalisation(*_HALF),
         dtype="float16",
     )
-    algorithm = simulate.make_algorithm(config.federated, learner, setting.mesh)
+    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
     return setting._replace(source=source, learner=learner, algorithm=algorithm)
 
 
@@ -404,7 +406,7 @@ def test_clients_that_overflow_float16_are_dropped_and_counted(
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
     _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
     too_large = [
-        int((simulate.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
+        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
         for done in range(8)
     ]
     assert 0 < sum(too_large) and max(too_large) < 3
@@ -433,9 +435,9 @@ def test_cohorts_of_one_and_of_all(tmp_path, setting, cohort_size):
     simulate.simulate(config, tmp_path, setting)
     folder = tmp_path / "federated" / "fedavg-random-s0"
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
-    sizes = np.diff(simulate.deal(config, setting.source.train).offsets)
+    sizes = np.diff(experiment.deal(config, setting.source.train).offsets)
     _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
-    drawn = [simulate.sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
+    drawn = [experiment.sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
     assert [line["examples"] for line in metrics] == [sizes[c].sum() for c in drawn]
     assert [line["clients"] for line in metrics] == [cohort_size] * 2
     # One update has no spread, and points where the mean points.
@@ -480,13 +482,13 @@ def test_compare_runs_every_method_with_every_seed(
         *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
     ]
     # Seeds and initial weights share compiled programs, step sizes do not.
-    assert len({simulate.shared_by(each) for each in configs}) == 1
+    assert len({experiment.shared_by(each) for each in configs}) == 1
     other = make_config(client_learning_rate=0.2)
-    assert simulate.shared_by(other) != simulate.shared_by(configs[0])
+    assert experiment.shared_by(other) != experiment.shared_by(configs[0])
 
     prepared = []
     monkeypatch.setattr(
-        simulate, "prepare", lambda config: prepared.append(config) or setting
+        experiment, "prepare", lambda config: prepared.append(config) or setting
     )
     compare.run(config, workdir)
     assert len(prepared) == 1
@@ -521,7 +523,7 @@ def test_a_failed_method_does_not_stop_the_comparison(
         line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
         return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
 
-    monkeypatch.setattr(simulate, "prepare", lambda config: setting)
+    monkeypatch.setattr(experiment, "prepare", lambda config: setting)
     monkeypatch.setattr(simulate, "simulate", fail_or_pass)
     config = make_config()
     config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}
