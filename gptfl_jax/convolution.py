@@ -12,7 +12,8 @@ forms:
   one product gives the terms of every row of the window, which are summed afterwards.
   As many operations as the convolution has, half the memory traffic of "patches".
 - "patches": everything else (strides, groups, narrow inputs, one or three spatial axes,
-  half precision): windows unfolded along all axes, then one product a group.
+  half precision): windows unfolded along all axes, then one product a group. Where
+  another form was meant, the logger of this module says at level INFO why not.
 
 Rounding, as the largest error over the largest value against float64, in float32 with
 128 channels: 4e-7 (row_split), 2e-6 (3x3 winograd), 5e-6 (5x5 winograd), the same for
@@ -26,6 +27,7 @@ import contextvars
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -42,6 +44,8 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 # Up to this many numbers a window, gathering whole windows moves less memory than
 # row_split's sums over rows (measured on 3x3x3 and 5x5x1 against 5x5x32).
 _NARROW_WINDOW = 64
+
+_logger = logging.getLogger(__name__)
 
 _asked_form: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "convolution_form", default=None
@@ -168,10 +172,20 @@ def choose(
             asked = "patches"
     elif asked == "lax":
         return "lax"
-    if asked == "winograd" and _winograd_applies(inputs, kernel, geometry):
-        return "winograd"
-    if asked == "row_split" and _row_split_applies(inputs, kernel, geometry):
-        return "row_split"
+    obstacle = ""
+    if asked == "winograd":
+        obstacle = _winograd_obstacle(inputs, kernel, geometry)
+    elif asked == "row_split":
+        obstacle = _row_split_obstacle(inputs, kernel, geometry)
+    if not obstacle:
+        return asked
+    _logger.info(
+        "inputs %s, kernel %s: patches in place of %s, which takes no %s",
+        inputs.shape,
+        kernel.shape,
+        asked,
+        obstacle,
+    )
     return "patches"
 
 
@@ -327,15 +341,21 @@ def _fold(columns, window, geometry, sizes):
 # --- row_split ------------------------------------------------------------------------
 
 
-def _row_split_applies(inputs, kernel, geometry) -> bool:
-    return (
-        kernel.ndim == 4
-        and geometry.stride == (1, 1)
-        and geometry.groups == 1
-        and inputs.dtype in (jnp.float32, jnp.float64)
-        and min(min(pair) for pair in geometry.padding) >= 0
-        and 0 not in geometry.out_sizes(inputs.shape[1:-1], kernel.shape[:2])
-    )
+def _row_split_obstacle(inputs, kernel, geometry) -> str:
+    """Why this form does not apply; empty if it does."""
+    if kernel.ndim != 4:
+        return f"{kernel.ndim - 2} spatial axes"
+    if geometry.stride != (1, 1):
+        return f"stride {geometry.stride}"
+    if geometry.groups != 1:
+        return f"{geometry.groups} groups"
+    if inputs.dtype not in (jnp.float32, jnp.float64):
+        return str(inputs.dtype)
+    if min(min(pair) for pair in geometry.padding) < 0:
+        return f"padding {geometry.padding}"
+    if 0 in geometry.out_sizes(inputs.shape[1:-1], kernel.shape[:2]):
+        return "inputs smaller than the window"
+    return ""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -465,17 +485,20 @@ def _transform(m: int, r: int) -> _Transform:
 _WINOGRAD_TILE = {3: 4, 5: 4}  # Outputs a tile, by window.
 
 
-def _winograd_applies(inputs, kernel, geometry) -> bool:
-    return (
-        _row_split_applies(inputs, kernel, geometry)
-        and kernel.shape[0] == kernel.shape[1]
-        and kernel.shape[0] in _WINOGRAD_TILE
-        and geometry.dilation == (1, 1)
-    )
+def _winograd_obstacle(inputs, kernel, geometry) -> str:
+    """Why this form does not apply; empty if it does."""
+    obstacle = _row_split_obstacle(inputs, kernel, geometry)
+    if obstacle:
+        return obstacle
+    if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] not in _WINOGRAD_TILE:
+        return f"window {kernel.shape[:2]}"
+    if geometry.dilation != (1, 1):
+        return f"dilation {geometry.dilation}"
+    return ""
 
 
 def _winograd_pays(inputs, kernel, geometry, precision) -> bool:
-    if not _winograd_applies(inputs, kernel, geometry) or not _default(precision):
+    if _winograd_obstacle(inputs, kernel, geometry) or not _default(precision):
         return False
     if min(kernel.shape[2:]) < 16:  # The transforms would cost more than they save.
         return False

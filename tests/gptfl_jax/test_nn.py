@@ -117,6 +117,29 @@ def test_choice_on_a_cpu():
     assert chosen(sizes=(16,), channels=wide, window=(3,)) == "patches"
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (
+            {"sizes": (8, 8), "stride": (2, 2)},
+            "which takes no stride (2, 2)",
+        ),
+        ({"sizes": (8, 8), "dtype": jnp.bfloat16}, "which takes no bfloat16"),
+        ({"sizes": (8,), "window": (3,)}, "which takes no 1 spatial axes"),
+        ({"sizes": (1, 8), "padding": ((0, 0),) * 2}, "no inputs smaller than the wi"),
+    ],
+)
+def test_says_why_not_the_fast_form(caplog, case, reason):
+    with caplog.at_level("INFO", "gptfl_jax.convolution"):
+        assert chosen(channels=(32, 32), **case) == "patches"
+    assert reason in caplog.text
+    caplog.clear()
+    assert chosen(sizes=(8, 8), channels=(32, 32)) == "winograd"
+    assert chosen(sizes=(8, 8), channels=(3, 32), stride=(2, 2)) == "patches"
+    assert not caplog.text
+
+
 def test_other_backends_use_lax_conv(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen(sizes=(16, 16), channels=(128, 128)) == "lax"
