@@ -6,6 +6,7 @@ list of the few names that a file of weights needs.
 """
 
 import collections
+import hashlib
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -103,6 +104,27 @@ def snapshot(
             f"{name}: cannot be downloaded ({reason}). Try again, or name a "
             "local folder"
         ) from error
+
+
+def model_digest(path_or_id: PathLike) -> str:
+    """Digest of a local model: names, sizes, and both ends of each file.
+
+    A repository on the hub is known by its name alone.
+    """
+    name = os.fspath(path_or_id)
+    folder = pathlib.Path(name).expanduser()
+    folder = folder if folder.is_dir() else ASSETS / name
+    digest = hashlib.sha256()
+    end = 1 << 20
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(end))
+                file.seek(max(end, size - end))
+                digest.update(file.read())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def weight_patterns(stem: str) -> list[list[str]]:
@@ -388,3 +410,70 @@ def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
         f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
         "again"
     )
+
+
+# Vocabularies of SentencePiece ------------------------------------------------------
+
+
+def read_sentencepiece(path: PathLike) -> tuple[list[tuple[str, float]], bytes]:
+    """The vocabulary in a `.model` file of SentencePiece.
+
+    Returns:
+      each piece with its log-probability, in the order of their tokens; and the rules
+      that normalise a text's characters, compiled, empty if there are none.
+
+    Raises:
+      BadWeights: if the file is damaged or holds something else.
+    """
+    path = pathlib.Path(path)
+    pieces, charsmap = [], b""
+    try:
+        # sentencepiece_model.proto: 1 a piece (1 its text, 2 its score), 3 the
+        # normaliser (2 its compiled rules).
+        for number, value in _protobuf_fields(path.read_bytes()):
+            if number == 1:
+                piece = dict(_protobuf_fields(value))
+                (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+                pieces.append((piece[1].decode(), score))
+            elif number == 3:
+                charsmap = dict(_protobuf_fields(value)).get(2, b"")
+        if not pieces:
+            raise ValueError("it has no pieces")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadWeights(
+            f"{path}: no vocabulary of SentencePiece ({error}): download it again"
+        ) from error
+    except (IndexError, struct.error) as error:
+        raise BadWeights(f"{path}: damaged ({error}): download it again") from error
+    return pieces, charsmap
+
+
+def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a protobuf message's fields."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < len(data):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"a field of kind {kind}")
+        size = {1: 8, 5: 4}.get(kind)
+        size = varint() if size is None else size
+        value = data[position : position + size]
+        position += size
+        if len(value) < size:
+            raise ValueError("it is cut short")
+        yield number, value
