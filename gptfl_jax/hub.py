@@ -142,6 +142,57 @@ def weight_patterns(stem: str) -> list[list[str]]:
     ]
 
 
+def fetch_weights(
+    folder: pathlib.Path,
+    path_or_id: PathLike,
+    stems: Mapping[str, Sequence[str]],
+    revision: str | None = None,
+) -> dict[str, pathlib.Path]:
+    """The file (or index of files) with the weights of each network of a model.
+
+    Of a repository, what is missing is downloaded, in the best form that there is.
+
+    Args:
+      folder: what `snapshot` gave for the model.
+      path_or_id: as for `snapshot`.
+      stems: for each network, the paths its weights may have in the folder, without
+        their endings.
+      revision: branch, tag or commit of the repository.
+
+    Raises:
+      BadWeights: if the model has no weights of a network.
+      ModelNotFound: if the download fails.
+    """
+
+    def find():
+        found = {
+            network: [find_weights(folder / stem) for stem in each]
+            for network, each in stems.items()
+        }
+        return {network: next(filter(None, f), None) for network, f in found.items()}
+
+    files = find()
+    for form in range(len(weight_patterns(""))):
+        lacking = [network for network, file in files.items() if file is None]
+        if not lacking or folder == pathlib.Path(path_or_id).expanduser():
+            break
+        wanted = [
+            pattern
+            for network in lacking
+            for stem in stems[network]
+            for pattern in weight_patterns(stem)[form]
+        ]
+        snapshot(path_or_id, wanted, revision)
+        files = find()
+    for network, file in files.items():
+        if file is None:
+            paths = [folder / stem for stem in stems[network]]
+            endings = (".safetensors", ".bin")
+            names = [f"{path.name}{ending}" for path in paths for ending in endings]
+            raise missing_weights(names, paths[0].parent)
+    return files
+
+
 def read_json(path: PathLike) -> dict[str, Any]:
     """A JSON object.
 

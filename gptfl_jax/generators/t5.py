@@ -693,25 +693,10 @@ def current_weights(
 def _fetch(path_or_id, revision) -> tuple[pathlib.Path, pathlib.Path]:
     """The model's folder, and the file with its weights."""
     patterns = ["config.json", "tokenizer*", "spiece.model", "special_tokens_map.json"]
-    # The name that transformers gave to its `.bin` files.
-    stems = ("model", "pytorch_model")
     folder = hub.snapshot(path_or_id, patterns, revision)
-
-    def find():
-        files = (hub.find_weights(folder / stem) for stem in stems)
-        return next(filter(None, files), None)
-
-    file = find()
-    for form in range(len(hub.weight_patterns(""))):
-        if file is not None or folder == pathlib.Path(path_or_id).expanduser():
-            break
-        wanted = [p for stem in stems for p in hub.weight_patterns(stem)[form]]
-        hub.snapshot(path_or_id, wanted, revision)
-        file = find()
-    if file is None:
-        names = [f"{stem}{e}" for stem in stems for e in (".safetensors", ".bin")]
-        raise hub.missing_weights(names, folder)
-    return folder, file
+    # The second is the name that transformers gave to its `.bin` files.
+    stems = {"t5": ["model", "pytorch_model"]}
+    return folder, hub.fetch_weights(folder, path_or_id, stems, revision)["t5"]
 
 
 def _load_tokenizer(folder):

@@ -1,9 +1,12 @@
+import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -292,6 +295,32 @@ def test_older_files_are_understood(model, folder):
     again = T5.from_pretrained(folder)
     assert again.network.config.tie_word_embeddings
     assert_equal_params(again, model)
+
+
+def test_a_repository_is_loaded_in_its_best_form(model, folder, monkeypatch, tmp_path):
+    """Of which nothing else is downloaded; and one with weights for PyTorch alone."""
+    cache, downloaded = tmp_path / "cache", []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("owner/model", None)
+        for file in folder.iterdir():
+            wanted = any(fnmatch.fnmatch(file.name, p) for p in allow_patterns)
+            if wanted and not (cache / file.name).exists():
+                cache.mkdir(exist_ok=True)
+                shutil.copy(file, cache / file.name)
+                downloaded.append(file.name)
+        return cache
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    needed = {file.name for file in folder.iterdir()}
+    for extra in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
+        (folder / extra).write_bytes(b"not to be read")
+    assert_equal_params(T5.from_pretrained("owner/model"), model)
+    assert set(downloaded) == needed
+    shutil.rmtree(cache)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(hub.BadWeights, match="pytorch_model.bin: damaged"):
+        T5.from_pretrained("owner/model")
 
 
 @pytest.mark.parametrize("tied", [True, False])
