@@ -343,32 +343,12 @@ def _settings(
     for name in ("model", "num_steps", "negative_prompt", "height", "width", "dtype"):
         settings[f"config.generate.{name}"] = options[name]
     settings["guidance scales"] = list(guidance)
-    settings["content of the model's files"] = _model_digest(options.model)
+    settings["content of the model's files"] = hub.model_digest(options.model)
     for name, sentences in prompts.items():
         content = json.dumps(sentences).encode()
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         settings[f"list of prompts for class {name!r}"] = digest
     return settings
-
-
-def _model_digest(name: str) -> str:
-    """Digest of a local model: names, sizes, and both ends of each file.
-
-    A repository on the hub is known by its name alone.
-    """
-    folder = pathlib.Path(name).expanduser()
-    folder = folder if folder.is_dir() else hub.ASSETS / name
-    digest = hashlib.sha256()
-    end = 1 << 20
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(end))
-                file.seek(max(end, size - end))
-                digest.update(file.read())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _progress_bar(total: int, made: int) -> tqdm:

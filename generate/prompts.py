@@ -4,8 +4,11 @@
 
 Methods, set by `config.prompts.method`: `class_prompt` (one sentence a class),
 `multi_domain` (a sentence a class and domain), `ucg` (class prompts; stage 1b draws the
-guidance scale), `imported` (the original's pickled lists, or JSON). Classes are those
-of `config.data.source`, or any names in `config.prompts.classes`.
+guidance scale), `imported` (the original's pickled lists, or JSON), `commongen` (a T5
+draws sentences around the class, as the original's does) and `chat` (a chat model does,
+at any OpenAI-compatible endpoint). Classes are those of `config.data.source`, or any
+names in `config.prompts.classes`. Sentences that were drawn are not drawn again when
+the program is started again.
 """
 
 import hashlib
@@ -15,6 +18,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from generate import text_models
+from generate.sample_folder import wait_for_all
 from gptfl_jax import artifacts, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
@@ -25,7 +30,6 @@ _ROWS_SHOWN = 20
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the prompts, prints what was kept and dropped, and writes the file."""
-    method = config.prompts.method
     label_set = labels.label_set_of(_classes(config), config.data.source)
     request = prompting.Request(
         label_set,
@@ -33,16 +37,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         tuple(config.prompts.domains),
         config.prompts.imported_file,
     )
-    sentences = getattr(prompting, method)(request)
+    with artifacts.lock(workdir):
+        if jax.process_index() == 0:
+            _make(config, request, workdir)
+        wait_for_all("prompts made")
+
+
+def _make(
+    config: ConfigDict, request: prompting.Request, workdir: pathlib.Path
+) -> None:
+    method, per_class = config.prompts.method, config.prompts.per_class
+    if method in prompting.TEXT_MODELS:
+        sentences, per_class = text_models.draw(config, request, workdir), 0
+    else:
+        sentences = getattr(prompting, method)(request)
     key = jax.random.key(config.seed)
+    names = request.label_set.phrases
     selections = {
-        name: prompting.select(
-            sentences[name],
-            (name, label_set.phrases[name]),
-            key,
-            config.prompts.per_class,
-        )
-        for name in label_set.classes
+        name: prompting.select(sentences[name], (name, names[name]), key, per_class)
+        for name in request.label_set.classes
     }
     empty = [name for name, selection in selections.items() if not selection.kept]
     if empty:
@@ -52,15 +65,20 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "config.prompts.classes"
         )
     path = workdir / "prompts.json"
-    if jax.process_index() == 0:
-        with artifacts.lock(workdir):
-            artifacts.write_json(path, _content(config, request, selections))
-        print(_summary(selections, path), flush=True)
+    artifacts.write_json(path, _content(config, request, selections))
+    print(_summary(selections, path), flush=True)
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     """The config fields that prompts are made from."""
-    fields = {f"prompts.{name}": value for name, value in config.prompts.items()}
+    used = text_models.FIELDS.get(config.prompts.method, ())
+    others = {name for each in text_models.FIELDS.values() for name in each} - {*used}
+    others |= {*text_models.WITHOUT_EFFECT}
+    fields = {
+        f"prompts.{name}": value
+        for name, value in config.prompts.to_dict().items()
+        if name not in others
+    }
     return {"data.source": config.data.source, **fields}
 
 
@@ -92,6 +110,8 @@ def _content(
         file = pathlib.Path(request.imported_file)
         made["imported_file"] = file.name
         made["imported_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    elif method in prompting.TEXT_MODELS:
+        made["template"] = request.template or prompting.TEXT_MODELS[method]
     else:
         made["template"] = request.template or request.label_set.templates[method]
     if method == "multi_domain":

@@ -95,7 +95,7 @@ class SampleFolder:
             artifacts.write_json(self.folder / _SETTINGS, self._settings)
             self._remove_leftovers()
             self._put_in_order(made)
-        _wait_for_all("folder opened")
+        wait_for_all("folder opened")
         return {sample.file for sample in artifacts.read_manifest(self.folder)}
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class SampleFolder:
         Raises:
           UserError: a sample is missing.
         """
-        _wait_for_all("samples made")
+        wait_for_all("samples made")
         if jax.process_index() == 0:
             made = {sample.file for sample in artifacts.read_manifest(self.folder)}
             self._put_in_order(made)
@@ -115,7 +115,7 @@ class SampleFolder:
                     f"{missing[0]}); start the same command again to make them. With "
                     "several processes --workdir must be a folder that all share"
                 )
-        _wait_for_all("folder closed")
+        wait_for_all("folder closed")
 
     def _check(self) -> set[str]:
         """Files that have a line and are there; refuses what is not of this plan."""
@@ -263,6 +263,6 @@ class SampleWriter:
             self._encoders.shutdown()
 
 
-def _wait_for_all(moment: str) -> None:
+def wait_for_all(moment: str) -> None:
     """Waits until every process has come here; one that died ends the others too."""
     multihost.get_barrier_sync_fn()(key=moment, timeout_ms=_PATIENCE_MS)

@@ -308,6 +308,21 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
     return text.split("\n")[:-1]
 
 
+def read_records(path: PathLike) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; what is torn or no object is left out."""
+    records = []
+    for line in _whole_lines(pathlib.Path(path)):
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def append_records(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON objects to a file, a line each, durably."""
+    lines = [json.dumps(_plain(record), ensure_ascii=False) for record in records]
+    _append_lines(pathlib.Path(path), lines)
+
+
 def _append_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
     """Append whole lines, durably, after cutting off a torn one."""
     make_folder(path.parent)

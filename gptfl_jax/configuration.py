@@ -136,6 +136,10 @@ def _folder_name(value: Any) -> bool:
     )
 
 
+def _is_web_address(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
 _FOLDER_NAME = Rule("a folder name", lambda value: value != "" and _folder_name(value))
 _TEXT = Rule("text", lambda value: isinstance(value, str))
 _NAME = Rule("a name", lambda value: isinstance(value, str) and value != "")
@@ -143,6 +147,7 @@ _IDENTIFIER = Rule(
     "the name of a function",
     lambda value: isinstance(value, str) and value.isidentifier(),
 )
+_VARIABLE = Rule("the name of an environment variable", _IDENTIFIER.valid)
 _FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 _NAMES = _tuple_of(_NAME, "names")
 _KEYWORDS = Rule(
@@ -201,22 +206,86 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
     "prompts": {
         "method": _field(
             "class_prompt",
-            _one_of("class_prompt", "multi_domain", "ucg", "imported"),
+            _one_of(
+                *("class_prompt", "multi_domain", "ucg", "imported"),
+                *("commongen", "chat"),
+            ),
             "how prompts are made from the class names",
         ),
         "classes": _field((), _NAMES, "class names; empty: those of the data source"),
         "template": _field(
             "",
             _TEXT,
-            "sentence with {name} (multi_domain: and {domain}); empty: the data set's",
+            "sentence with {name} (multi_domain: and {domain}); of commongen and chat: "
+            "what the text model is given; empty: the data set's or the method's own",
         ),
         "domains": _field(
             (), _NAMES, "domains of multi_domain; empty: the data set's own"
         ),
-        "per_class": _field(0, _whole(0), "most prompts kept for a class; 0: all"),
+        "per_class": _field(
+            0,
+            _whole(0),
+            "most prompts kept for a class, 0: all; of commongen and chat: prompts "
+            "that are made for each class, 0: 200",
+        ),
         "imported_file": _field(
             "", _TEXT, "prompt lists to import (.pkl or .json), for method imported"
         ),
+        "text_model": _field(
+            "mrm8488/t5-base-finetuned-common_gen",
+            _NAME,
+            "T5 model of commongen, of version 1.0 or 1.1: a folder or a hub id",
+        ),
+        "temperature": _field(
+            1.0,
+            _number(above=0),
+            "of the sentences of commongen and chat: higher is more varied",
+        ),
+        "top_k": _field(
+            50, _whole(0), "commongen keeps to this many likeliest tokens; 0: all"
+        ),
+        "top_p": _field(
+            1.0,
+            _number(above=0, most=1),
+            "commongen and chat keep to the likeliest tokens of this probability",
+        ),
+        # The original's 20 count the token that a sentence starts from.
+        "max_length": _field(
+            19, _whole(1), "tokens of a sentence of commongen at most, its end included"
+        ),
+        "draws_per_prompt": _field(
+            20,
+            _whole(1),
+            "sentences that commongen and chat draw for each prompt wanted, at most, "
+            "before they give a class up",
+        ),
+        "batch_size": _field(
+            64, _whole(1), "sentences that commongen draws at once, over all devices"
+        ),
+        "dtype": _field(
+            "float32",
+            _one_of("float32", "bfloat16"),
+            "precision of commongen's network",
+        ),
+        "chat_url": _field(
+            "https://api.openai.com/v1",
+            Rule("an http or https address", _is_web_address),
+            "where chat asks: any endpoint with OpenAI's /chat/completions below it",
+        ),
+        "chat_model": _field("gpt-4o-mini", _NAME, "the name chat_url knows it by"),
+        "chat_key_variable": _field(
+            "OPENAI_API_KEY",
+            _VARIABLE,
+            "environment variable with the key for chat_url; where it is not set, "
+            "none is sent",
+        ),
+        "chat_options": _field(
+            {},
+            _KEYWORDS,
+            "more fields of chat's requests, as {'max_tokens': 60}; None leaves out "
+            "one that is sent otherwise (temperature, top_p, seed)",
+        ),
+        "chat_requests": _field(8, _whole(1), "requests that chat makes at once"),
     },
     "generate": {
         "model": _field(

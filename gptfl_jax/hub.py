@@ -6,6 +6,7 @@ list of the few names that a file of weights needs.
 """
 
 import collections
+import hashlib
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -105,6 +106,27 @@ def snapshot(
         ) from error
 
 
+def model_digest(path_or_id: PathLike) -> str:
+    """Digest of a local model: names, sizes, and both ends of each file.
+
+    A repository on the hub is known by its name alone.
+    """
+    name = os.fspath(path_or_id)
+    folder = pathlib.Path(name).expanduser()
+    folder = folder if folder.is_dir() else ASSETS / name
+    digest = hashlib.sha256()
+    end = 1 << 20
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(end))
+                file.seek(max(end, size - end))
+                digest.update(file.read())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def weight_patterns(stem: str) -> list[list[str]]:
     """Patterns for `snapshot`, the forms weights come in from best to worst.
 
@@ -118,6 +140,57 @@ def weight_patterns(stem: str) -> list[list[str]]:
         for stem in (stem, f"{stem}.fp16")
         for ending in (".safetensors", ".bin")
     ]
+
+
+def fetch_weights(
+    folder: pathlib.Path,
+    path_or_id: PathLike,
+    stems: Mapping[str, Sequence[str]],
+    revision: str | None = None,
+) -> dict[str, pathlib.Path]:
+    """The file (or index of files) with the weights of each network of a model.
+
+    Of a repository, what is missing is downloaded, in the best form that there is.
+
+    Args:
+      folder: what `snapshot` gave for the model.
+      path_or_id: as for `snapshot`.
+      stems: for each network, the paths its weights may have in the folder, without
+        their endings.
+      revision: branch, tag or commit of the repository.
+
+    Raises:
+      BadWeights: if the model has no weights of a network.
+      ModelNotFound: if the download fails.
+    """
+
+    def find():
+        found = {
+            network: [find_weights(folder / stem) for stem in each]
+            for network, each in stems.items()
+        }
+        return {network: next(filter(None, f), None) for network, f in found.items()}
+
+    files = find()
+    for form in range(len(weight_patterns(""))):
+        lacking = [network for network, file in files.items() if file is None]
+        if not lacking or folder == pathlib.Path(path_or_id).expanduser():
+            break
+        wanted = [
+            pattern
+            for network in lacking
+            for stem in stems[network]
+            for pattern in weight_patterns(stem)[form]
+        ]
+        snapshot(path_or_id, wanted, revision)
+        files = find()
+    for network, file in files.items():
+        if file is None:
+            paths = [folder / stem for stem in stems[network]]
+            endings = (".safetensors", ".bin")
+            names = [f"{path.name}{ending}" for path in paths for ending in endings]
+            raise missing_weights(names, paths[0].parent)
+    return files
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
@@ -388,3 +461,70 @@ def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
         f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
         "again"
     )
+
+
+# Vocabularies of SentencePiece ------------------------------------------------------
+
+
+def read_sentencepiece(path: PathLike) -> tuple[list[tuple[str, float]], bytes]:
+    """The vocabulary in a `.model` file of SentencePiece.
+
+    Returns:
+      each piece with its log-probability, in the order of their tokens; and the rules
+      that normalise a text's characters, compiled, empty if there are none.
+
+    Raises:
+      BadWeights: if the file is damaged or holds something else.
+    """
+    path = pathlib.Path(path)
+    pieces, charsmap = [], b""
+    try:
+        # sentencepiece_model.proto: 1 a piece (1 its text, 2 its score), 3 the
+        # normaliser (2 its compiled rules).
+        for number, value in _protobuf_fields(path.read_bytes()):
+            if number == 1:
+                piece = dict(_protobuf_fields(value))
+                (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+                pieces.append((piece[1].decode(), score))
+            elif number == 3:
+                charsmap = dict(_protobuf_fields(value)).get(2, b"")
+        if not pieces:
+            raise ValueError("it has no pieces")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadWeights(
+            f"{path}: no vocabulary of SentencePiece ({error}): download it again"
+        ) from error
+    except (IndexError, struct.error) as error:
+        raise BadWeights(f"{path}: damaged ({error}): download it again") from error
+    return pieces, charsmap
+
+
+def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a protobuf message's fields."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < len(data):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"a field of kind {kind}")
+        size = {1: 8, 5: 4}.get(kind)
+        size = varint() if size is None else size
+        value = data[position : position + size]
+        position += size
+        if len(value) < size:
+            raise ValueError("it is cut short")
+        yield number, value

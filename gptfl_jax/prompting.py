@@ -1,9 +1,11 @@
 """Prompts of each class by method, and the draws that turn prompts into samples.
 
-The public functions that take a `Request` are the methods a config names in
-`prompts.method`: each gives the sentences of every class. What a text model or a file
-gave is unclean, so `select` removes special tokens, duplicates, and sentences that do
-not name their class. Methods and templates: GPT-FL (arXiv 2306.02210).
+The public functions that take a `Request` alone are the methods a config names in
+`prompts.method`: each gives the sentences of every class. The others are those of
+`TEXT_MODELS`: `model_inputs` says what the text model is given, `until_enough` how long
+it is asked. What a text model or a file gave is unclean, so `select` removes special
+tokens, duplicates, and sentences that do not name their class. Methods and templates:
+GPT-FL (arXiv 2306.02210).
 """
 
 import io
@@ -13,13 +15,13 @@ import pickle
 import re
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, PRNGKeyArray
+from jaxtyping import Array, Int32, Key, PRNGKeyArray
 
 from gptfl_jax import labels
 from gptfl_jax.configuration import UserError
@@ -27,7 +29,18 @@ from gptfl_jax.configuration import UserError
 # Unconditional guidance ("ucg") draws each sample's guidance scale from these.
 UCG_GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0)
 
+# Methods whose sentences a text model draws, and what it is given of a class.
+TEXT_MODELS = {
+    "commongen": "{name}",
+    "chat": (
+        "Fill in the blanks around the words to make one prompt for a text-to-image "
+        'model: "_ _ _ _ {name} _ _ _ _". Keep the words as they are. Answer with the '
+        "finished prompt and nothing else."
+    ),
+}
+
 # One number for each kind of draw, folded into the run's key before the class.
+_SENTENCE_DRAWS = zlib.crc32(b"sentences")
 _PROMPT_DRAWS = zlib.crc32(b"prompts")
 _SAMPLE_DRAWS = zlib.crc32(b"samples")
 
@@ -113,6 +126,57 @@ def imported(request: Request) -> dict[str, list[str]]:
             )
         result[name] = lists[found[0]]
     return result
+
+
+def model_inputs(request: Request, method: str) -> dict[str, str]:
+    """What the text model of a method of `TEXT_MODELS` is given, for each class.
+
+    Raises:
+      UserError: the template takes something else than `{name}`.
+    """
+    request = request._replace(template=request.template or TEXT_MODELS[method])
+    template = _template(request, method, {"name"})
+    names = request.label_set.phrases
+    return {c: template.format(name=names[c]) for c in request.label_set.classes}
+
+
+def until_enough(
+    draw: Callable[[int], Sequence[str]], names: Sequence[str], count: int, most: int
+) -> list[str]:
+    """Sentences of a class, drawn until `count` different ones name it.
+
+    Args:
+      draw: gives the next sentences, at least one, when told how many there are.
+      names: of the class.
+      count: sentences that `select` is to keep.
+      most: draws after which the class is given up.
+
+    Returns:
+      all that was drawn, in order; the last completes `count`, unless there are `most`.
+    """
+    drawn: list[str] = []
+    kept: set[str] = set()
+    while len(drawn) < most:
+        for raw in draw(len(drawn))[: most - len(drawn)]:
+            drawn.append(raw)
+            sentence = clean(raw)
+            if labels.names_class(sentence, *names):
+                kept.add(sentence.casefold())
+            if len(kept) == count:
+                return drawn
+    return drawn
+
+
+def sentence_keys(
+    key: PRNGKeyArray, class_name: str, numbers: Sequence[int]
+) -> Key[Array, " sentences"]:
+    """Keys of a class's sentences with these numbers.
+
+    Each is `fold_in(key, sentences, class, number)` and depends on nothing else.
+    """
+    class_key = _class_key(key, _SENTENCE_DRAWS, class_name)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return fold(class_key, jnp.asarray(list(numbers)))
 
 
 def _template(request: Request, method: str, takes: set[str]) -> str:

@@ -500,13 +500,10 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
     """The pipeline's folder, and the file with each network's weights."""
     patterns = ["model_index.json", "scheduler/*", "tokenizer/*"]
     patterns += [f"{name}/config.json" for name in _COMPONENTS]
-    stems = {
-        name: [component.stem]
-        # The name that transformers gives to its `.bin` files.
-        + (["pytorch_model"] if component.library == "transformers" else [])
-        for name, component in _COMPONENTS.items()
-    }
-
+    stems = {name: [f"{name}/{c.stem}"] for name, c in _COMPONENTS.items()}
+    for name, component in _COMPONENTS.items():
+        if component.library == "transformers":  # so it names its `.bin` files
+            stems[name].append(f"{name}/pytorch_model")
     folder = hub.snapshot(path_or_id, patterns, revision)
     index = hub.read_json(folder / "model_index.json")
     if "unet" not in index or "StableDiffusion" not in str(index.get("_class_name")):
@@ -514,36 +511,7 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
             f"{folder / 'model_index.json'}: {index.get('_class_name')} is no Stable "
             "Diffusion pipeline: name another model"
         )
-
-    def find():
-        return {
-            name: next(
-                filter(
-                    None, (hub.find_weights(folder / name / s) for s in stems[name])
-                ),
-                None,
-            )
-            for name in _COMPONENTS
-        }
-
-    files = find()
-    for form in range(len(hub.weight_patterns(""))):
-        lacking = [name for name, file in files.items() if file is None]
-        if not lacking or folder == pathlib.Path(path_or_id).expanduser():
-            break
-        wanted = [
-            pattern
-            for name in lacking
-            for stem in stems[name]
-            for pattern in hub.weight_patterns(f"{name}/{stem}")[form]
-        ]
-        hub.snapshot(path_or_id, wanted, revision)
-        files = find()
-    for name, file in files.items():
-        if file is None:
-            names = [f"{s}{e}" for s in stems[name] for e in (".safetensors", ".bin")]
-            raise hub.missing_weights(names, folder / name)
-    return folder, files
+    return folder, hub.fetch_weights(folder, path_or_id, stems, revision)
 
 
 def _load_tokenizer(folder):

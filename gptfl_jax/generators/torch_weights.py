@@ -20,7 +20,7 @@ from gptfl_jax.configuration import UserError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Submodules whose own name ends in a number, which is no index of a list.
-_NOT_INDEXED = {"linear_1", "linear_2"}
+_NOT_INDEXED = {"linear_1", "linear_2", "wi_0", "wi_1"}
 
 
 def torch_name(path: tuple[str, ...]) -> str:

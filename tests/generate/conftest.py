@@ -1,6 +1,7 @@
 """A Stable Diffusion so small that a program can be run and killed many times."""
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from gptfl_jax.generators.solvers import DPMSolver
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "references"))
 
 CONFIG = """
 from gptfl_jax import configuration

@@ -220,6 +220,19 @@ def test_torn_line_longer_than_the_search_step_is_cut_off(tmp_path):
     assert artifacts.read_manifest(tmp_path) == SAMPLES
 
 
+def test_records_are_lines_and_torn_ones_are_left_out(tmp_path):
+    path = tmp_path / "new" / "records.jsonl"
+    assert artifacts.read_records(path) == []
+    first = {"class": "été", "numbers": (0, 1), "count": np.int32(3)}
+    artifacts.append_records(path, [first, {}])
+    with open(path, "a") as file:
+        file.write('[1]\nno JSON\n{"torn": ')
+    whole = [{"class": "été", "numbers": [0, 1], "count": 3}, {}]
+    assert artifacts.read_records(path) == whole
+    artifacts.append_records(path, [{"last": None}])
+    assert artifacts.read_records(path) == [*whole, {"last": None}]
+
+
 def test_sample_listed_twice_counts_once(tmp_path):
     artifacts.append_samples(tmp_path, [*SAMPLES, SAMPLES[0]])
     assert artifacts.read_manifest(tmp_path) == SAMPLES

@@ -116,6 +116,18 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
             "config.prompts.classes = ('cat', 3): takes a list of names",
         ),
         (
+            "prompts.chat_url",
+            "file:///etc/hosts",
+            "config.prompts.chat_url = 'file:///etc/hosts': takes an http or https "
+            "address",
+        ),
+        (
+            "prompts.chat_key_variable",
+            "$KEY",
+            "config.prompts.chat_key_variable = '$KEY': takes the name of an "
+            "environment variable",
+        ),
+        (
             "federated.run",
             "../x",
             "config.federated.run = '../x': takes a folder name, or empty",

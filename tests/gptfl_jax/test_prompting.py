@@ -279,3 +279,46 @@ def test_draws_are_uniform_and_reach_the_last():
     assert len(counts) == 5
     assert np.abs(counts - 1400).max() < 5 * np.sqrt(1400 * 4 / 5)
     assert len(set(draws.seed.tolist())) > 6990 and draws.seed.min() >= 0
+
+
+# Text models ------------------------------------------------------------------------
+
+
+def test_model_inputs_by_hand():
+    cifar = labels.label_set_of(["bird", "dog"], "cifar10")
+    inputs = prompting.model_inputs(Request(cifar), "commongen")
+    assert inputs == {"bird": "a Bird", "dog": "a Dog"}
+    question = prompting.model_inputs(Request(cifar), "chat")["dog"]
+    assert '"_ _ _ _ a Dog _ _ _ _"' in question
+    inputs = prompting.model_inputs(Request(cifar, template="{name}?"), "chat")
+    assert inputs["dog"] == "a Dog?"
+
+
+def test_until_enough_by_hand():
+    sentences = ["a cat", "a dog", "A CAT<pad>", "two cats", "my cat", "the cat"]
+    asked = []
+
+    def draw(start):
+        asked.append(start)
+        return sentences[start : start + 2]
+
+    def drawn(count, most=6):
+        asked.clear()
+        return prompting.until_enough(draw, ("cat",), count, most)
+
+    assert drawn(1) == sentences[:1] and asked == [0]
+    assert drawn(2) == sentences[:4] and asked == [0, 2]
+    assert drawn(3) == sentences[:5] and asked == [0, 2, 4]
+    # Given up, never beyond the limit.
+    assert drawn(9) == sentences and drawn(9, most=3) == sentences[:3]
+    selection = prompting.select(drawn(3), ("cat",), KEY)
+    assert selection.kept == ("a cat", "two cats", "my cat")
+
+
+def test_sentence_keys_by_hand():
+    keys = prompting.sentence_keys(KEY, "cat", [5, 6, 9])
+    key = KEY
+    # crc32 of "sentences", crc32 of "cat", the index
+    for number in (np.uint32(0xED2A8F1E), np.uint32(0x9E5E43A8), 6):
+        key = jax.random.fold_in(key, number)
+    assert (jax.random.key_data(keys[1]) == jax.random.key_data(key)).all()

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax.generators import clip_text, solvers, torch_weights, unet, vae
+from gptfl_jax.generators import clip_text, solvers, t5, torch_weights, unet, vae
+from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
 
 FOLDER = pathlib.Path(__file__).parent
@@ -83,6 +84,46 @@ def clip_text_output(reference):
     params = parameters(network, reference["weights"], [tokens], clip_text.current_name)
     with jax.default_matmul_precision("highest"):
         return jax.jit(network.apply)({"params": params}, tokens)
+
+
+# On the outputs of a T5's layers: with weights of ordinary size it repeats one token.
+T5_GAIN = 4.0
+# Options of beam search, by the name a reference has of its answers.
+T5_BEAMS = {
+    "plain": {"num_beams": 3},
+    "long": {"num_beams": 4, "length_penalty": 2.0},
+    "short": {"num_beams": 3, "length_penalty": -0.5},
+    "early": {"num_beams": 5, "early_stopping": True},
+}
+
+
+def t5_model(reference, devices=None) -> t5.T5:
+    """Our T5 of a recorded config, without a tokenizer."""
+    given = {n: fill(n, tuple(s)) for n, s in reference["weights"].items()}
+    for name in given:
+        if name.endswith((".o.weight", ".wo.weight")):
+            given[name] *= T5_GAIN
+    config = t5.T5Config.from_json(reference["config"])
+    config, given = t5.current_weights(config, given)
+    network = t5.T5Network(config)
+    params = torch_weights.from_torch(t5.network_shapes(network), given, "x")
+    return t5.T5(network, params, None, devices)
+
+
+def t5_logits(reference):
+    model = t5_model(reference)
+    inputs = [jnp.asarray(reference[name]) for name in ("tokens", "mask", "answers")]
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(model.network.apply)({"params": model.params}, *inputs)
+
+
+def t5_answers(reference, num_sequences=1, **options):
+    how = Decoding(max_length=12, **options)
+    with jax.default_matmul_precision("highest"):
+        answers = t5_model(reference).generate_tokens(
+            reference["tokens"], reference["mask"], how, num_sequences=num_sequences
+        )
+    return np.asarray(answers)
 
 
 def solver_samples(reference):

@@ -18,7 +18,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from ported_models import FOLDER, fill
+from ported_models import FOLDER, T5_BEAMS, T5_GAIN, fill
 
 VERSIONS = {
     "torch": torch.__version__,
@@ -73,6 +73,15 @@ _TEXT = {
     "max_position_embeddings": 12,
     "bos_token_id": 0,
     "eos_token_id": 2,
+}
+T5 = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 3,
+    "decoder_start_token_id": 0,
 }
 _NOISE = {
     "beta_start": 0.00085,
@@ -159,6 +168,59 @@ def clip_text(options) -> dict:
         "weights": shapes(model),
         "tokens": tokens,
         "output": output.numpy(),
+    }
+
+
+def t5_model(options) -> tuple[transformers.T5ForConditionalGeneration, dict]:
+    """A model, and the names and shapes of its weights without copies."""
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**options))
+    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    if model.config.scale_decoder_outputs:
+        copies.append("lm_head.weight")
+    else:  # as the releases of version 1.1 have it
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    weights = {k: v for k, v in shapes(model).items() if k not in copies}
+    filled = {name: torch.from_numpy(fill(name, v)) for name, v in weights.items()}
+    for name in filled:
+        if name.endswith((".o.weight", ".wo.weight")):
+            filled[name] *= T5_GAIN
+    model.load_state_dict(filled, strict=False)
+    return model.eval(), weights
+
+
+@torch.no_grad()
+def t5(options) -> dict:
+    model, weights = t5_model(options)
+    random = np.random.RandomState(8)
+    tokens = random.randint(2, model.config.vocab_size, (5, 150))
+    mask = np.arange(150) < np.array([[150], [3], [20], [1], [9]])
+    answers = random.randint(2, model.config.vocab_size, (5, 140))
+    answers[:, 0] = model.config.decoder_start_token_id
+    inputs = {
+        "input_ids": torch.tensor(np.where(mask, tokens, 0)),
+        "attention_mask": torch.tensor(mask).long(),
+    }
+    logits = model(**inputs, decoder_input_ids=torch.tensor(answers)).logits
+
+    def generated(**options):
+        rows = model.generate(**inputs, max_new_tokens=12, do_sample=False, **options)
+        rows = torch.nn.functional.pad(rows[:, 1:], (0, 13 - rows.shape[1])).numpy()
+        # Beam search fills up with the end when the padding is token 0.
+        ends = rows == model.config.eos_token_id
+        rows[(np.cumsum(ends, axis=1) - ends) > 0] = 0
+        return rows.reshape(len(tokens), -1, 12)
+
+    return {
+        "config": plain(model.config),
+        "weights": weights,
+        "tokens": inputs["input_ids"].numpy(),
+        "mask": mask,
+        "answers": answers,
+        "logits": logits.numpy(),
+        "greedy": generated(),
+    } | {
+        f"beam_{name}": generated(num_return_sequences=3, **options)
+        for name, options in T5_BEAMS.items()
     }
 
 
@@ -259,6 +321,19 @@ CASES = {
     ),
     "clip_text_1x": partial(clip_text, _TEXT | {"hidden_act": "quick_gelu"}),
     "clip_text_2x": partial(clip_text, _TEXT | {"hidden_act": "gelu"}),
+    "t5_1_0": partial(t5, T5 | {"eos_token_id": 6}),
+    "t5_1_1": partial(
+        t5,
+        T5
+        | {
+            "eos_token_id": 24,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            # No more than the encoder's: its cache has as many.
+            "num_layers": 3,
+            "num_decoder_layers": 2,
+        },
+    ),
     "solver_dpm_epsilon": partial(solver, "DPMSolverMultistepScheduler", 14),
     "solver_dpm_velocity": partial(
         solver, "DPMSolverMultistepScheduler", 25, prediction_type="v_prediction"

@@ -1,0 +1,385 @@
+"""Methods commongen and chat of generate.prompts."""
+
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import jax
+import pytest
+import small_t5
+
+from generate import prompts, text_models
+from generate.images import read_prompts
+from gptfl_jax import configuration, labels, prompting
+from gptfl_jax.configuration import UserError
+from gptfl_jax.generators.decoding import Decoding
+from gptfl_jax.generators.t5 import T5
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory):
+    """Folder of a T5 that says random words."""
+    folder = tmp_path_factory.mktemp("t5")
+    small_t5.model(seed=1).save_pretrained(folder)
+    return folder
+
+
+def make_config(**fields):
+    config = configuration.default_config("data", "prompts")
+    config.prompts.classes = ("cat", "hot dog", "bird")
+    for name, value in fields.items():
+        config.prompts[name] = value
+    configuration.validate(config)
+    return config
+
+
+def make(config, workdir):
+    prompts.run(config, workdir)
+    return json.loads((workdir / "prompts.json").read_text())
+
+
+# commongen --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def commongen(tiny_t5):
+    def config(**fields):
+        usual = {"per_class": 5, "batch_size": 16, "max_length": 8, "top_k": 10}
+        usual |= {"classes": ("cat", "bird"), "text_model": str(tiny_t5)}
+        return make_config(method="commongen", **usual | fields)
+
+    return config
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The texts of the batches that the T5 is asked for."""
+    asked = []
+    generate = T5.generate
+
+    def recorded(self, texts, how, **options):
+        asked.extend(texts)
+        return generate(self, texts, how, **options)
+
+    monkeypatch.setattr(T5, "generate", recorded)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_t5):
+    """Sentences 0 to 199 of each class, one batch, by hand."""
+    model, key = T5.from_pretrained(tiny_t5), jax.random.key(0)
+    how = Decoding("sample", max_length=8, top_k=10)
+    sentences = {}
+    for name in ("cat", "bird"):
+        keys = prompting.sentence_keys(key, name, range(200))[None]
+        (sentences[name],) = model.generate([name], how, key=keys, num_sequences=200)
+    return sentences
+
+
+def first_of(sentences, name, count):
+    """The first sentences that name the class, each once."""
+    found = []
+    for sentence in sentences[name]:
+        words = [word for word in sentence.split() if word != "<extra_id_0>"]
+        if name in words:
+            found.append(" ".join(words))
+    return list(dict.fromkeys(found))[:count]
+
+
+def test_prompts_are_the_first_that_name_their_class(commongen, alone, tmp_path):
+    made = make(commongen(), tmp_path)
+    assert list(made["prompts"]) == ["cat", "bird"]
+    for name, sentences in made["prompts"].items():
+        assert sentences == first_of(alone, name, 5)
+        assert not any("<" in sentence for sentence in sentences)
+    assert (
+        made["made"]["method"] == "commongen" and made["made"]["template"] == "{name}"
+    )
+    assert made["made"]["config"]["prompts.top_k"] == 10
+    assert "prompts.batch_size" not in made["made"]["config"]
+    assert "prompts.chat_url" not in made["made"]["config"]
+    assert sum(made["made"]["dropped"]["without_class"].values()) > 0
+
+
+def test_batch_size_and_more_prompts_change_no_sentence(
+    commongen, alone, batches, tmp_path
+):
+    make(commongen(batch_size=7, per_class=3), tmp_path)
+    batches.clear()
+    made = make(commongen(batch_size=32, per_class=8), tmp_path)
+    assert batches  # some had to be drawn
+    for name, sentences in made["prompts"].items():
+        assert sentences == first_of(alone, name, 8)
+
+
+def test_what_was_drawn_is_not_drawn_again(commongen, batches, tmp_path, monkeypatch):
+    made = make(commongen(), tmp_path)
+    (tmp_path / "prompts.json").unlink()
+    batches.clear()
+    monkeypatch.setattr(T5, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    # Neither for the same nor for fewer.
+    assert make(commongen(), tmp_path) == made
+    make(commongen(per_class=2, draws_per_prompt=90, batch_size=1), tmp_path)
+    assert not batches
+
+
+def test_an_interrupted_run_goes_on(commongen, batches, tmp_path):
+    """The second class is cut in the middle of a line."""
+    whole = make(commongen(per_class=8), tmp_path / "whole")
+    expected = batches.copy()
+    drawn = (tmp_path / "whole" / "prompts_drawn.jsonl").read_bytes()
+    lines = drawn.splitlines(keepends=True)
+    assert len(lines) == len(expected)
+    for cut in (0, 1, len(lines) - 1):
+        part = b"".join(lines[:cut]) + lines[cut][:-20]
+        (tmp_path / str(cut)).mkdir()
+        (tmp_path / str(cut) / "prompts_drawn.jsonl").write_bytes(part)
+        batches.clear()
+        assert make(commongen(per_class=8), tmp_path / str(cut)) == whole
+        assert batches == expected[cut:]
+        assert (tmp_path / str(cut) / "prompts_drawn.jsonl").read_bytes() == drawn
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 2.0}, {"max_length": 5}], ids=str)
+def test_other_settings_draw_anew(commongen, tmp_path, fields):
+    one = make(commongen(per_class=2), tmp_path)
+    other = make(commongen(per_class=2, **fields), tmp_path)
+    assert other["prompts"] != one["prompts"]
+    # The first ones are still there.
+    assert make(commongen(per_class=2), tmp_path) == one
+
+
+def test_another_model_in_the_same_folder_draws_anew(commongen, tmp_path):
+    small_t5.model(seed=1).save_pretrained(tmp_path / "t5")
+    config = commongen(per_class=2, text_model=str(tmp_path / "t5"))
+    one = make(config, tmp_path / "run")
+    small_t5.model(seed=2).save_pretrained(tmp_path / "t5")
+    assert make(config, tmp_path / "run")["prompts"] != one["prompts"]
+
+
+def test_a_class_that_cannot_give_enough_is_named(commongen, tmp_path):
+    config = commongen(per_class=4, draws_per_prompt=10, classes=("cat", "horse"))
+    message = (
+        r"class 'horse' gave 0 of 4 prompts in 40 sentences \(40 do not name it, 0 are "
+        r"duplicates\): lower config.prompts.per_class, raise"
+    )
+    with pytest.raises(UserError, match=message):
+        make(config, tmp_path)
+    assert not (tmp_path / "prompts.json").exists()
+
+
+def test_the_text_is_the_phrase_of_the_class(commongen, batches, tmp_path):
+    config = commongen(classes=("bird",), per_class=1)
+    config.data.source = "cifar10"
+    make(config, tmp_path)
+    assert set(batches) == {"a Bird"}
+    batches.clear()
+    config.prompts.template = "red, {name}"
+    make(config, tmp_path)
+    assert set(batches) == {"red  a Bird"}
+
+
+def test_images_see_which_prompts_they_have(commongen, tmp_path):
+    make(commongen(per_class=2), tmp_path)
+    found, _ = read_prompts(tmp_path, commongen(per_class=2, batch_size=3))
+    assert list(found) == ["cat", "bird"]
+    with pytest.raises(UserError, match=r"with config.prompts.top_k = 10, now it is 9"):
+        read_prompts(tmp_path, commongen(per_class=2, top_k=9))
+
+
+def test_two_processes_make_what_one_makes(commongen, tiny_t5, tmp_path, repository):
+    """The first draws, the other waits for it."""
+    one = make(commongen(), tmp_path / "one")
+    fields = {
+        "template": "{name}",
+        "classes": "cat,bird",
+        "text_model": str(tiny_t5),
+        "per_class": 5,
+    }
+    fields |= {"method": "commongen", "batch_size": 16, "max_length": 8, "top_k": 10}
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "generate.prompts", "--config=digits"),
+                f"--workdir={tmp_path / 'two'}",
+                *(f"--config.prompts.{name}={v}" for name, v in fields.items()),
+                *("--cpu_devices=1", "--num_processes=2", f"--process_id={process}"),
+                f"--coordinator_address=localhost:{port}",
+            ],
+            cwd=repository,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "10 prompts for 2 classes" in outputs[0]
+    assert "prompts for" not in outputs[1]
+    two = json.loads((tmp_path / "two" / "prompts.json").read_text())
+    assert two["prompts"] == one["prompts"]
+
+
+# chat -------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """An endpoint that makes up a sentence of each seed, and counts its requests."""
+
+    def __init__(self):
+        self.bodies, self.keys, self.fail_after = [], set(), None
+        self.answered = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(data)
+                outer.bodies.append(body)
+                outer.keys.add(self.headers["Authorization"])
+                failing = outer.fail_after is not None
+                failing = failing and len(outer.bodies) > outer.fail_after
+                if not failing:
+                    outer.answered.append(body["seed"])
+                text = outer.sentence(body)
+                message = {"choices": [{"message": {"content": text}}]}
+                reply = json.dumps(message).encode()
+                self.send_response(403 if failing else 200)
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    @staticmethod
+    def sentence(body):
+        (message,) = body["messages"]
+        name = message["content"].split("_ _ _ _ ")[1].split(" _ _")[0]
+        # One in three misses the class, one in five is the same as others.
+        seed = body["seed"]
+        if seed % 3 == 0:
+            return f'"Something {seed} without it"'
+        return f"A {name} number {seed if seed % 5 else 0}."
+
+    def close(self):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.close()
+
+
+def chat_config(endpoint, **fields):
+    return make_config(
+        method="chat",
+        **{"per_class": 9, "chat_url": endpoint.url, "chat_requests": 4} | fields,
+    )
+
+
+def test_chat_answers_become_prompts(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "hidden")
+    config = chat_config(endpoint, chat_key_variable="MY_KEY", top_p=0.9)
+    made = make(config, tmp_path)
+    for name in ("cat", "hot dog", "bird"):
+        keys = prompting.sentence_keys(jax.random.key(0), name, range(60))
+        seeds = [int(jax.random.bits(key)) // 2 for key in keys]
+        answers = [s if s % 5 else 0 for s in seeds if s % 3]
+        expected = [f"A {name} number {number}." for number in dict.fromkeys(answers)]
+        assert made["prompts"][name] == expected[:9]
+    assert endpoint.keys == {"Bearer hidden"}
+    body = endpoint.bodies[0]
+    assert body["model"] == "gpt-4o-mini"
+    assert body["temperature"] == 1.0 and body["top_p"] == 0.9
+    assert "Fill in the blanks" in body["messages"][0]["content"]
+    # The key is written nowhere.
+    for path in tmp_path.iterdir():
+        assert b"hidden" not in path.read_bytes()
+
+
+def test_answers_are_asked_for_once(endpoint, tmp_path):
+    config = chat_config(endpoint)
+    made = make(config, tmp_path)
+    seeds = [body["seed"] for body in endpoint.bodies]
+    assert len(set(seeds)) == len(seeds) > 27
+    again = make(chat_config(endpoint, chat_requests=1), tmp_path)
+    assert again == made and len(endpoint.bodies) == len(seeds)
+
+
+def test_what_was_answered_before_a_failure_is_kept(endpoint, tmp_path):
+    whole = make(chat_config(endpoint), tmp_path / "whole")
+    endpoint.bodies.clear()
+    endpoint.answered.clear()
+    endpoint.fail_after = 14
+    config = chat_config(endpoint)
+    with pytest.raises(UserError, match="status 403, .*environment variable with the"):
+        make(config, tmp_path / "part")
+    assert len(endpoint.answered) >= 12
+    endpoint.fail_after = None
+    assert make(config, tmp_path / "part") == whole
+    assert len(set(endpoint.answered)) == len(endpoint.answered)
+
+
+def test_a_question_of_ones_own(endpoint, tmp_path):
+    question = 'A scene: "_ _ _ _ {name} "'
+    config = chat_config(
+        endpoint,
+        template=question,
+        per_class=1,
+        chat_options={"temperature": None, "max_tokens": 9},
+    )
+    endpoint.sentence = lambda body: f"{body['messages'][0]['content']} {body['seed']}"
+    make(config, tmp_path)
+    texts = {body["messages"][0]["content"] for body in endpoint.bodies}
+    assert texts == {f'A scene: "_ _ _ _ {name} "' for name in config.prompts.classes}
+    assert all("temperature" not in body for body in endpoint.bodies)
+    assert endpoint.bodies[0]["max_tokens"] == 9
+
+
+# Both -------------------------------------------------------------------------------
+
+
+def test_every_field_is_accounted_for():
+    """A new field is one that sentences depend on, or not."""
+    shared = {"method", "classes", "template", "domains", "per_class", "imported_file"}
+    known = shared | {*text_models.WITHOUT_EFFECT}
+    for fields in text_models.FIELDS.values():
+        known |= {*fields}
+    assert known == {*configuration.SCHEMA["prompts"]}
+    assert text_models.FIELDS.keys() == prompting.TEXT_MODELS.keys()
+
+
+def test_200_prompts_are_made_where_no_number_is_given(endpoint, tmp_path):
+    made = make(chat_config(endpoint, per_class=0, classes=("bird",)), tmp_path)
+    assert len(made["prompts"]["bird"]) == 200
+
+
+def test_templates_take_the_name():
+    label_set = labels.label_set_of(["cat"])
+    request = prompting.Request(label_set, template="{name} {domain}")
+    with pytest.raises(UserError, match="for method chat"):
+        prompting.model_inputs(request, "chat")
