@@ -1,11 +1,9 @@
 """Methods commongen and chat of generate.prompts."""
 
-import http.server
 import json
 import socket
 import subprocess
 import sys
-import threading
 
 import jax
 import pytest
@@ -17,6 +15,8 @@ from gptfl_jax import configuration, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5
+
+from ..chat_server import ChatServer, Reply, completion
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_batch_size_and_more_prompts_change_no_sentence(
 ):
     make(commongen(batch_size=7, per_class=3), tmp_path)
     batches.clear()
-    made = make(commongen(batch_size=32, per_class=8), tmp_path)
+    made = make(commongen(per_class=8), tmp_path)
     assert batches  # some had to be drawn
     for name, sentences in made["prompts"].items():
         assert sentences == first_of(alone, name, 8)
@@ -235,75 +235,35 @@ def test_two_processes_make_what_one_makes(commongen, tiny_t5, tmp_path, reposit
 # chat -------------------------------------------------------------------------------
 
 
-class Endpoint:
-    """An endpoint that makes up a sentence of each seed, and counts its requests."""
-
-    def __init__(self):
-        self.bodies, self.keys, self.fail_after = [], set(), None
-        self.answered = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                body = json.loads(data)
-                outer.bodies.append(body)
-                outer.keys.add(self.headers["Authorization"])
-                failing = outer.fail_after is not None
-                failing = failing and len(outer.bodies) > outer.fail_after
-                if not failing:
-                    outer.answered.append(body["seed"])
-                text = outer.sentence(body)
-                message = {"choices": [{"message": {"content": text}}]}
-                reply = json.dumps(message).encode()
-                self.send_response(403 if failing else 200)
-                self.send_header("Content-Length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    @staticmethod
-    def sentence(body):
-        (message,) = body["messages"]
-        name = message["content"].split("_ _ _ _ ")[1].split(" _ _")[0]
-        # One in three misses the class, one in five is the same as others.
-        seed = body["seed"]
-        if seed % 3 == 0:
-            return f'"Something {seed} without it"'
-        return f"A {name} number {seed if seed % 5 else 0}."
-
-    def close(self):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+def sentence(body):
+    """One of three misses the class, one of five is the same as others."""
+    text, seed = body["messages"][0]["content"], body["seed"]
+    name = text.split("_ _ _ _ ")[1].split(" _ _")[0]
+    if seed % 3 == 0:
+        return f'"Something {seed} without it"'
+    return f"A {name} number {seed if seed % 5 else 0}."
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
+def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    endpoint = Endpoint()
-    yield endpoint
-    endpoint.close()
+    server = ChatServer()
+    server.reply = lambda body: completion(sentence(body))
+    yield server
+    server.close()
 
 
-def chat_config(endpoint, **fields):
+def chat_config(server, **fields):
     return make_config(
         method="chat",
-        **{"per_class": 9, "chat_url": endpoint.url, "chat_requests": 4} | fields,
+        **{"per_class": 9, "chat_url": server.url, "chat_requests": 4} | fields,
     )
 
 
-def test_chat_answers_become_prompts(endpoint, tmp_path, monkeypatch):
+def test_chat_answers_become_prompts(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "hidden")
-    config = chat_config(endpoint, chat_key_variable="MY_KEY", top_p=0.9)
+    config = chat_config(server, chat_key_variable="MY_KEY", top_p=0.9)
     made = make(config, tmp_path)
     for name in ("cat", "hot dog", "bird"):
         keys = prompting.sentence_keys(jax.random.key(0), name, range(60))
@@ -311,8 +271,9 @@ def test_chat_answers_become_prompts(endpoint, tmp_path, monkeypatch):
         answers = [s if s % 5 else 0 for s in seeds if s % 3]
         expected = [f"A {name} number {number}." for number in dict.fromkeys(answers)]
         assert made["prompts"][name] == expected[:9]
-    assert endpoint.keys == {"Bearer hidden"}
-    body = endpoint.bodies[0]
+    keys = {request.headers["Authorization"] for request in server.requests}
+    assert keys == {"Bearer hidden"}
+    body = server.requests[0].body
     assert body["model"] == "gpt-4o-mini"
     assert body["temperature"] == 1.0 and body["top_p"] == 0.9
     assert "Fill in the blanks" in body["messages"][0]["content"]
@@ -321,43 +282,50 @@ def test_chat_answers_become_prompts(endpoint, tmp_path, monkeypatch):
         assert b"hidden" not in path.read_bytes()
 
 
-def test_answers_are_asked_for_once(endpoint, tmp_path):
-    config = chat_config(endpoint)
-    made = make(config, tmp_path)
-    seeds = [body["seed"] for body in endpoint.bodies]
-    assert len(set(seeds)) == len(seeds) > 27
-    again = make(chat_config(endpoint, chat_requests=1), tmp_path)
-    assert again == made and len(endpoint.bodies) == len(seeds)
+def seeds(server):
+    return [request.body["seed"] for request in server.requests]
 
 
-def test_what_was_answered_before_a_failure_is_kept(endpoint, tmp_path):
-    whole = make(chat_config(endpoint), tmp_path / "whole")
-    endpoint.bodies.clear()
-    endpoint.answered.clear()
-    endpoint.fail_after = 14
-    config = chat_config(endpoint)
+def test_answers_are_asked_for_once(server, tmp_path):
+    made = make(chat_config(server), tmp_path)
+    asked = seeds(server)
+    assert len(set(asked)) == len(asked) > 27
+    assert make(chat_config(server, chat_requests=1), tmp_path) == made
+    assert seeds(server) == asked
+
+
+def test_what_was_answered_before_a_failure_is_kept(server, tmp_path):
+    whole = make(chat_config(server), tmp_path / "whole")
+    # A failure amid the requests of a round, which the others survive.
+    failing = seeds(server)[14]
+
+    def reply(body):
+        return Reply(403) if body["seed"] == failing else completion(sentence(body))
+
+    server.reply = reply
+    server.requests.clear()
+    config = chat_config(server)
     with pytest.raises(UserError, match="status 403, .*environment variable with the"):
         make(config, tmp_path / "part")
-    assert len(endpoint.answered) >= 12
-    endpoint.fail_after = None
+    assert len(server.requests) == 16
+    server.reply = lambda body: completion(sentence(body))
     assert make(config, tmp_path / "part") == whole
-    assert len(set(endpoint.answered)) == len(endpoint.answered)
+    asked = seeds(server)
+    assert {seed for seed in asked if asked.count(seed) > 1} == {failing}
 
 
-def test_a_question_of_ones_own(endpoint, tmp_path):
-    question = 'A scene: "_ _ _ _ {name} "'
+def test_a_question_of_ones_own(server, tmp_path):
     config = chat_config(
-        endpoint,
-        template=question,
+        server,
+        template="What is a {name}?",
         per_class=1,
         chat_options={"temperature": None, "max_tokens": 9},
     )
-    endpoint.sentence = lambda body: f"{body['messages'][0]['content']} {body['seed']}"
-    make(config, tmp_path)
-    texts = {body["messages"][0]["content"] for body in endpoint.bodies}
-    assert texts == {f'A scene: "_ _ _ _ {name} "' for name in config.prompts.classes}
-    assert all("temperature" not in body for body in endpoint.bodies)
-    assert endpoint.bodies[0]["max_tokens"] == 9
+    server.reply = lambda body: completion(body["messages"][0]["content"])
+    made = make(config, tmp_path)
+    assert made["prompts"]["hot dog"] == ["What is a hot dog?"]
+    for request in server.requests:
+        assert "temperature" not in request.body and request.body["max_tokens"] == 9
 
 
 # Both -------------------------------------------------------------------------------
@@ -373,8 +341,8 @@ def test_every_field_is_accounted_for():
     assert text_models.FIELDS.keys() == prompting.TEXT_MODELS.keys()
 
 
-def test_200_prompts_are_made_where_no_number_is_given(endpoint, tmp_path):
-    made = make(chat_config(endpoint, per_class=0, classes=("bird",)), tmp_path)
+def test_200_prompts_are_made_where_no_number_is_given(server, tmp_path):
+    made = make(chat_config(server, per_class=0, classes=("bird",)), tmp_path)
     assert len(made["prompts"]["bird"]) == 200
 
 

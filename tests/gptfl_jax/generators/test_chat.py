@@ -1,6 +1,5 @@
 """The chat client against a real server on this machine."""
 
-import http.server
 import json
 import threading
 import time
@@ -9,67 +8,15 @@ import pytest
 
 from gptfl_jax.generators.chat import Chat, ChatError
 
-
-def completion(text):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-    return json.dumps({"object": "chat.completion", "choices": [choice]})
-
-
-class Server:
-    """Answers with what `answer(body)` gives: status, text, headers."""
-
-    def __init__(self):
-        self.requests = []
-        self.answer = lambda body: (200, completion("a cat"), {})
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                body = json.loads(data)
-                outer.requests.append((self.path, dict(self.headers), body))
-                status, text, headers = outer.answer(body)
-                if status == 0:  # hang up
-                    return
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(text.encode())))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def answers(self, *answers):
-        """These in turn, the last one again and again."""
-        answers = list(answers)
-        self.answer = lambda _: answers.pop(0) if len(answers) > 1 else answers[0]
-
-    def close(self):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture(scope="module")
-def running():
-    server = Server()
-    yield server
-    server.close()
+from ...chat_server import ChatServer, Reply, completion
 
 
 @pytest.fixture
-def server(running, monkeypatch):
+def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
-    running.requests.clear()
-    running.answer = lambda body: (200, completion("a cat"), {})
-    return running
+    server = ChatServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture
@@ -115,38 +62,38 @@ def test_without_a_key_none_is_sent(server):
     ],
 )
 def test_answers_are_unwrapped(server, text, expected):
-    server.answers((200, completion(text), {}))
+    server.replies(completion(text))
     assert Chat(server.url, "small")("?", 0) == expected
 
 
 def test_passing_failures_are_tried_again(server, waits):
-    server.answers(
-        (429, '{"error": {"message": "slow down"}}', {}),
-        (500, "oops", {}),
-        (0, "", {}),
-        (200, "no JSON", {}),
-        (200, '{"choices": []}', {}),
-        (200, completion("a cat"), {}),
+    server.replies(
+        Reply(429, '{"error": {"message": "slow down"}}'),
+        Reply(500, "oops"),
+        Reply(0),
+        Reply(200, "no JSON"),
+        Reply(200, '{"choices": []}'),
+        completion("a cat"),
     )
     assert Chat(server.url, "small")("?", 0) == "a cat"
     assert len(server.requests) == 6 and waits == [1, 2, 4, 8, 16]
-    assert len({json.dumps(body) for _, _, body in server.requests}) == 1
+    assert len({json.dumps(request.body) for request in server.requests}) == 1
 
 
 def test_waits_are_those_the_server_asks_for(server, waits):
     busy = '{"error": "busy"}'
-    server.answers(
-        (503, busy, {"Retry-After": "7"}),
-        (503, busy, {"Retry-After": "3600"}),
-        (503, busy, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
-        (200, completion("a cat"), {}),
+    server.replies(
+        Reply(503, busy, {"Retry-After": "7"}),
+        Reply(503, busy, {"Retry-After": "3600"}),
+        Reply(503, busy, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        completion("a cat"),
     )
     assert Chat(server.url, "small", first_wait_s=0.5)("?", 0) == "a cat"
     assert waits == [7, 60, 2]
 
 
 def test_it_gives_up_in_the_end(server, waits):
-    server.answers((503, '{"error": {"message": "over\\nloaded"}}', {}))
+    server.replies(Reply(503, '{"error": {"message": "over\\nloaded"}}'))
     message = r"model small: status 503, over loaded, 9 times: try again"
     with pytest.raises(ChatError, match=message):
         Chat(server.url, "small", attempts=9)("?", 0)
@@ -165,7 +112,7 @@ def test_it_gives_up_in_the_end(server, waits):
 )
 def test_refusals_are_said_at_once(server, waits, status, text, message):
     # Where a redirect leads is not told the key.
-    server.answers((status, text, {"Location": f"{server.url}/elsewhere"}))
+    server.replies(Reply(status, text, {"Location": f"{server.url}/elsewhere"}))
     with pytest.raises(ChatError, match=message) as info:
         Chat(server.url, "small", key="secret")("?", 0)
     assert len(server.requests) == 1 and not waits
@@ -181,7 +128,7 @@ def test_a_server_that_is_not_there(server, waits):
 
 def test_a_server_that_says_nothing(server, waits):
     proceed = threading.Event()
-    server.answer = lambda body: (proceed.wait(10), (200, completion("late"), {}))[1]
+    server.reply = lambda _: proceed.wait(10) and completion("late")
     with pytest.raises(ChatError, match="timed out, 2 times"):
         Chat(server.url, "small", attempts=2, timeout_s=0.2)("?", 0)
     proceed.set()
