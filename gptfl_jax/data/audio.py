@@ -7,12 +7,13 @@ padded with zeros, and `lengths` counts each one's real frames.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,8 +25,7 @@ from tqdm import tqdm
 
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import noise as noises
-from gptfl_jax.data.noise import Noise
+from gptfl_jax.data.noise import Noise, add_noise
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -95,25 +95,42 @@ def read(
       UserError: the file is missing, damaged or empty, or ends before the part begins.
     """
     name = getattr(path, "name", path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, frames = file.samplerate, file.frames
-            start = round(start_s * rate)
-            if frames and start >= frames:
-                raise UserError(
-                    f"{name}: has {frames / rate:g} s, hence no sample at {start_s:g} s"
-                )
-            file.seek(start)
-            count = round(duration_s * rate) if duration_s else -1
-            samples = file.read(count, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(
-            f"{name}: cannot be read as sound ({error}): get the file again"
-        ) from error
+    with _opened(path) as file:
+        rate, frames = file.samplerate, file.frames
+        start = round(start_s * rate)
+        if frames and start >= frames:
+            raise UserError(
+                f"{name}: has {frames / rate:g} s, hence no sample at {start_s:g} s"
+            )
+        file.seek(start)
+        count = round(duration_s * rate) if duration_s else -1
+        samples = file.read(count, dtype="float32", always_2d=True)
     if not len(samples) or not np.isfinite(samples).all():
         what = "samples that are no numbers" if len(samples) else "no sound"
         raise UserError(f"{name}: holds {what}: get the file again")
     return resample(samples.mean(1), rate, sample_rate_hz)
+
+
+def duration_s(path: str | os.PathLike) -> float:
+    """Length of a recording in seconds.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        return file.frames / file.samplerate
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike | io.BytesIO) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (soundfile.SoundFileError, OSError) as error:
+        name = getattr(path, "name", path)
+        raise UserError(
+            f"{name}: cannot be read as sound ({error}): get the file again"
+        ) from error
 
 
 def resample(
@@ -264,7 +281,16 @@ def extract(
       UserError: a file that cannot be read, or settings out of range.
     """
     _kind(settings)
-    compute_one = functools.partial(_features_of, settings=settings, cache=cache)
+
+    @functools.lru_cache(maxsize=256)
+    def background(path: str) -> tuple[bytes, np.ndarray]:
+        content = _read_bytes(path)
+        waveform = read(_as_file(content, path), settings.sample_rate_hz)
+        return hashlib.sha256(content).digest(), waveform
+
+    compute_one = functools.partial(
+        _features_of, settings=settings, cache=cache, background=background
+    )
     found = []
     workers = min(32, (os.cpu_count() or 1) + 4)
     bar = tqdm(
@@ -294,42 +320,51 @@ def pad(
     return padded, lengths
 
 
-def _features_of(clip: Clip, settings: FeatureSettings, cache):
+def _features_of(
+    clip: Clip,
+    settings: FeatureSettings,
+    cache: str | os.PathLike,
+    background: Callable[[str], tuple[bytes, np.ndarray]],
+) -> tuple[np.ndarray, pathlib.Path | None]:
     """The features, and where to keep them when they are new."""
-    path = pathlib.Path(clip.path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    content = _read_bytes(clip.path)
+    digest, added = b"", None
+    if clip.noise is not None and clip.noise.recording:
+        digest, added = background(clip.noise.recording)
     kept = None
     if cache:
         key = hashlib.sha256(content)
-        described = (_CACHE_VERSION, *settings, clip.start_s, clip.duration_s)
-        key.update(repr(described).encode())
-        if clip.noise is not None:
-            key.update(noises.digest(clip.noise))
+        heard = (clip.start_s, clip.duration_s, clip.noise and clip.noise[:2])
+        key.update(repr((_CACHE_VERSION, *settings, heard)).encode() + digest)
         name = key.hexdigest()
         kept = pathlib.Path(cache) / name[:2] / f"{name}.npy"
         features = _from_cache(kept)
         if features is not None:
             return features, None
-    file = io.BytesIO(content)
-    file.name = str(path)  # for messages and for formats told by their ending
+    file = _as_file(content, clip.path)
     waveform = read(file, settings.sample_rate_hz, clip.start_s, clip.duration_s)
     if clip.noise is not None:
-        background = None
-        if clip.noise.recording:
-            background = read(clip.noise.recording, settings.sample_rate_hz)
-        waveform = noises.add(waveform, clip.noise, background)
+        waveform = add_noise(waveform, clip.noise, added)
     return compute(waveform, settings), kept
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
+    file = io.BytesIO(content)
+    file.name = str(path)  # for messages and for formats told by their ending
+    return file
 
 
 def _from_cache(path: pathlib.Path) -> np.ndarray | None:
     try:
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError, OSError):  # damaged: to be computed again
+    except (ValueError, EOFError, OSError):  # there is none, or a damaged one
         return None
 
 

@@ -5,8 +5,6 @@ both. Everything is a pure function of its arguments; a draw depends on the seed
 what it is drawn for, not on how many others there are.
 """
 
-import hashlib
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,15 +25,7 @@ class Noise(NamedTuple):
     """A file with background sounds; empty is white noise."""
 
 
-def digest(noise: Noise) -> bytes:
-    """What identifies the noise: its settings and the content of its recording."""
-    settings = hashlib.sha256(repr((noise.snr_db, noise.seed)).encode())
-    if noise.recording:
-        settings.update(pathlib.Path(noise.recording).read_bytes())
-    return settings.digest()
-
-
-def add(
+def add_noise(
     waveform: Float32[np.ndarray, " samples"],
     noise: Noise,
     background: Float32[np.ndarray, " other_samples"] | None = None,

@@ -18,14 +18,14 @@ def power(x):
 def test_noise_has_the_asked_power(snr_db):
     wave, background = tone(), np.random.default_rng(1).uniform(size=700)
     for recording in (None, background.astype(np.float32)):
-        noisy = noise.add(wave, Noise(snr_db, (1, 2)), recording)
+        noisy = noise.add_noise(wave, Noise(snr_db, (1, 2)), recording)
         assert noisy.dtype == np.float32
         ratio = 10 * np.log10(power(wave) / power(noisy - wave))
         np.testing.assert_allclose(ratio, snr_db, atol=1e-3)
 
 
 def test_white_noise_is_white():
-    added = noise.add(tone(20_000), Noise(0.0, (3,))) - tone(20_000)
+    added = noise.add_noise(tone(20_000), Noise(0.0, (3,))) - tone(20_000)
     spectrum = np.abs(np.fft.rfft(added)[1:].reshape(10, -1)) ** 2
     # 1,000 exponential values a band: a standard deviation of 3 % each.
     band = spectrum.mean(1)
@@ -36,7 +36,7 @@ def test_background_begins_anywhere_and_repeats():
     wave, background = tone(100), np.arange(1, 31, dtype=np.float32)
     begins = set()
     for seed in range(200):
-        added = noise.add(wave, Noise(0.0, (seed,)), background) - wave
+        added = noise.add_noise(wave, Noise(0.0, (seed,)), background) - wave
         scale = np.sqrt(power(wave) / power(added))
         assert 0.999 < scale < 1.001
         steps = np.rint(added / added.min()).astype(int) % 30
@@ -47,16 +47,16 @@ def test_background_begins_anywhere_and_repeats():
 
 def test_silence_stays_silent():
     silent = np.zeros(100, np.float32)
-    assert noise.add(silent, Noise(0.0, (0,))) is silent
+    assert noise.add_noise(silent, Noise(0.0, (0,))) is silent
     wave = tone(100)
-    assert noise.add(wave, Noise(0.0, (0,)), silent) is wave
+    assert noise.add_noise(wave, Noise(0.0, (0,)), silent) is wave
 
 
 def test_draws_follow_the_seed():
     wave = tone()
-    first = noise.add(wave, Noise(10.0, (1, 5)))
-    np.testing.assert_array_equal(first, noise.add(wave, Noise(10.0, (1, 5))))
-    assert (first != noise.add(wave, Noise(10.0, (1, 6)))).mean() > 0.9
+    first = noise.add_noise(wave, Noise(10.0, (1, 5)))
+    np.testing.assert_array_equal(first, noise.add_noise(wave, Noise(10.0, (1, 5))))
+    assert (first != noise.add_noise(wave, Noise(10.0, (1, 6)))).mean() > 0.9
 
 
 def test_groups_of_clients():
