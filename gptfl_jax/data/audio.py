@@ -380,11 +380,18 @@ def _to_bytes(array: np.ndarray) -> bytes:
 class SpecAugment(NamedTuple):
     """Random changes of features, drawn for each example by its own key.
 
-    SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition
-    (arXiv 1904.08779), without time warping, after a shift in time. A mask's width is
-    drawn from 0 to its largest, inclusive, then its place. 0 switches a part off.
+    In this order: a stretch of time and one of frequency (linear interpolation), a
+    shift in time, and the masks of SpecAugment: A Simple Data Augmentation Method for
+    Automatic Speech Recognition (arXiv 1904.08779), whose width is drawn from 0 to the
+    largest, inclusive, before their place. 0 switches a part off.
     """
 
+    tempo: float = 0.0
+    """Clips become up to exp(tempo) times longer or shorter, evenly in the logarithm;
+    what then leaves the array is lost."""
+    warp: float = 0.0
+    """Frequency, in bands, is multiplied by a factor in exp(-warp)..exp(warp): voices
+    of other vocal tracts (Jaitly and Hinton 2013)."""
     time_masks: int = 0
     time_width: int = 0
     """Largest width of a time mask in frames, and never more than `time_share`."""
@@ -412,8 +419,10 @@ class SpecAugment(NamedTuple):
         return jax.vmap(self._augment)(keys, features, lengths)
 
     def _augment(self, key, features, length):
-        shift, time, frequency = jax.random.split(key, 3)
+        stretch, shift, time, frequency = jax.random.split(key, 4)
         frames, bands = features.shape
+        if self.tempo or self.warp:
+            features, length = self._stretch(stretch, features, length)
         if self.shift:
             features, length = self._move(shift, features, length)
         at = jnp.arange(frames)
@@ -430,6 +439,21 @@ class SpecAugment(NamedTuple):
         hidden &= (jnp.arange(frames) < length)[:, None]
         return jnp.where(hidden, self.fill, features).astype(features.dtype), length
 
+    def _stretch(self, key, features, length):
+        frames, bands = features.shape
+        tempo, warp = jnp.exp(
+            jax.random.uniform(key, (2,), jnp.float32, -1, 1)
+            * jnp.asarray([self.tempo, self.warp], jnp.float32)
+        )
+        new_length = jnp.round(length * tempo).astype(jnp.int32).clip(1, frames)
+        # The first frame stays the first, and the last becomes the last.
+        pace = (length - 1) / jnp.maximum(length * tempo - 1, 1)
+        at = jnp.minimum(jnp.arange(frames) * pace, length - 1)
+        stretched = _interpolate(features, at)
+        stretched = _interpolate(stretched.T, jnp.arange(bands) * warp).T
+        real = jnp.arange(frames) < new_length
+        return jnp.where(real[:, None], stretched, self.fill), new_length
+
     def _move(self, key, features, length):
         frames = features.shape[0]
         earlier = jnp.minimum(self.shift, length - 1)
@@ -440,6 +464,15 @@ class SpecAugment(NamedTuple):
         moved = features[source.clip(0, frames - 1)]
         length = (length + move).clip(1, frames)
         return jnp.where(real[:, None], moved, self.fill), length
+
+
+def _interpolate(rows, at):
+    """Rows between the given ones; behind the last it is repeated."""
+    at = jnp.minimum(at, rows.shape[0] - 1)
+    below = jnp.floor(at).astype(jnp.int32)
+    above = jnp.minimum(below + 1, rows.shape[0] - 1)
+    weight = (at - below).astype(rows.dtype)[:, None]
+    return (1 - weight) * rows[below] + weight * rows[above]
 
 
 def _stripe(key, at, widest, size):

@@ -327,11 +327,52 @@ def test_shift_moves_the_clip():
     assert {move for length, move in seen if length == 1} == set(range(4))
 
 
+def test_stretches_follow_a_plane():
+    # Features a t + b f + 1 stay planes: their slopes tell the factors.
+    frames, bands = 30, 20
+    lengths = np.asarray([20, 12, 1] * 30, np.int32)
+    t, f = np.arange(frames)[:, None], np.arange(bands)
+    features = (0.5 * t + 0.25 * f + 1).astype(np.float32)
+    features = features * (t < lengths[:, None, None])
+    augment = jax.jit(SpecAugment(tempo=0.3, warp=0.2).__call__)
+    changed, new = augment(
+        jax.random.key(0), (jnp.asarray(features), jnp.asarray(lengths))
+    )
+    tempos, warps = [], []
+    for row, length, after in zip(
+        np.asarray(changed), lengths.tolist(), np.asarray(new).tolist(), strict=True
+    ):
+        assert not row[after:].any() and row[:after].all()
+        warp = (row[0, 1] - row[0, 0]) / 0.25
+        warps.append(warp)
+        assert np.exp(-0.2) - 1e-5 <= warp <= np.exp(0.2) + 1e-5
+        pace = (row[1, 0] - row[0, 0]) / 0.5 if after > 1 else 0
+        expected = 0.5 * np.minimum(pace * t, length - 1)
+        expected = expected + 0.25 * np.minimum(warp * f, bands - 1) + 1
+        np.testing.assert_allclose(row[:after], expected[:after], atol=2e-4)
+        if length == 1:
+            assert after == 1
+        else:
+            tempo = ((length - 1) / pace + 1) / length
+            assert np.exp(-0.3) - 1e-4 <= tempo <= np.exp(0.3) + 1e-4
+            assert abs(after - length * tempo) <= 0.501
+            tempos.append(tempo)
+    # Both reach far, either way, and are drawn apart.
+    for factors, most in ((tempos, 0.3), (warps, 0.2)):
+        assert min(factors) < np.exp(-0.7 * most) and max(factors) > np.exp(0.7 * most)
+
+
 def test_an_examples_draw_is_its_own():
     features, lengths = batch_of()
     augment = jax.jit(
         SpecAugment(
-            time_masks=1, time_width=6, frequency_masks=2, frequency_width=5, shift=2
+            tempo=0.2,
+            warp=0.1,
+            shift=2,
+            time_masks=1,
+            time_width=6,
+            frequency_masks=2,
+            frequency_width=5,
         ).__call__
     )
     key = jax.random.key(3)
