@@ -22,12 +22,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gptfl_jax import labels as label_sets
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
 from gptfl_jax.data.sources import Dataset, Source
+
+Options = Mapping[str, Any] | ConfigDict | None
 
 SILENCE = "silence"
 
@@ -65,8 +68,8 @@ def fsdd(
     folder: str,
     *,
     test_speakers: Sequence[str] = (),
-    features: Mapping[str, Any] | None = None,
-    flaws: Mapping[str, Any] | None = None,
+    features: Options = None,
+    flaws: Options = None,
     cache: str = "",
 ) -> Source:
     """Free Spoken Digit Dataset: 3,000 English digits of 6 speakers, the clients.
@@ -106,8 +109,8 @@ def speech_commands(
     silence: int | float = 0.0,
     seed: int = 0,
     download: bool = False,
-    features: Mapping[str, Any] | None = None,
-    flaws: Mapping[str, Any] | None = None,
+    features: Options = None,
+    flaws: Options = None,
     cache: str = "",
 ) -> Source:
     """Speech Commands v0.02 (arXiv 1804.03209): 35 words, and silence as the 36th.
@@ -163,8 +166,8 @@ def esc50(
     folder: str,
     *,
     test_folds: Sequence[int] = (5,),
-    features: Mapping[str, Any] | None = None,
-    flaws: Mapping[str, Any] | None = None,
+    features: Options = None,
+    flaws: Options = None,
     cache: str = "",
 ) -> Source:
     """ESC-50 (Piczak 2015): 2,000 clips of 5 s of 50 environmental sounds, 5 folds.
@@ -208,8 +211,8 @@ def urbansound8k(
     test_folds: Sequence[int] = (10,),
     min_duration_s: int | float = 0.1,
     download: bool = False,
-    features: Mapping[str, Any] | None = None,
-    flaws: Mapping[str, Any] | None = None,
+    features: Options = None,
+    flaws: Options = None,
     cache: str = "",
 ) -> Source:
     """UrbanSound8K (Salamon et al. 2014): 8,732 clips of up to 4 s in 10 classes.
@@ -262,8 +265,8 @@ def crema_d(
     test_fold: int = 1,
     emotions: Sequence[str] = ("neutral", "happy", "sad", "anger"),
     labels: str = "acted",
-    features: Mapping[str, Any] | None = None,
-    flaws: Mapping[str, Any] | None = None,
+    features: Options = None,
+    flaws: Options = None,
     cache: str = "",
 ) -> Source:
     """CREMA-D (Cao et al. 2014): sentences in six emotions by 91 actors, the clients.
@@ -317,8 +320,8 @@ def crema_d(
 def _load(
     examples: list[_Example],
     class_names: tuple[str, ...],
-    features: Mapping[str, Any] | None,
-    flaws: Mapping[str, Any] | None,
+    features: Options,
+    flaws: Options,
     cache: str,
 ) -> Source:
     """Reads the examples; both parts are padded to the longest clip of all."""

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, noise, sources
@@ -364,6 +365,10 @@ def test_urbansound8k(tmp_path):
         "urbansound8k", str(root), features=SMALL, min_duration_s=0, test_folds=[10]
     )
     check_rows(every.train, files[:3])
+    # As a config hands them over.
+    config = ConfigDict({"features": SMALL, "test_folds": (10,), "min_duration_s": 0})
+    same = sources.load("urbansound8k", str(root), **config)
+    np.testing.assert_array_equal(same.train.inputs[0], every.train.inputs[0])
     assert every.train.labels.tolist() == [3, 3, 9]
     for (*_, number, name), label in zip(rows, [3, 3, 9, 0], strict=True):
         assert number == label and every.train.class_names[label] == name
