@@ -401,10 +401,11 @@ class SpecAugment(NamedTuple):
     frequency_width: int = 0
     """Largest width of a frequency mask in bands."""
     shift: int = 0
-    """Largest move in frames. What leaves the array is lost, what is new is `fill`;
-    the length moves with the end of the clip, of which at least a frame is kept."""
+    """Largest move in frames. What leaves the array is lost; the length moves with the
+    end of the clip, of which at least a frame is kept."""
     fill: float = 0.0
-    """The value in masks: 0 is the mean of standardised features."""
+    """The value in masks and before a moved clip: 0 is the mean of standardised
+    features. Padding is 0 always."""
 
     def __call__(
         self,
@@ -452,7 +453,7 @@ class SpecAugment(NamedTuple):
         stretched = _interpolate(features, at)
         stretched = _interpolate(stretched.T, jnp.arange(bands) * warp).T
         real = jnp.arange(frames) < new_length
-        return jnp.where(real[:, None], stretched, self.fill), new_length
+        return jnp.where(real[:, None], stretched, 0), new_length
 
     def _move(self, key, features, length):
         frames = features.shape[0]
@@ -462,8 +463,9 @@ class SpecAugment(NamedTuple):
         source = jnp.arange(frames) - move
         real = (source >= 0) & (source < length)
         moved = features[source.clip(0, frames - 1)]
+        empty = jnp.where(source < 0, self.fill, 0)
         length = (length + move).clip(1, frames)
-        return jnp.where(real[:, None], moved, self.fill), length
+        return jnp.where(real[:, None], moved, empty[:, None]), length
 
 
 def _interpolate(rows, at):

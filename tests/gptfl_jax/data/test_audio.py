@@ -307,7 +307,7 @@ def test_masks_are_stripes_of_real_frames():
 
 def test_shift_moves_the_clip():
     features, lengths = batch_of(lengths=(40, 25, 10, 1) * 40)
-    changed, new = jax.jit(SpecAugment(shift=3).__call__)(
+    changed, new = jax.jit(SpecAugment(shift=3, fill=-7.0).__call__)(
         jax.random.key(0), (features, lengths)
     )
     arrays = map(np.asarray, (changed, features, lengths, new))
@@ -318,6 +318,7 @@ def test_shift_moves_the_clip():
             expected = np.zeros_like(old)
             source = np.arange(40) - move
             real = (source >= 0) & (source < length)
+            expected[source < 0] = -7
             expected[real] = old[source[real]]
             if np.array_equal(row, expected) and after == min(length + move, 40):
                 fits.append(move)
