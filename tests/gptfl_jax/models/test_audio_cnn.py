@@ -1,3 +1,6 @@
+import os
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +8,7 @@ import pytest
 
 from gptfl_jax import models, training
 from gptfl_jax.configuration import UserError
+from gptfl_jax.data import audio, sources
 
 RNG = np.random.default_rng(0)
 
@@ -47,3 +51,41 @@ def test_clips_that_are_too_short():
     model = models.create("audio_cnn", 3)
     with pytest.raises(UserError, match="clips of 7 frames cannot be halved 3 times"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 7, 2))))
+
+
+@pytest.mark.slow
+def test_reads_a_speaker_it_never_heard():
+    if "GPTFL_DATA_DIR" not in os.environ:
+        pytest.skip("GPTFL_DATA_DIR is not set")
+    folder = pathlib.Path(os.environ["GPTFL_DATA_DIR"]) / "fsdd"
+    features = {"hop": 160}  # a frame every 20 ms will do
+    source = sources.load(
+        "fsdd", str(folder), test_speakers=("theo",), features=features
+    )
+    train, test = source.train, source.test
+    learner = training.make_learner(
+        models.create("audio_cnn", 10, widths=(48, 64)),
+        training.example_of(train.inputs),
+        normalisation=training.Normalisation(source.mean, source.std),
+        augmentation=audio.SpecAugment(warp=0.1, shift=2),
+    )
+    epochs, size = 5, 50
+    steps = epochs * len(train.labels) // size
+    optimizer = training.make_optimizer(
+        "adamw", training.make_schedule("cosine", 3e-3, steps)
+    )
+    state = training.init_state(learner, optimizer, jax.random.key(0))
+    step = jax.jit(
+        lambda state, batch, key: training.train_step(
+            learner, optimizer, state, batch, key
+        )[0]
+    )
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(train.labels)) for _ in range(epochs)]
+    for number, rows in enumerate(np.concatenate(orders).reshape(steps, size)):
+        part = sources.select(train, rows)
+        batch = training.Batch(part.inputs, part.labels, np.ones(size, np.float32))
+        state = step(state, batch, jax.random.fold_in(jax.random.key(1), number))
+    found = training.evaluate(learner, state.variables, test.inputs, test.labels, 10)
+    # Chance is 0.1.
+    assert found.accuracy > 0.7
