@@ -18,7 +18,7 @@ from flax.linen import initializers
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gptfl_jax import convolution
 from gptfl_jax.convolution import Padding, conv
@@ -31,7 +31,10 @@ __all__ = [
     "LayerNorm",
     "avg_pool",
     "conv",
+    "frame_mask",
+    "hide_padding",
     "max_pool",
+    "mean_over_time",
 ]
 
 
@@ -441,3 +444,32 @@ def _scale_and_bias(module, x):
     if module.use_bias:
         bias = module.param("bias", module.bias_init, shape, module.param_dtype)
     return scale.astype(x.dtype), bias.astype(x.dtype)
+
+
+# Sequences of several lengths in one array, padding behind the shorter ones.
+
+
+def frame_mask(
+    lengths: Int[Array, " batch"], frames: int
+) -> Bool[Array, "batch frames"]:
+    """True for the real frames, the first `lengths` of each clip."""
+    return jnp.arange(frames) < lengths[:, None]
+
+
+def hide_padding(
+    x: Float[Array, "batch frames channels"], lengths: Int[Array, " batch"] | None
+) -> Float[Array, "batch frames channels"]:
+    """Zero behind each clip's end; the same without lengths."""
+    if lengths is None:
+        return x
+    return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
+
+
+def mean_over_time(
+    x: Float[Array, "batch frames channels"], lengths: Int[Array, " batch"] | None
+) -> Float[Array, "batch channels"]:
+    """Mean over each clip's real frames, or over all without lengths."""
+    if lengths is None:
+        return x.mean(1)
+    total = hide_padding(x, lengths).sum(1)
+    return total / jnp.maximum(lengths, 1)[:, None].astype(x.dtype)

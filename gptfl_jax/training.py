@@ -34,7 +34,8 @@ Variables = dict[str, Any]
 """`{"params": ..., **model_state}`; model_state, as `{"batch_stats": ...}`, is often
 empty. The params are float32 (float64 under dtype float64)."""
 
-Pixels = Num[Array, "batch height width channels"]
+Inputs = PyTree[Num[Array, "batch ..."]]
+"""Mostly pixels [batch, height, width, channels]."""
 
 
 class Batch(NamedTuple):
@@ -62,12 +63,17 @@ class Learner(NamedTuple):
 
 
 class Normalisation(NamedTuple):
-    """(pixels - mean) / std per channel, pixels of uint8 pictures being in 0..1."""
+    """(pixels - mean) / std per channel, pixels of uint8 pictures being in 0..1.
+
+    Without constants inputs of any kind stay as they are.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, inputs: Pixels) -> Pixels:
+    def __call__(self, inputs: Inputs) -> Inputs:
+        if not self.mean:
+            return inputs
         mean, std = (jnp.asarray(v, inputs.dtype) for v in (self.mean, self.std))
         return (inputs - mean) / std
 
@@ -76,7 +82,7 @@ class Augmentation(NamedTuple):
     """Random changes of pictures, drawn for each example by its own key.
 
     In this order: affine map (bilinear, black outside), crop, flip, cutout. 0 and False
-    switch a part off.
+    switch a part off; with all of them off, inputs of any kind stay as they are.
     """
 
     crop_padding: int = 0
@@ -96,7 +102,7 @@ class Augmentation(NamedTuple):
     cutout_fill: tuple[float, ...] = (0.0,)
     """What cutout paints, per channel, in 0..1: the mean becomes 0 when normalised."""
 
-    def __call__(self, key: PRNGKeyArray, inputs: Pixels) -> Pixels:
+    def __call__(self, key: PRNGKeyArray, inputs: Inputs) -> Inputs:
         if not (self._affine or self.crop_padding or self.flip or self.cutout):
             return inputs
         # fold_in, not split: an example's draw must not change with padding rows.

@@ -330,17 +330,21 @@ def _purpose(key_data: np.ndarray, purpose: int):
 
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
-    inputs, labels = data.train.inputs, data.train.labels
+    labels = data.train.labels
+    leaves = jax.tree.leaves(data.train.inputs)
+    checksum = zlib.crc32(labels)
+    for leaf in leaves:
+        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     settings = config.train.to_dict()
     return {
         "model": config.model.to_dict(),
         "classes": data.train.class_names,
-        "inputs": f"{inputs.dtype}{list(inputs.shape[1:])}",
+        "inputs": ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in leaves),
         "seed": config.seed,
         "train": {k: v for k, v in settings.items() if k not in _FREE_TO_CHANGE},
         "training set": {
             "examples": len(labels),
-            "checksum": zlib.crc32(labels, zlib.crc32(np.ascontiguousarray(inputs))),
+            "checksum": checksum,
         },
     }
 

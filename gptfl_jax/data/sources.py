@@ -1,8 +1,9 @@
 """Data sets by name, as arrays.
 
-A source is a public function of this module that returns a `Source`; a config names it
-in `data.source` and its keywords in `data.options`. Nothing is downloaded: what does
-not come with a package is read from `data.folder`.
+A source is a public function of this module or, for sounds, of `audio_sources` that
+returns a `Source`; a config names it in `data.source` and its keywords in
+`data.options`. What does not come with a package is read from `data.folder`; nothing is
+downloaded unless an option asks for it.
 """
 
 import inspect
@@ -15,8 +16,9 @@ import tarfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Int32, PyTree, Shaped
 
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import images
@@ -33,8 +35,9 @@ _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", 
 class Dataset(NamedTuple):
     """Labelled examples in memory."""
 
-    inputs: Shaped[np.ndarray, "examples ..."]
-    """uint8 or float32; pictures are uint8 [examples, height, width, channels]."""
+    inputs: PyTree[Shaped[np.ndarray, "examples ..."]]
+    """uint8 or float32; pictures are uint8 [examples, height, width, channels], sounds
+    are (features, lengths)."""
     labels: Int32[np.ndarray, " examples"]
     class_names: tuple[str, ...]
     clients: Shaped[np.ndarray, " examples"] | None = None
@@ -51,7 +54,7 @@ class Source(NamedTuple):
     train: Dataset
     test: Dataset
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Per channel, of pixels scaled to 0..1."""
+    """Per channel, of pixels scaled to 0..1; empty where nothing is to be done."""
     std: tuple[float, ...] = IMAGENET_STD
 
 
@@ -106,6 +109,13 @@ def load(
             f"config.data.folder is empty: {name} is read from a folder, give its path"
         )
     source = function(**{k: v for k, v in given.items() if k in takes}, **options)
+    if not isinstance(source.train.inputs, np.ndarray):
+        if image_size or channels:
+            raise configuration.UserError(
+                f"config.data.image_size and config.data.channels: {name} holds no "
+                "pictures; leave them 0"
+            )
+        return source
 
     def converted(dataset: Dataset) -> Dataset:
         inputs = images.convert(dataset.inputs, image_size, channels)
@@ -120,9 +130,12 @@ def load(
 
 
 def _sources() -> dict[str, Callable[..., Source]]:
+    from gptfl_jax.data import audio_sources  # which imports this module
+
+    functions = globals() | vars(audio_sources)
     return {
         name: value
-        for name, value in sorted(globals().items())
+        for name, value in sorted(functions.items())
         if inspect.isfunction(value)
         and not name.startswith("_")
         and name != "load"
@@ -304,9 +317,8 @@ def hold_out(
 def select(dataset: Dataset, rows: Shaped[np.ndarray, " rows"]) -> Dataset:
     """The examples at `rows` (numbers or a mask)."""
     clients = None if dataset.clients is None else dataset.clients[rows]
-    return dataset._replace(
-        inputs=dataset.inputs[rows], labels=dataset.labels[rows], clients=clients
-    )
+    inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.inputs)
+    return dataset._replace(inputs=inputs, labels=dataset.labels[rows], clients=clients)
 
 
 def concatenate(first: Dataset, second: Dataset) -> Dataset:

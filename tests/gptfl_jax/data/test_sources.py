@@ -61,7 +61,7 @@ def test_digits_are_split_by_writing_run():
 
 
 def test_unknown_sources_and_options_are_refused():
-    with pytest.raises(UserError, match="takes one of cifar10, cifar100, image_folder"):
+    with pytest.raises(UserError, match="takes one of cifar10, cifar100, crema_d"):
         sources.load("mnist")
     with pytest.raises(UserError, match="takes one of"):
         sources.load("load_synthetic", "folder")

@@ -85,7 +85,7 @@ def test_resnet_shortcut_pads_channels_on_both_sides():
 
 
 def test_unknown_models_and_options_are_refused():
-    with pytest.raises(UserError, match="takes one of cnn, convnet, resnet"):
+    with pytest.raises(UserError, match="takes one of audio_cnn, audio_conv_rnn, cnn"):
         models.create("vgg0", 10)
     with pytest.raises(UserError, match="takes one of"):
         models.create("os.path", 10)

@@ -1,0 +1,485 @@
+"""Recordings to features: loading, log-mel spectrograms and MFCC, and augmentation.
+
+The features are those of the original's audio side: torchaudio's `MelSpectrogram` in
+decibels and its `MFCC`, restated here in numpy. Examples are the pair (features
+[examples, frames, bands], lengths [examples]): clips shorter than the longest are
+padded with zeros, and `lengths` counts each one's real frames.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
+from tqdm import tqdm
+
+from gptfl_jax import artifacts
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data.noise import Noise, add_noise
+
+SAMPLE_RATE_HZ = 16_000
+
+# Below this power a band is silent; -100 dB.
+_POWER_FLOOR = 1e-10
+# Keeps constant bands finite when they are standardised.
+_STANDARD_DEVIATION_FLOOR = 1e-5
+# Part of the cache's keys: to be changed with what the features are.
+_CACHE_VERSION = "1"
+
+
+class FeatureSettings(NamedTuple):
+    """What is computed from a recording; the defaults are the original's."""
+
+    kind: str = "log_mel"
+    """`log_mel` (decibels) or `mfcc`."""
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    """Recordings at another rate are resampled to it."""
+    num_mels: int = 128
+    """Mel bands."""
+    num_coefficients: int = 40
+    """Bands of `mfcc`: the first so many coefficients."""
+    fft_size: int = 1024
+    """Samples of a window, all of which are used. The original's MFCC take 800."""
+    hop: int = 160
+    """Samples from one frame to the next."""
+    max_duration_s: float = 0.0
+    """Clips are cut to it; 0 keeps all of a clip."""
+    standardise: bool = True
+    """Whether each band of each clip has mean 0 and deviation 1 over time."""
+
+    @property
+    def num_bands(self) -> int:
+        """Features of a frame."""
+        return self.num_mels if self.kind == "log_mel" else self.num_coefficients
+
+
+class Clip(NamedTuple):
+    """A recording, or a part of one, and the noise to be added to it."""
+
+    path: str | os.PathLike
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    """0 reaches to the end of the file."""
+    noise: Noise | None = None
+
+
+# Waveforms --------------------------------------------------------------------------
+
+
+def read(
+    path: str | os.PathLike | io.BytesIO,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    start_s: float = 0.0,
+    duration_s: float = 0.0,
+) -> Float32[np.ndarray, " samples"]:
+    """Decodes WAV, FLAC, OGG, MP3, ... and converts to one channel and a sample rate.
+
+    Several channels are averaged. Samples of integer files are scaled to -1..1.
+
+    Args:
+      path: a file, or its content.
+      sample_rate_hz: of the result.
+      start_s, duration_s: the part to read; duration 0 reaches to the end.
+
+    Raises:
+      UserError: the file is missing, damaged or empty, or ends before the part begins.
+    """
+    name = getattr(path, "name", path)
+    with _opened(path) as file:
+        rate, frames = file.samplerate, file.frames
+        start = round(start_s * rate)
+        if frames and start >= frames:
+            raise UserError(
+                f"{name}: has {frames / rate:g} s, hence no sample at {start_s:g} s"
+            )
+        file.seek(start)
+        count = round(duration_s * rate) if duration_s else -1
+        samples = file.read(count, dtype="float32", always_2d=True)
+    if not len(samples) or not np.isfinite(samples).all():
+        what = "samples that are no numbers" if len(samples) else "no sound"
+        raise UserError(f"{name}: holds {what}: get the file again")
+    return resample(samples.mean(1), rate, sample_rate_hz)
+
+
+def duration_s(path: str | os.PathLike) -> float:
+    """Length of a recording in seconds.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        return file.frames / file.samplerate
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike | io.BytesIO) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (soundfile.SoundFileError, OSError) as error:
+        name = getattr(path, "name", path)
+        raise UserError(
+            f"{name}: cannot be read as sound ({error}): get the file again"
+        ) from error
+
+
+def resample(
+    waveform: Float32[np.ndarray, " samples"], from_hz: int, to_hz: int
+) -> Float32[np.ndarray, " new_samples"]:
+    """Band-limited conversion of the sample rate (`librosa.resample`, soxr's HQ).
+
+    The original uses torchaudio's windowed sinc; nothing is done at equal rates, as in
+    Speech Commands, so that the features of such data are the same.
+    """
+    if from_hz == to_hz:
+        return waveform
+    import librosa  # slow to import
+
+    return librosa.resample(waveform, orig_sr=from_hz, target_sr=to_hz)
+
+
+# Features ---------------------------------------------------------------------------
+
+
+def log_mel(
+    waveform: Float[np.ndarray, " samples"], settings: FeatureSettings
+) -> Float32[np.ndarray, "frames mels"]:
+    """Mel spectrogram in decibels, as torchaudio's defaults give it.
+
+    Power spectra of periodic Hann windows, centred at multiples of the hop (the ends
+    are mirrored), are summed by triangles on the HTK mel scale, without normalisation,
+    and turned into 10 log10(max(power, 1e-10)). There are 1 + samples // hop frames.
+    Computed in float64.
+    """
+    return _decibels(_mel_power(waveform, settings)).astype(np.float32)
+
+
+def mfcc(
+    waveform: Float[np.ndarray, " samples"], settings: FeatureSettings
+) -> Float32[np.ndarray, "frames coefficients"]:
+    """Mel-frequency cepstral coefficients, as torchaudio's defaults give them.
+
+    The orthonormal DCT-II over the bands of `log_mel`, in which nothing is more than 80
+    dB below the loudest value of the clip.
+    """
+    decibels = _decibels(_mel_power(waveform, settings))
+    decibels = np.maximum(decibels, decibels.max() - 80)
+    matrix = _dct(settings.num_mels, settings.num_coefficients)
+    return (decibels @ matrix).astype(np.float32)
+
+
+def standardise(
+    features: Float32[np.ndarray, "frames bands"],
+) -> Float32[np.ndarray, "frames bands"]:
+    """(x - mean) / (std + 1e-5), each band by its own mean and deviation over time."""
+    wide = features.astype(np.float64)
+    deviation = wide.std(0) + _STANDARD_DEVIATION_FLOOR
+    return ((wide - wide.mean(0)) / deviation).astype(np.float32)
+
+
+def compute(
+    waveform: Float[np.ndarray, " samples"], settings: FeatureSettings
+) -> Float32[np.ndarray, "frames bands"]:
+    """The features that `settings` asks for.
+
+    Raises:
+      UserError: settings out of range.
+    """
+    if settings.max_duration_s:
+        waveform = waveform[
+            : max(1, round(settings.max_duration_s * settings.sample_rate_hz))
+        ]
+    features = _kind(settings)(waveform, settings)
+    return standardise(features) if settings.standardise else features
+
+
+def _kind(settings: FeatureSettings):
+    kinds = {"log_mel": log_mel, "mfcc": mfcc}
+    if settings.kind not in kinds:
+        raise UserError(
+            f"features.kind = {settings.kind!r}: takes one of {', '.join(kinds)}"
+        )
+    for name in ("sample_rate_hz", "num_mels", "num_coefficients", "fft_size", "hop"):
+        if getattr(settings, name) < 1:
+            raise UserError(
+                f"features.{name} = {getattr(settings, name)}: takes a whole number > 0"
+            )
+    if settings.kind == "mfcc" and settings.num_coefficients > settings.num_mels:
+        raise UserError(
+            f"features.num_coefficients = {settings.num_coefficients}: there are no "
+            f"more than num_mels = {settings.num_mels}"
+        )
+    return kinds[settings.kind]
+
+
+def _mel_power(waveform, settings):
+    size = settings.fft_size
+    padded = np.pad(waveform.astype(np.float64), size // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: settings.hop]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    return power @ _mel_filters(settings.sample_rate_hz, size, settings.num_mels)
+
+
+def _decibels(power):
+    return 10 * np.log10(np.maximum(power, _POWER_FLOOR))
+
+
+@functools.cache
+def _mel_filters(sample_rate_hz: int, fft_size: int, num_mels: int) -> np.ndarray:
+    """[frequencies, mels]: triangles that are evenly spaced in mel, of height 1."""
+    highest = sample_rate_hz // 2
+    frequency = np.linspace(0, highest, fft_size // 2 + 1)
+    top = 2595 * np.log10(1 + highest / 700)
+    corners = 700 * (10 ** (np.linspace(0, top, num_mels + 2) / 2595) - 1)
+    left, middle, right = corners[:-2], corners[1:-1], corners[2:]
+    rising = (frequency[:, None] - left) / (middle - left)
+    falling = (right - frequency[:, None]) / (right - middle)
+    return np.minimum(rising, falling).clip(0)
+
+
+@functools.cache
+def _dct(size: int, count: int) -> np.ndarray:
+    """[size, count]: the first columns of the orthonormal DCT-II."""
+    angle = np.pi / size * (np.arange(size)[:, None] + 0.5) * np.arange(count)
+    matrix = np.cos(angle) * np.sqrt(2 / size)
+    matrix[:, 0] /= np.sqrt(2)
+    return matrix
+
+
+# Many clips -------------------------------------------------------------------------
+
+
+def extract(
+    clips: Sequence[Clip],
+    settings: FeatureSettings,
+    cache: str | os.PathLike = "",
+    description: str = "",
+) -> tuple[Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]]:
+    """Features of many clips, computed in threads, with a progress bar.
+
+    Args:
+      cache: a folder for the features of each clip, by a hash of the file's content,
+        the settings and the noise; a file that changes is computed again, one that
+        moves is not. A kill loses the few hundred clips under way. Empty keeps nothing.
+      description: of the progress bar.
+
+    Returns:
+      the features, padded with zeros to the longest clip, and the frames of each clip.
+
+    Raises:
+      UserError: a file that cannot be read, or settings out of range.
+    """
+    _kind(settings)
+
+    @functools.lru_cache(maxsize=256)
+    def background(path: str) -> tuple[bytes, np.ndarray]:
+        content = _read_bytes(path)
+        waveform = read(_as_file(content, path), settings.sample_rate_hz)
+        return hashlib.sha256(content).digest(), waveform
+
+    compute_one = functools.partial(
+        _features_of, settings=settings, cache=cache, background=background
+    )
+    found = []
+    workers = min(32, (os.cpu_count() or 1) + 4)
+    bar = tqdm(
+        total=len(clips), desc=description, unit="clip", disable=None, mininterval=0.5
+    )
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(clips), 256):
+            fresh = {}
+            for features, path in pool.map(compute_one, clips[start : start + 256]):
+                found.append(features)
+                if path is not None:
+                    fresh[path] = _to_bytes(features)
+                bar.update()
+            if fresh:
+                artifacts.write_files(fresh)
+    return pad(found, settings.num_bands)
+
+
+def pad(
+    features: Sequence[Float32[np.ndarray, "_frames bands"]], num_bands: int
+) -> tuple[Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]]:
+    """Puts clips of several lengths into one array, zeros behind the shorter ones."""
+    lengths = np.asarray([len(clip) for clip in features], np.int32)
+    padded = np.zeros((len(features), lengths.max(initial=0), num_bands), np.float32)
+    for row, clip in zip(padded, features, strict=True):
+        row[: len(clip)] = clip
+    return padded, lengths
+
+
+def _features_of(
+    clip: Clip,
+    settings: FeatureSettings,
+    cache: str | os.PathLike,
+    background: Callable[[str], tuple[bytes, np.ndarray]],
+) -> tuple[np.ndarray, pathlib.Path | None]:
+    """The features, and where to keep them when they are new."""
+    content = _read_bytes(clip.path)
+    digest, added = b"", None
+    if clip.noise is not None and clip.noise.recording:
+        digest, added = background(clip.noise.recording)
+    kept = None
+    if cache:
+        key = hashlib.sha256(content)
+        heard = (clip.start_s, clip.duration_s, clip.noise and clip.noise[:2])
+        key.update(repr((_CACHE_VERSION, *settings, heard)).encode() + digest)
+        name = key.hexdigest()
+        kept = pathlib.Path(cache) / name[:2] / f"{name}.npy"
+        features = _from_cache(kept)
+        if features is not None:
+            return features, None
+    file = _as_file(content, clip.path)
+    waveform = read(file, settings.sample_rate_hz, clip.start_s, clip.duration_s)
+    if clip.noise is not None:
+        waveform = add_noise(waveform, clip.noise, added)
+    return compute(waveform, settings), kept
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
+    file = io.BytesIO(content)
+    file.name = str(path)  # for messages and for formats told by their ending
+    return file
+
+
+def _from_cache(path: pathlib.Path) -> np.ndarray | None:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError):  # there is none, or a damaged one
+        return None
+
+
+def _to_bytes(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+# In jit -----------------------------------------------------------------------------
+
+
+class SpecAugment(NamedTuple):
+    """Random changes of features, drawn for each example by its own key.
+
+    In this order: a stretch of time and one of frequency (linear interpolation), a
+    shift in time, and the masks of SpecAugment: A Simple Data Augmentation Method for
+    Automatic Speech Recognition (arXiv 1904.08779), whose width is drawn from 0 to the
+    largest, inclusive, before their place. 0 switches a part off.
+    """
+
+    tempo: float = 0.0
+    """Clips become up to exp(tempo) times longer or shorter, evenly in the logarithm;
+    what then leaves the array is lost."""
+    warp: float = 0.0
+    """Frequency, in bands, is multiplied by a factor in exp(-warp)..exp(warp): voices
+    of other vocal tracts (Jaitly and Hinton 2013)."""
+    time_masks: int = 0
+    time_width: int = 0
+    """Largest width of a time mask in frames, and never more than `time_share`."""
+    time_share: float = 0.2
+    """Largest width of a time mask as a share of the clip's real frames."""
+    frequency_masks: int = 0
+    frequency_width: int = 0
+    """Largest width of a frequency mask in bands."""
+    shift: int = 0
+    """Largest move in frames. What leaves the array is lost; the length moves with the
+    end of the clip, of which at least a frame is kept."""
+    fill: float = 0.0
+    """The value in masks and before a moved clip: 0 is the mean of standardised
+    features. Padding is 0 always."""
+
+    def __call__(
+        self,
+        key: PRNGKeyArray,
+        inputs: tuple[Float[Array, "batch frames bands"], Int[Array, " batch"]],
+    ) -> tuple[Float[Array, "batch frames bands"], Int[Array, " batch"]]:
+        features, lengths = inputs
+        # fold_in, not split: an example's draw must not change with padding rows.
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+            jnp.arange(features.shape[0])
+        )
+        return jax.vmap(self._augment)(keys, features, lengths)
+
+    def _augment(self, key, features, length):
+        stretch, shift, time, frequency = jax.random.split(key, 4)
+        frames, bands = features.shape
+        if self.tempo or self.warp:
+            features, length = self._stretch(stretch, features, length)
+        if self.shift:
+            features, length = self._move(shift, features, length)
+        at = jnp.arange(frames)
+        hidden = jnp.zeros((frames, bands), bool)
+        share = jnp.floor(self.time_share * length).astype(jnp.int32)
+        widest = jnp.minimum(self.time_width, share)
+        for each in jax.random.split(time, self.time_masks) if self.time_masks else ():
+            hidden |= _stripe(each, at, widest, length)[:, None]
+        widest, at = min(self.frequency_width, bands), jnp.arange(bands)
+        masks = self.frequency_masks
+        for each in jax.random.split(frequency, masks) if masks else ():
+            hidden |= _stripe(each, at, widest, bands)
+        # Padding stays as it is.
+        hidden &= (jnp.arange(frames) < length)[:, None]
+        return jnp.where(hidden, self.fill, features).astype(features.dtype), length
+
+    def _stretch(self, key, features, length):
+        frames, bands = features.shape
+        tempo, warp = jnp.exp(
+            jax.random.uniform(key, (2,), jnp.float32, -1, 1)
+            * jnp.asarray([self.tempo, self.warp], jnp.float32)
+        )
+        new_length = jnp.round(length * tempo).astype(jnp.int32).clip(1, frames)
+        # The first frame stays the first, and the last becomes the last.
+        pace = (length - 1) / jnp.maximum(length * tempo - 1, 1)
+        at = jnp.minimum(jnp.arange(frames) * pace, length - 1)
+        stretched = _interpolate(features, at)
+        stretched = _interpolate(stretched.T, jnp.arange(bands) * warp).T
+        real = jnp.arange(frames) < new_length
+        return jnp.where(real[:, None], stretched, 0), new_length
+
+    def _move(self, key, features, length):
+        frames = features.shape[0]
+        earlier = jnp.minimum(self.shift, length - 1)
+        later = min(self.shift, frames - 1)
+        move = jax.random.randint(key, (), -earlier, later + 1, jnp.int32)
+        source = jnp.arange(frames) - move
+        real = (source >= 0) & (source < length)
+        moved = features[source.clip(0, frames - 1)]
+        empty = jnp.where(source < 0, self.fill, 0)
+        length = (length + move).clip(1, frames)
+        return jnp.where(real[:, None], moved, empty[:, None]), length
+
+
+def _interpolate(rows, at):
+    """Rows between the given ones; behind the last it is repeated."""
+    at = jnp.minimum(at, rows.shape[0] - 1)
+    below = jnp.floor(at).astype(jnp.int32)
+    above = jnp.minimum(below + 1, rows.shape[0] - 1)
+    weight = (at - below).astype(rows.dtype)[:, None]
+    return (1 - weight) * rows[below] + weight * rows[above]
+
+
+def _stripe(key, at, widest, size):
+    """Marks a random range of `at`, at most `widest` wide, inside 0..size - 1."""
+    width_key, start_key = jax.random.split(key)
+    width = jax.random.randint(width_key, (), 0, widest + 1, jnp.int32)
+    start = jax.random.randint(start_key, (), 0, size - width + 1, jnp.int32)
+    return (at >= start) & (at < start + width)

@@ -1,0 +1,394 @@
+import io
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import audio, noise
+from gptfl_jax.data.audio import Clip, FeatureSettings, SpecAugment
+
+RNG = np.random.default_rng(0)
+
+
+def sweep(samples=5000):
+    """A tone that rises, some hiss, and silence at the end."""
+    time = np.arange(samples) / 16_000
+    wave = 0.5 * np.sin(2 * np.pi * (300 + 4000 * time) * time)
+    wave += 0.01 * np.random.default_rng(1).normal(size=samples)
+    wave[-2000:] = 0
+    return wave.astype(np.float32)
+
+
+def mel(hz):
+    return 2595 * np.log10(1 + hz / 700)
+
+
+def reference_power(wave, size, hop, num_mels, rate):
+    """torchaudio's MelSpectrogram by its definition: sums and loops, float64."""
+    wave, n = wave.astype(np.float64), len(wave)
+    samples = np.arange(size)
+    window = np.sin(np.pi * samples / size) ** 2
+    bins = np.arange(size // 2 + 1)
+    dft = np.exp(-2j * np.pi * np.outer(bins, samples) / size)
+    frames = []
+    for centre in range(0, n + 1, hop):
+        at = centre - size // 2 + samples
+        at = np.where(at < 0, -at, at)
+        at = np.where(at >= n, 2 * (n - 1) - at, at)
+        frames.append(np.abs(dft @ (window * wave[at])) ** 2)
+    filters = np.zeros((len(bins), num_mels))
+    step = mel(rate / 2) / (num_mels + 1)
+    for band in range(num_mels):
+        low, mid, high = (
+            700 * (10 ** (step * (band + i) / 2595) - 1) for i in range(3)
+        )
+        for k in bins:
+            hz = k * rate / size
+            if low < hz <= mid:
+                filters[k, band] = (hz - low) / (mid - low)
+            elif mid < hz < high:
+                filters[k, band] = (high - hz) / (high - mid)
+    return np.stack(frames) @ filters
+
+
+def recording():
+    """The recording of Speech Commands that comes with the reference data."""
+    if "GPTFL_DATA_DIR" not in os.environ:
+        pytest.skip("GPTFL_DATA_DIR is not set")
+    folder = pathlib.Path(os.environ["GPTFL_DATA_DIR"]) / "speech_commands"
+    return audio.read(folder / "00176480_nohash_0_bed.wav")
+
+
+@pytest.mark.parametrize("wave", ["sweep", "recording"])
+def test_log_mel_is_the_definition(wave):
+    wave = sweep() if wave == "sweep" else recording()
+    power = reference_power(wave, 1024, 160, 128, 16_000)
+    expected = 10 * np.log10(np.maximum(power, 1e-10))
+    found = audio.log_mel(wave, FeatureSettings())
+    assert found.shape == (1 + len(wave) // 160, 128) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_silence_is_at_the_floor():
+    found = audio.log_mel(np.zeros(3000, np.float32), FeatureSettings())
+    assert (found == -100).all()
+
+
+@pytest.mark.parametrize("wave", ["sweep", "recording"])
+def test_mfcc_is_the_definition(wave):
+    wave = sweep() if wave == "sweep" else recording()
+    power = reference_power(wave, 800, 160, 128, 16_000)
+    decibels = 10 * np.log10(np.maximum(power, 1e-10))
+    decibels = np.maximum(decibels, decibels.max() - 80)
+    m = np.arange(128)
+    expected = np.stack(
+        [
+            (decibels * np.cos(np.pi * k * (2 * m + 1) / 256)).sum(1)
+            * np.sqrt((1 if k == 0 else 2) / 128)
+            for k in range(40)
+        ],
+        1,
+    )
+    settings = FeatureSettings(kind="mfcc", fft_size=800)
+    np.testing.assert_allclose(audio.mfcc(wave, settings), expected, atol=1e-3, rtol=0)
+
+
+def test_features_at_another_rate_and_size():
+    wave = sweep(1500)
+    settings = FeatureSettings(
+        sample_rate_hz=8000, num_mels=20, fft_size=256, hop=100, standardise=False
+    )
+    expected = 10 * np.log10(
+        np.maximum(reference_power(wave, 256, 100, 20, 8000), 1e-10)
+    )
+    np.testing.assert_allclose(audio.compute(wave, settings), expected, atol=1e-4)
+    cut = settings._replace(max_duration_s=0.1)
+    np.testing.assert_array_equal(
+        audio.compute(wave, cut), audio.compute(wave[:800], settings)
+    )
+
+
+def test_standardised_bands():
+    x = np.asarray([[1, 5], [3, 5], [8, 5]], np.float32)
+    # Mean 4, squares 9 + 1 + 16
+    deviation = np.sqrt(26 / 3) + 1e-5
+    expected = np.asarray([[-3, 0], [-1, 0], [4, 0]]) / [deviation, 1]
+    np.testing.assert_allclose(audio.standardise(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ending", "form", "subtype", "tolerance"),
+    [
+        ("wav", "WAV", "FLOAT", 0),
+        ("wav", "WAV", "PCM_16", 1 / 32768),
+        ("flac", "FLAC", "PCM_24", 1e-6),
+        ("ogg", "OGG", "VORBIS", 0.2),
+    ],
+)
+def test_read_formats(tmp_path, ending, form, subtype, tolerance):
+    wave = sweep()
+    file = tmp_path / f"sound.{ending}"
+    soundfile.write(file, wave, 16_000, format=form, subtype=subtype)
+    found = audio.read(file)
+    assert found.dtype == np.float32 and found.shape == wave.shape
+    assert np.abs(found - wave).max() <= tolerance
+
+
+def test_read_averages_channels_and_takes_a_part(tmp_path):
+    left, right = RNG.normal(size=(2, 400)).astype(np.float32) / 4
+    file = tmp_path / "stereo.wav"
+    soundfile.write(file, np.stack([left, right], 1), 8000, subtype="FLOAT")
+    mono = (left + right) / 2
+    np.testing.assert_allclose(audio.read(file, 8000), mono, atol=1e-7)
+    part = audio.read(file, 8000, start_s=0.01, duration_s=0.02)
+    np.testing.assert_allclose(part, mono[80:240], atol=1e-7)
+    rest = audio.read(file, 8000, start_s=0.04, duration_s=1.0)
+    np.testing.assert_allclose(rest, mono[320:], atol=1e-7)
+    with pytest.raises(UserError, match=r"has 0.05 s, hence no sample at 0.05 s"):
+        audio.read(file, 8000, start_s=0.05)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100])
+def test_resampling_keeps_a_tone(rate):
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate // 2) / rate).astype(np.float32)
+    found = audio.resample(tone, rate, 16_000)
+    expected = np.sin(2 * np.pi * 440 * np.arange(8000) / 16_000)
+    assert len(found) == 8000
+    # The ends are cut off sharply; inside the tone must be itself.
+    assert np.abs(found - expected)[400:-400].max() < 2e-3
+
+
+def test_files_that_are_no_sound(tmp_path):
+    file = tmp_path / "broken.wav"
+    with pytest.raises(UserError, match=r"broken.wav: cannot be read"):
+        audio.read(file)
+    file.write_bytes(b"RIFF not a wave file")
+    with pytest.raises(UserError, match=r"broken.wav: cannot be read as sound"):
+        audio.read(file)
+    with pytest.raises(UserError, match=r"broken.wav: cannot be read as sound"):
+        audio.extract([Clip(file)], FeatureSettings())
+    with pytest.raises(UserError, match=r"gone.wav: cannot be read"):
+        audio.extract([Clip(tmp_path / "gone.wav")], FeatureSettings())
+    soundfile.write(file, np.zeros(0, np.float32), 16_000)
+    with pytest.raises(UserError, match="holds no sound"):
+        audio.read(file)
+    soundfile.write(file, np.asarray([0, np.nan]), 16_000, subtype="FLOAT")
+    with pytest.raises(UserError, match="samples that are no numbers"):
+        audio.read(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "wavelet"}, "features.kind = 'wavelet': takes one of log_mel, mfcc"),
+        ({"hop": 0}, "features.hop = 0: takes a whole number > 0"),
+        ({"kind": "mfcc", "num_mels": 30}, "num_coefficients = 40: there are no more"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(UserError, match=message):
+        audio.extract([], FeatureSettings(**settings))
+
+
+def write_clips(folder):
+    waves = [sweep(2000 + 700 * i) for i in range(3)]
+    for index, wave in enumerate(waves):
+        soundfile.write(folder / f"{index}.wav", wave, 16_000, subtype="FLOAT")
+    return waves, [Clip(folder / f"{index}.wav") for index in range(3)]
+
+
+def test_extract_pads_and_counts_frames(tmp_path):
+    waves, clips = write_clips(tmp_path)
+    settings = FeatureSettings(num_mels=16)
+    features, lengths = audio.extract(clips, settings)
+    assert lengths.tolist() == [13, 17, 22] and features.shape == (3, 22, 16)
+    for row, wave, length in zip(features, waves, lengths, strict=True):
+        np.testing.assert_array_equal(row[:length], audio.compute(wave, settings))
+        assert not row[length:].any()
+    empty, none = audio.extract([], settings)
+    assert empty.shape == (0, 0, 16) and none.shape == (0,)
+
+
+def test_cache_goes_by_content(tmp_path, monkeypatch):
+    _, clips = write_clips(tmp_path)
+    settings, cache = FeatureSettings(num_mels=16), tmp_path / "cache"
+    computed = []
+    honest = audio.compute
+
+    def counting(wave, settings):
+        computed.append(len(wave))
+        return honest(wave, settings)
+
+    monkeypatch.setattr(audio, "compute", counting)
+    first, _ = audio.extract(clips, settings, cache)
+    assert sorted(computed) == [2000, 2700, 3400]
+    # Moved and reordered files are known; only a hash decides.
+    moved = tmp_path / "moved.wav"
+    (tmp_path / "0.wav").rename(moved)
+    clips = [clips[1], Clip(moved), clips[2]]
+    again, lengths = audio.extract(clips, settings, cache)
+    assert len(computed) == 3
+    np.testing.assert_array_equal(again, first[[1, 0, 2]])
+    assert lengths.tolist() == [17, 13, 22]
+    # Another content, other settings, a part, a noise: all computed.
+    soundfile.write(moved, sweep(1000), 16_000)
+    audio.extract(clips, settings, cache)
+    assert computed[3:] == [1000]
+    audio.extract(clips[:1], settings._replace(standardise=False), cache)
+    audio.extract([clips[0]._replace(duration_s=0.1)], settings, cache)
+    for seed in (1, 2, 1):
+        hiss = noise.Noise(10.0, (seed,))
+        audio.extract([clips[0]._replace(noise=hiss)], settings, cache)
+    assert computed[4:] == [2700, 1600, 2700, 2700]
+    # A damaged file is computed again and put right.
+    for file in cache.rglob("*.npy"):
+        file.write_bytes(b"half a file")
+    audio.extract(clips[:1], settings, cache)
+    audio.extract(clips[:1], settings, cache)
+    assert computed[8:] == [2700]
+
+
+def test_extract_adds_noise_before_the_features(tmp_path):
+    (wave, *_), clips = write_clips(tmp_path)
+    settings = FeatureSettings(num_mels=16)
+    hum = sweep(900) + 0.1
+    soundfile.write(tmp_path / "hum.wav", hum, 16_000, subtype="FLOAT")
+    for recording, background in (("", None), (str(tmp_path / "hum.wav"), hum)):
+        added = noise.Noise(3.0, (7,), recording)
+        (features,), _ = audio.extract([clips[0]._replace(noise=added)], settings)
+        expected = audio.compute(noise.add_noise(wave, added, background), settings)
+        np.testing.assert_array_equal(features, expected)
+
+
+def batch_of(frames=40, bands=30, lengths=(40, 25, 10, 1)):
+    features = RNG.uniform(1, 2, (len(lengths), frames, bands)).astype(np.float32)
+    real = np.arange(frames) < np.asarray(lengths)[:, None]
+    features = features * real[..., None]
+    return jnp.asarray(features), jnp.asarray(lengths, jnp.int32)
+
+
+def runs_of(hidden):
+    """Number of stretches of True and the longest."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden, [0]])))
+    sizes = edges[1::2] - edges[::2]
+    return len(sizes), sizes.max(initial=0)
+
+
+def test_masks_are_stripes_of_real_frames():
+    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 60)
+    augment = jax.jit(
+        SpecAugment(
+            time_masks=2, time_width=6, frequency_masks=1, frequency_width=5
+        ).__call__
+    )
+    changed, same = augment(jax.random.key(0), (features, lengths))
+    assert same.tolist() == lengths.tolist()
+    arrays = map(np.asarray, (changed, features, lengths))
+    widths, heights = set(), set()
+    for row, old, length in zip(*arrays, strict=True):
+        hidden = row == 0
+        np.testing.assert_array_equal(row[~hidden], old[~hidden])
+        times, bands = hidden[:length].all(1), hidden[:length].all(0)
+        np.testing.assert_array_equal(hidden[:length], times[:, None] | bands[None])
+        number, longest = runs_of(times)
+        # One fifth of 25 frames is 5, of 10 is 2.
+        assert number <= 2 and longest <= 2 * min(6, length // 5)
+        assert runs_of(bands)[0] <= 1
+        widths.add((int(length), int(longest)))
+        heights.add(int(runs_of(bands)[1]))
+    assert heights == set(range(6))
+    assert {(40, 6), (25, 5), (10, 2), (10, 0), (1, 0)} <= widths
+
+
+def test_shift_moves_the_clip():
+    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 40)
+    changed, new = jax.jit(SpecAugment(shift=3, fill=-7.0).__call__)(
+        jax.random.key(0), (features, lengths)
+    )
+    arrays = map(np.asarray, (changed, features, lengths, new))
+    seen = set()
+    for row, old, length, after in zip(*arrays, strict=True):
+        fits = []
+        for move in range(-min(3, length - 1), 4):
+            expected = np.zeros_like(old)
+            source = np.arange(40) - move
+            real = (source >= 0) & (source < length)
+            expected[source < 0] = -7
+            expected[real] = old[source[real]]
+            if np.array_equal(row, expected) and after == min(length + move, 40):
+                fits.append(move)
+        assert len(fits) == 1
+        seen.add((int(length), fits[0]))
+    assert {move for length, move in seen if length == 25} == set(range(-3, 4))
+    assert {move for length, move in seen if length == 1} == set(range(4))
+
+
+def test_stretches_follow_a_plane():
+    # Features a t + b f + 1 stay planes: their slopes tell the factors.
+    frames, bands = 30, 20
+    lengths = np.asarray([20, 12, 1] * 30, np.int32)
+    t, f = np.arange(frames)[:, None], np.arange(bands)
+    features = (0.5 * t + 0.25 * f + 1).astype(np.float32)
+    features = features * (t < lengths[:, None, None])
+    augment = jax.jit(SpecAugment(tempo=0.3, warp=0.2).__call__)
+    changed, new = augment(
+        jax.random.key(0), (jnp.asarray(features), jnp.asarray(lengths))
+    )
+    tempos, warps = [], []
+    for row, length, after in zip(
+        np.asarray(changed), lengths.tolist(), np.asarray(new).tolist(), strict=True
+    ):
+        assert not row[after:].any() and row[:after].all()
+        warp = (row[0, 1] - row[0, 0]) / 0.25
+        warps.append(warp)
+        assert np.exp(-0.2) - 1e-5 <= warp <= np.exp(0.2) + 1e-5
+        pace = (row[1, 0] - row[0, 0]) / 0.5 if after > 1 else 0
+        expected = 0.5 * np.minimum(pace * t, length - 1)
+        expected = expected + 0.25 * np.minimum(warp * f, bands - 1) + 1
+        np.testing.assert_allclose(row[:after], expected[:after], atol=2e-4)
+        if length == 1:
+            assert after == 1
+        else:
+            tempo = ((length - 1) / pace + 1) / length
+            assert np.exp(-0.3) - 1e-4 <= tempo <= np.exp(0.3) + 1e-4
+            assert abs(after - length * tempo) <= 0.501
+            tempos.append(tempo)
+    # Both reach far, either way, and are drawn apart.
+    for factors, most in ((tempos, 0.3), (warps, 0.2)):
+        assert min(factors) < np.exp(-0.7 * most) and max(factors) > np.exp(0.7 * most)
+
+
+def test_an_examples_draw_is_its_own():
+    features, lengths = batch_of()
+    augment = jax.jit(
+        SpecAugment(
+            tempo=0.2,
+            warp=0.1,
+            shift=2,
+            time_masks=1,
+            time_width=6,
+            frequency_masks=2,
+            frequency_width=5,
+        ).__call__
+    )
+    key = jax.random.key(3)
+    all_of_them, new = augment(key, (features, lengths))
+    two, new_two = augment(key, (features[:2], lengths[:2]))
+    np.testing.assert_array_equal(two, all_of_them[:2])
+    np.testing.assert_array_equal(new_two, new[:2])
+    nothing, same = SpecAugment()(key, (features, lengths))
+    np.testing.assert_array_equal(nothing, features)
+    np.testing.assert_array_equal(same, lengths)
+
+
+def test_read_takes_the_content_of_a_file(tmp_path):
+    file = tmp_path / "sound.flac"
+    soundfile.write(file, sweep(), 16_000)
+    np.testing.assert_array_equal(
+        audio.read(io.BytesIO(file.read_bytes())), audio.read(file)
+    )
