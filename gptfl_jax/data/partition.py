@@ -7,6 +7,7 @@ seconds. `federate` turns the result into the arrays the engine works on.
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
@@ -268,7 +269,8 @@ def federate(
     order = np.argsort(client_of_example, kind="stable")
     sizes = np.bincount(client_of_example, minlength=num_clients)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return FederatedData(dataset.inputs[order], dataset.labels[order], offsets)
+    inputs = jax.tree.map(lambda x: x[order], dataset.inputs)
+    return FederatedData(inputs, dataset.labels[order], offsets)
 
 
 def summarise(data: FederatedData, num_classes: int) -> Summary:
