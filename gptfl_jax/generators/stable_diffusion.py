@@ -501,9 +501,9 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
     patterns = ["model_index.json", "scheduler/*", "tokenizer/*"]
     patterns += [f"{name}/config.json" for name in _COMPONENTS]
     stems = {
-        name: [component.stem]
+        name: [f"{name}/{component.stem}"]
         # The name that transformers gives to its `.bin` files.
-        + (["pytorch_model"] if component.library == "transformers" else [])
+        + ([f"{name}/pytorch_model"] if component.library == "transformers" else [])
         for name, component in _COMPONENTS.items()
     }
 
@@ -514,65 +514,13 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
             f"{folder / 'model_index.json'}: {index.get('_class_name')} is no Stable "
             "Diffusion pipeline: name another model"
         )
-
-    def find():
-        return {
-            name: next(
-                filter(
-                    None, (hub.find_weights(folder / name / s) for s in stems[name])
-                ),
-                None,
-            )
-            for name in _COMPONENTS
-        }
-
-    files = find()
-    for form in range(len(hub.weight_patterns(""))):
-        lacking = [name for name, file in files.items() if file is None]
-        if not lacking or folder == pathlib.Path(path_or_id).expanduser():
-            break
-        wanted = [
-            pattern
-            for name in lacking
-            for stem in stems[name]
-            for pattern in hub.weight_patterns(f"{name}/{stem}")[form]
-        ]
-        hub.snapshot(path_or_id, wanted, revision)
-        files = find()
-    for name, file in files.items():
-        if file is None:
-            names = [f"{s}{e}" for s in stems[name] for e in (".safetensors", ".bin")]
-            raise hub.missing_weights(names, folder / name)
-    return folder, files
+    return folder, hub.fetch_weights(folder, path_or_id, stems, revision)
 
 
 def _load_tokenizer(folder):
-    # Deferred: it takes seconds to import, and only loading from files needs it.
-    import transformers
-
-    name = hub.read_json(folder / "model_index.json").get("tokenizer", [None, None])[1]
-    kind = getattr(transformers, str(name), None)
-    base = transformers.PreTrainedTokenizerBase
-    if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise UserError(
-            f"{folder / 'model_index.json'}: tokenizer {name} is unknown to "
-            f"transformers {transformers.__version__}: update transformers"
-        )
-    # Without its files, a tokenizer is made that knows no words.
-    names = dict(kind.vocab_files_names)
-    whole = {names.pop("tokenizer_file", "tokenizer.json")}
-    present = {path.name for path in (folder / "tokenizer").glob("*")}
-    if not present & whole and not (names and present >= set(names.values())):
-        raise UserError(
-            f"{folder / 'tokenizer'}: holds no tokenizer.json or "
-            f"{' and '.join(names.values())}: download the model again"
-        )
-    try:
-        return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:  # the readers of damaged files raise almost anything
-        raise UserError(
-            f"{folder / 'tokenizer'}: damaged ({error}): download the model again"
-        ) from error
+    path = folder / "model_index.json"
+    name = hub.read_json(path).get("tokenizer", [None, None])[1]
+    return hub.load_tokenizer(folder / "tokenizer", name, path)
 
 
 def _tokenizer_class(tokenizer) -> str:
