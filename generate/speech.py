@@ -1,13 +1,12 @@
 """Stage 1b for spoken words: synthetic clips of every class, in `<workdir>/synthetic`.
 
-    python -m generate.prompts --config=digits --workdir=runs/words \\
-        --config.prompts.classes="('yes', 'no')" --config.prompts.template="{name}" \\
-        --config.prompts.method=multi_speaker
-    python -m generate.speech --config=digits --workdir=runs/words \\
-        --config.generate.model=microsoft/speecht5_tts \\
-        --config.generate.samples_per_class=100
+    python -m generate.prompts --config=CONFIG --workdir=runs/words
+    python -m generate.speech --config=CONFIG --workdir=runs/words
 
-Needs `<workdir>/prompts.json` of generate.prompts, with the same `prompts` section.
+In CONFIG, `generate.model` names a SpeechT5, as "microsoft/speecht5_tts"; words that
+are no classes of a known data set stand in `prompts.classes`, with the template
+"{name}". Needs `<workdir>/prompts.json` of generate.prompts.
+
 Clips are 16-bit WAV files at the vocoder's rate (16 kHz), without the silence at their
 ends. With the method `multi_speaker` every speaker vector can be drawn, else number 0
 speaks; `config.generate.speakers` chooses others. Started again after an interruption
