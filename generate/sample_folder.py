@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from orbax.checkpoint import multihost
 
 from gptfl_jax import artifacts
@@ -197,7 +198,7 @@ class SampleWriter:
 
     Args:
       folder: of the manifest.
-      encode: the file content of one sample, called in threads.
+      encode: the file content of one sample, from its row, called in threads.
       on_written: called with the samples of each batch once their files and lines
         are written, in the order the batches were put.
     """
@@ -205,7 +206,7 @@ class SampleWriter:
     def __init__(
         self,
         folder: pathlib.Path,
-        encode: Callable[[np.ndarray], bytes],
+        encode: Callable[[PyTree[np.ndarray]], bytes],
         on_written: Callable[[Sequence[Sample]], None],
     ):
         self._folder = folder
@@ -220,9 +221,9 @@ class SampleWriter:
         self,
         samples: Sequence[Sample],
         rows: Sequence[int],
-        batch: jax.Array | np.ndarray,
+        batch: PyTree[jax.Array | np.ndarray],
     ) -> None:
-        """Takes `batch[rows[i]]` as the content of `samples[i]`.
+        """Takes row `rows[i]` of the batch's arrays as the content of `samples[i]`.
 
         Waits while too much is still to be written. `batch` may still be computed.
 
@@ -237,11 +238,12 @@ class SampleWriter:
         self,
         samples: Sequence[Sample],
         rows: Sequence[int],
-        batch: jax.Array | np.ndarray,
+        batch: PyTree[jax.Array | np.ndarray],
     ) -> None:
-        values = np.asarray(batch)
+        values = jax.device_get(batch)
         contents: Iterable[bytes] = self._encoders.map(
-            self._encode, [values[row] for row in rows]
+            self._encode,
+            [jax.tree.map(lambda leaf, row=row: leaf[row], values) for row in rows],
         )
         files = {
             self._folder / sample.file: content

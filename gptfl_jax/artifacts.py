@@ -371,6 +371,7 @@ class Sample(NamedTuple):
     seed: seed of the sample's own key.
     guidance: classifier-free guidance scale; None for generators without one.
     model: the generator.
+    speaker: number of the speaker vector; None, and not written, where none speaks.
     """
 
     file: str
@@ -379,6 +380,7 @@ class Sample(NamedTuple):
     seed: int
     guidance: float | None
     model: str
+    speaker: int | None = None
 
 
 def read_manifest(folder: PathLike) -> list[Sample]:
@@ -435,6 +437,7 @@ def _parse_sample(line: str, where: str) -> Sample:
     texts = (sample.file, sample.label, sample.prompt, sample.model)
     whole = isinstance(sample.seed, int) and not isinstance(sample.seed, bool)
     number = sample.guidance is None or isinstance(sample.guidance, int | float)
+    whole &= sample.speaker is None or type(sample.speaker) is int
     if not (all(isinstance(text, str) for text in texts) and whole and number):
         raise ManifestError(f"{where}: a field has the wrong type: {line}")
     return sample
@@ -463,7 +466,13 @@ def write_manifest(folder: PathLike, samples: Sequence[Sample]) -> None:
 
 
 def _sample_lines(samples: Sequence[Sample]) -> list[str]:
-    return [json.dumps(_plain(sample._asdict())) for sample in samples]
+    lines = []
+    for sample in samples:
+        record = sample._asdict()
+        if sample.speaker is None:
+            del record["speaker"]
+        lines.append(json.dumps(_plain(record)))
+    return lines
 
 
 class Metrics:

@@ -207,7 +207,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "method": _field(
             "class_prompt",
             _one_of(
-                *("class_prompt", "multi_domain", "ucg", "imported"),
+                *("class_prompt", "multi_domain", "multi_speaker", "ucg", "imported"),
                 *("commongen", "chat"),
             ),
             "how prompts are made from the class names",
@@ -291,7 +291,8 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "model": _field(
             "glyphs",
             _NAME,
-            "Stable Diffusion model: one shipped here, a diffusers folder, or a hub id",
+            "images: a Stable Diffusion shipped here, a diffusers folder or a hub id; "
+            "speech: a SpeechT5 folder or hub id, as microsoft/speecht5_tts",
         ),
         "samples_per_class": _field(
             "3x",
@@ -311,6 +312,32 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "guidance scales to draw from, one a sample, in place of guidance_scale",
         ),
         "negative_prompt": _field("", _TEXT, "what the pictures should not show"),
+        "vocoder": _field(
+            "microsoft/speecht5_hifigan",
+            _NAME,
+            "speech: the HiFi-GAN, a folder or a hub id",
+        ),
+        "speaker_vectors": _field(
+            "Matthijs/cmu-arctic-xvectors",
+            _NAME,
+            "speech: the speakers' voices, a .npy or .zip file, a folder or a hub id",
+        ),
+        "speakers": _field(
+            (),
+            _tuple_of(_whole(0), "whole numbers >= 0"),
+            "speech: numbers of the speaker vectors to draw from; empty: 0 alone, or "
+            "all where prompts.method is multi_speaker",
+        ),
+        "stop_threshold": _field(
+            0.5, _number(above=0), "speech ends where its probability to is this high"
+        ),
+        "max_seconds": _field(5.0, _number(above=0), "longest clip of speech"),
+        "trim_db": _field(
+            40.0,
+            _number(least=0),
+            "speech: ends of a clip this many decibels below its loudest part are "
+            "cut off; 0: they stay",
+        ),
         "height": _field(0, _whole(0), "pixels; 0: the model's own"),
         "width": _field(0, _whole(0), "pixels; 0: the model's own"),
         "batch_size": _field(64, _whole(1), "samples at once, over all devices"),

@@ -56,9 +56,9 @@ _asked_form: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 def form(name: str) -> Iterator[None]:
     """Makes every `conv` traced inside the block use a form of `Form`, on any backend.
 
-    For tests and measurements. A form that does not apply (row_split and winograd have
-    conditions) gives way to "patches". It acts while a function is traced: what was
-    compiled before keeps its form.
+    For tests, measurements and networks that no loop runs. A form that does not apply
+    (row_split and winograd have conditions) gives way to "patches". It acts while a
+    function is traced: what was compiled before keeps its form.
 
     Raises:
       ValueError: no such form.

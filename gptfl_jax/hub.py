@@ -47,6 +47,7 @@ def snapshot(
     path_or_id: PathLike,
     patterns: Sequence[str],
     revision: str | None = None,
+    repo_type: str = "model",
 ) -> pathlib.Path:
     """The folder that holds a model's files.
 
@@ -56,6 +57,7 @@ def snapshot(
         unless the cache has it. `HF_HUB_OFFLINE=1` keeps to the cache.
       patterns: the files needed, as shell patterns; nothing else is downloaded.
       revision: branch, tag or commit of the repository.
+      repo_type: of the repository: "model" or "dataset".
 
     Raises:
       ModelNotFound: if there is none of these, or the download fails.
@@ -69,8 +71,8 @@ def snapshot(
         return ASSETS / name
     if not plain or folder.exists():
         raise ModelNotFound(
-            f"{name}: there is no such folder. Name a folder in diffusers format, or a "
-            "Hugging Face repository as owner/name"
+            f"{name}: there is no such folder. Name a folder in the format of Hugging "
+            "Face, or a repository there as owner/name"
         )
     # Deferred: the client takes a moment to load, and local folders do without it.
     import huggingface_hub
@@ -79,7 +81,10 @@ def snapshot(
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns)
+                name,
+                revision=revision,
+                allow_patterns=list(patterns),
+                repo_type=repo_type,
             )
         )
     except errors.GatedRepoError as error:
@@ -261,7 +266,8 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
 
 def write_weights(path: PathLike, weights: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    # ascontiguousarray would give numbers an axis.
+    contiguous = {name: np.asarray(value, order="C") for name, value in weights.items()}
     # The metadata is what PyTorch's readers look for.
     data = safetensors.numpy.save(contiguous, metadata={"format": "pt"})
     artifacts.write_bytes(path, data)
@@ -282,6 +288,59 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
             f"{index}: the files it names do not hold {missing[0]}: download them again"
         )
     return weights
+
+
+# Tokenizers -------------------------------------------------------------------------
+
+
+def load_tokenizer(
+    folder: PathLike, kind: str | None, named_in: PathLike | None = None
+) -> Any:
+    """The tokenizer in a folder, without running anything that the folder holds.
+
+    Args:
+      folder: with the tokenizer's files.
+      kind: its class in `transformers`; without `named_in`, the class when the folder's
+        tokenizer_config.json names none.
+      named_in: the file that names the class.
+
+    Raises:
+      UserError: if the class is unknown, or files are missing or damaged.
+    """
+    # Deferred: it takes seconds to import, and only loading from files needs it.
+    import transformers
+
+    folder = pathlib.Path(folder)
+    if named_in is None:
+        named_in = folder / "tokenizer_config.json"
+        kind = read_json(named_in).get("tokenizer_class", kind)
+    found = getattr(transformers, str(kind), None)
+    if needs := getattr(found, "_backends", None):
+        raise UserError(
+            f"{os.fspath(named_in)}: tokenizer {kind} needs {' and '.join(needs)}: "
+            f"pip install {' '.join(needs)}"
+        )
+    base = transformers.PreTrainedTokenizerBase
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(
+            f"{os.fspath(named_in)}: tokenizer {kind} is unknown to "
+            f"transformers {transformers.__version__}: update transformers"
+        )
+    # Without its files, a tokenizer is made that knows no words.
+    names = dict(found.vocab_files_names)
+    whole = {names.pop("tokenizer_file", "tokenizer.json")}
+    present = {path.name for path in folder.glob("*")}
+    if not present & whole and not (names and present >= set(names.values())):
+        raise UserError(
+            f"{folder}: holds no tokenizer.json or {' and '.join(names.values())}: "
+            "download the model again"
+        )
+    try:
+        return found.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the readers of damaged files raise almost anything
+        raise UserError(
+            f"{folder}: damaged ({error}): download the model again"
+        ) from error
 
 
 # What torch.save writes -------------------------------------------------------------

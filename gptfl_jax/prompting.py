@@ -90,6 +90,16 @@ def multi_domain(request: Request) -> dict[str, list[str]]:
     }
 
 
+def multi_speaker(request: Request) -> dict[str, list[str]]:
+    """`class_prompt`, for speech whose speaker is drawn among all.
+
+    Every speaker can be drawn; the original's `randint(0, len - 1)` never drew the
+    last.
+    """
+    template = _template(request, "multi_speaker", {"name"})
+    return class_prompt(request._replace(template=template))
+
+
 def ucg(request: Request) -> dict[str, list[str]]:
     """`class_prompt`, for samples whose guidance is drawn from `UCG_GUIDANCE`."""
     template = _template(request, "ucg", {"name"})
@@ -310,8 +320,8 @@ class Draws(NamedTuple):
 
     prompt: Int32[np.ndarray, " samples"]
     """Index into the class's prompts."""
-    guidance: Int32[np.ndarray, " samples"]
-    """Index into the guidance scales to choose from."""
+    choice: Int32[np.ndarray, " samples"]
+    """Index into what to choose from: guidance scales of images, speakers of speech."""
     seed: Int32[np.ndarray, " samples"]
     """`jax.random.key(seed)` is the key the generator draws the sample from."""
 
@@ -321,16 +331,16 @@ def draw(
     class_name: str,
     count: int,
     num_prompts: int,
-    num_guidance_scales: int,
+    num_choices: int,
 ) -> Draws:
-    """Draws prompt, guidance and seed of samples 0..count-1 of a class.
+    """Draws prompt, choice and seed of samples 0..count-1 of a class.
 
     All draws of a sample start from `fold_in(key, samples, class, index)`, so they
     depend on nothing else: not on the count, the other classes, or who makes it.
     """
     class_key = _class_key(key, _SAMPLE_DRAWS, class_name)
     blocks = [
-        _draw_block(class_key, jnp.int32(start), num_prompts, num_guidance_scales)
+        _draw_block(class_key, jnp.int32(start), num_prompts, num_choices)
         for start in range(0, count, _DRAW_BLOCK)
     ]
     columns = zip(*blocks, strict=True)
@@ -338,12 +348,12 @@ def draw(
 
 
 @jax.jit
-def _draw_block(class_key, start, num_prompts, num_guidances):
+def _draw_block(class_key, start, num_prompts, num_choices):
     def one(index):
         keys = jax.random.split(jax.random.fold_in(class_key, index), 3)
         return (
             jax.random.randint(keys[0], (), 0, num_prompts),
-            jax.random.randint(keys[1], (), 0, num_guidances),
+            jax.random.randint(keys[1], (), 0, num_choices),
             (jax.random.bits(keys[2]) >> 1).astype(jnp.int32),
         )
 

@@ -93,6 +93,7 @@ def test_every_console_script_loads_from_the_wheel(installed, tmp_path):
     assert {name: value for name, value, _ in lines} == {
         "gptfl-generate-prompts": "generate.prompts:main",
         "gptfl-generate-images": "generate.images:main",
+        "gptfl-generate-speech": "generate.speech:main",
         "gptfl-train": "train.downstream:main",
         "gptfl-train-generator": "train.generator:main",
         "gptfl-federated": "federated.simulate:main",

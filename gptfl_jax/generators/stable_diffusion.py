@@ -515,32 +515,9 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
 
 
 def _load_tokenizer(folder):
-    # Deferred: it takes seconds to import, and only loading from files needs it.
-    import transformers
-
-    name = hub.read_json(folder / "model_index.json").get("tokenizer", [None, None])[1]
-    kind = getattr(transformers, str(name), None)
-    base = transformers.PreTrainedTokenizerBase
-    if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise UserError(
-            f"{folder / 'model_index.json'}: tokenizer {name} is unknown to "
-            f"transformers {transformers.__version__}: update transformers"
-        )
-    # Without its files, a tokenizer is made that knows no words.
-    names = dict(kind.vocab_files_names)
-    whole = {names.pop("tokenizer_file", "tokenizer.json")}
-    present = {path.name for path in (folder / "tokenizer").glob("*")}
-    if not present & whole and not (names and present >= set(names.values())):
-        raise UserError(
-            f"{folder / 'tokenizer'}: holds no tokenizer.json or "
-            f"{' and '.join(names.values())}: download the model again"
-        )
-    try:
-        return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:  # the readers of damaged files raise almost anything
-        raise UserError(
-            f"{folder / 'tokenizer'}: damaged ({error}): download the model again"
-        ) from error
+    path = folder / "model_index.json"
+    name = hub.read_json(path).get("tokenizer", [None, None])[1]
+    return hub.load_tokenizer(folder / "tokenizer", name, path)
 
 
 def _tokenizer_class(tokenizer) -> str:

@@ -18,7 +18,13 @@ from jaxtyping import Array, PyTree
 
 from gptfl_jax.configuration import UserError
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 # Submodules whose own name ends in a number, which is no index of a list.
 _NOT_INDEXED = {"linear_1", "linear_2", "wi_0", "wi_1"}
 
@@ -89,6 +95,47 @@ def from_torch(
             value = value.astype(jnp.dtype(dtype), copy=False)
         params[path] = value
     return traverse_util.unflatten_dict(params)
+
+
+def variables_from_torch(
+    shapes: Mapping[str, PyTree[jax.ShapeDtypeStruct]],
+    weights: Mapping[str, Array | np.ndarray],
+    source: str,
+    current_name: Callable[[str], str | None] = lambda name: name,
+    dtype: DTypeLike | None = None,
+) -> dict[str, Any]:
+    """`from_torch` for all collections of a module, as `params` and `batch_stats`.
+
+    Args:
+      dtype: of the parameters; the other collections stay as in the checkpoint.
+    """
+    owner = {
+        path: collection
+        for collection, tree in shapes.items()
+        for path in traverse_util.flatten_dict(tree)
+    }
+    merged = {}
+    for tree in shapes.values():
+        merged |= traverse_util.flatten_dict(tree)
+    merged = traverse_util.unflatten_dict(merged)
+    loaded = from_torch(merged, weights, source, current_name)
+    variables: dict[str, dict] = {collection: {} for collection in shapes}
+    for path, value in traverse_util.flatten_dict(loaded).items():
+        if dtype is not None and owner[path] == "params":
+            value = value.astype(jnp.dtype(dtype), copy=False)
+        variables[owner[path]][path] = value
+    return {
+        collection: traverse_util.unflatten_dict(flat)
+        for collection, flat in variables.items()
+    }
+
+
+def variables_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`to_torch` for all collections of a module."""
+    weights = {}
+    for tree in variables.values():
+        weights |= to_torch(tree)
+    return weights
 
 
 def _layout(path, value, shape, source):

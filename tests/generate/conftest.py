@@ -1,7 +1,10 @@
-"""A Stable Diffusion so small that a program can be run and killed many times."""
+"""Generators so small that a program can be run and killed many times."""
 
+import io
 import pathlib
 import sys
+import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +12,13 @@ import pytest
 import tokenizers
 import transformers
 
+from gptfl_jax.generators import hifigan, speecht5
 from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.solvers import DPMSolver
+from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.text_to_speech import TextToSpeech
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
 
@@ -54,6 +61,16 @@ def _tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
+def _weights(shapes: Any, seed: int) -> Any:
+    generator = np.random.default_rng(seed)
+
+    def weight(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        spread = 1 / np.sqrt(max(1, np.prod(shape.shape[:-1])))
+        return generator.normal(0, spread, shape.shape).astype(np.float32)
+
+    return jax.tree.map(weight, shapes)
+
+
 def make_model(folder: pathlib.Path, seed: int) -> None:
     """Saves a pipeline with random weights that makes 8x8 images."""
     text = CLIPTextConfig(
@@ -84,13 +101,7 @@ def make_model(folder: pathlib.Path, seed: int) -> None:
         norm_num_groups=4,
     )
     networks = Networks(CLIPTextModel(text), UNet2DCondition(unet), AutoencoderKL(vae))
-    generator = np.random.default_rng(seed)
-
-    def weight(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        spread = 1 / np.sqrt(max(1, np.prod(shape.shape[:-1])))
-        return generator.normal(0, spread, shape.shape).astype(np.float32)
-
-    params = jax.tree.map(weight, networks.shapes())
+    params = _weights(networks.shapes(), seed)
     StableDiffusion(networks, params, _tokenizer(), DPMSolver()).save_pretrained(folder)
 
 
@@ -109,4 +120,102 @@ def config_file(
     """A config of three classes with awkward names, six images each."""
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(CONFIG.format(model=str(tiny_model)))
+    return path
+
+
+SPEECH_CONFIG = """
+from gptfl_jax import configuration
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "prompts", "generate")
+    config.prompts.method = "multi_speaker"
+    config.prompts.classes = ("bird", "hot dog", "no")
+    config.prompts.template = "{{name}}"
+    config.generate.model = {folder!r} + "/model"
+    config.generate.vocoder = {folder!r} + "/vocoder"
+    config.generate.speaker_vectors = {folder!r} + "/speakers.zip"
+    config.generate.stop_threshold = 0.335
+    config.generate.samples_per_class = "6"
+    config.generate.batch_size = 4
+    config.generate.preview_per_class = 2
+    return configuration.apply_arguments(config, arg, {{}})
+"""
+
+
+def _characters() -> transformers.PreTrainedTokenizerFast:
+    characters = ["<s>", "<pad>", "</s>", "<unk>", " ", *"abcdefghijklmnopqrstuvwxyz"]
+    model = tokenizers.models.WordLevel(
+        {character: number for number, character in enumerate(characters)},
+        unk_token="<unk>",
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_speech(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder of a tiny SpeechT5, a vocoder and three speakers."""
+    folder = tmp_path_factory.mktemp("speech") / "tiny"
+    model = SpeechT5ForTextToSpeech(
+        SpeechT5Config(
+            vocab_size=31,
+            hidden_size=8,
+            encoder_layers=1,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=8,
+            encoder_max_relative_position=4,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=8,
+            num_mel_bins=4,
+            speech_decoder_prenet_units=8,
+            speaker_embedding_dim=4,
+            speech_decoder_postnet_layers=2,
+            speech_decoder_postnet_units=8,
+        )
+    )
+    vocoder = HifiGan(
+        HifiGanConfig(
+            model_in_dim=4,
+            upsample_initial_channel=8,
+            upsample_rates=(8, 4),
+            upsample_kernel_sizes=(16, 8),
+            resblock_kernel_sizes=(3,),
+            resblock_dilation_sizes=((1,),),
+            normalize_before=False,
+        )
+    )
+    variables = {
+        "model": _weights(speecht5.shapes(model), 1),
+        "vocoder": _weights(hifigan.shapes(vocoder), 2),
+    }
+    statistics = variables["model"]["batch_stats"]
+    variables["model"]["batch_stats"] = jax.tree.map(np.exp, statistics)
+    pipeline = TextToSpeech(model, vocoder, variables, _characters())
+    pipeline.save_pretrained(folder / "model", folder / "vocoder")
+    with zipfile.ZipFile(folder / "speakers.zip", "w") as archive:
+        for number in range(3):
+            file = io.BytesIO()
+            vector = np.random.default_rng(number).normal(size=4)
+            np.save(file, vector.astype(np.float32))
+            archive.writestr(f"vectors/{number}.npy", file.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech_config_file(
+    tiny_speech: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A config of three classes, six clips each, of three speakers."""
+    path = tmp_path_factory.mktemp("config") / "speech.py"
+    path.write_text(SPEECH_CONFIG.format(folder=str(tiny_speech)))
     return path

@@ -1,65 +1,24 @@
 """generate.images as a user runs it: real processes, devices, and kills."""
 
 import random
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from generate import prompts
-from gptfl_jax import artifacts, launch
+from gptfl_jax import artifacts
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
 
-from ..programs import Programs
-
-
-class Runs:
-    """Starts generate.images in processes of its own."""
-
-    def __init__(self, folder, config_file, repository):
-        self.folder, self.config_file = folder, config_file
-        self.prompts = folder / "prompts"
-        launch.launch(
-            prompts.run,
-            ("data", "prompts"),
-            [f"--config={config_file}", f"--workdir={self.prompts}"],
-        )
-        self.log = folder / "log"
-        self._programs = Programs("generate.images", repository, self.log)
-
-    def workdir(self, name):
-        workdir = self.folder / name
-        artifacts.write_bytes(
-            workdir / "prompts.json", (self.prompts / "prompts.json").read_bytes()
-        )
-        return workdir
-
-    def arguments(self, workdir, *extra):
-        return [f"--config={self.config_file}", f"--workdir={workdir}", *extra]
-
-    def __call__(self, workdir, *extra, **options):
-        return self._programs.run(*self.arguments(workdir, *extra), **options)
-
-    def complete(self, workdir, *extra):
-        self._programs.complete(*self.arguments(workdir, *extra))
-
-    def close(self):
-        self._programs.close()
+from .runs import ALONE, Runs, content
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, config_file, repository):
-    runs = Runs(tmp_path_factory.mktemp("runs"), config_file, repository)
+    folder = tmp_path_factory.mktemp("runs")
+    runs = Runs("generate.images", folder, config_file, repository)
     yield runs
     runs.close()
-
-
-# Batches of one on one device: the samples that all others are compared with.
-ALONE = ("--cpu_devices=1", "--config.generate.batch_size=1")
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +26,6 @@ def alone(runs):
     workdir = runs.workdir("alone")
     runs.complete(workdir, *ALONE)
     return workdir
-
-
-def content(workdir):
-    folder = workdir / "synthetic"
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
 
 
 def assert_same_samples(workdir, expected):
@@ -152,48 +102,21 @@ def test_kills_change_nothing(runs, alone):
     assert "are there already" in runs.log.read_text()
 
 
-def test_two_processes_make_what_one_makes(runs, alone, repository):
+def test_two_processes_make_what_one_makes(runs, alone):
     """They begin, one goes on alone, and both finish."""
     workdir = runs.workdir("two processes")
 
-    def both(*extra):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        started = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "generate.images"),
-                    *runs.arguments(workdir, "--cpu_devices=1", *extra),
-                    f"--coordinator_address=localhost:{port}",
-                    "--num_processes=2",
-                    f"--process_id={process}",
-                ],
-                cwd=repository,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        try:
-            outputs = [process.communicate(timeout=300)[0] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        return [process.returncode for process in started], outputs
-
     batch = "--config.generate.batch_size=2"
-    codes, outputs = both(batch, "--config.generate.samples_per_class=2")
+    codes, outputs = runs.both(workdir, batch, "--config.generate.samples_per_class=2")
     assert codes == [0, 0], outputs
     assert "in 2 processes, this is process 1" in outputs[1]
     assert "6 images in" in outputs[0] and "6 images in" not in outputs[1]
     runs.complete(workdir, *ALONE, "--config.generate.samples_per_class=3")
-    codes, outputs = both(batch)
+    codes, outputs = runs.both(workdir, batch)
     assert codes == [0, 0], outputs
     assert "; 9 are there already" in outputs[0]
     assert_same_samples(workdir, alone)
     # Both refuse what one refuses, without waiting for the other.
-    codes, outputs = both("--config.generate.num_steps=3")
+    codes, outputs = runs.both(workdir, "--config.generate.num_steps=3")
     assert codes == [2, 2], outputs
     assert "num_steps = 2, now it is 3" in outputs[1]

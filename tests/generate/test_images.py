@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from generate import images, prompts, sample_folder
+from generate import images, prompts, sample_folder, samples
 from gptfl_jax import artifacts, configuration, launch
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
@@ -452,7 +452,7 @@ def test_contact_sheet_by_hand():
         ("one", [plain("red", (8, 8)), plain("blue", (8, 8))]),
         ("two", [plain("lime", (8, 8))]),
     ]
-    sheet = np.asarray(images.contact_sheet(rows))
+    sheet = np.asarray(samples.contact_sheet(rows))
     # 8 pixels enlarged 8 times, 2 pixels between tiles.
     assert sheet.shape[0] == 2 * 66 + 2
     left = sheet.shape[1] - 2 * 66
@@ -465,7 +465,7 @@ def test_contact_sheet_by_hand():
         assert 20 < (names[row] < 128).all(-1).sum() < 300  # pixels of a short word
     # Large pictures shrink to 128 pixels; 30 classes take two columns of 15.
     rows = [(f"class {i}", [plain("red", (512, 256))] * 3) for i in range(30)]
-    sheet = np.asarray(images.contact_sheet(rows))
+    sheet = np.asarray(samples.contact_sheet(rows))
     assert sheet.shape[0] == 15 * 130 + 2
     assert (sheet == (255, 0, 0)).all(-1).sum() == 30 * 3 * 128 * 64
 
@@ -508,7 +508,7 @@ def test_shares_of_processes(monkeypatch):
     shares = []
     for process in range(3):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        shares.append(images.share(planned, 7))
+        shares.append(samples.share(planned, 7))
     assert shares == [[[0, 1, 2], [9]], [[3, 4, 5]], [[6, 7, 8]]]
 
 

@@ -280,6 +280,7 @@ def test_only_the_patterns_are_downloaded(monkeypatch):
         "name": "owner/model",
         "revision": "main",
         "allow_patterns": ["a/*", "b"],
+        "repo_type": "model",
     }
 
 

@@ -266,7 +266,7 @@ def test_draws_by_hand():
         key = jax.random.fold_in(key, number)
     keys = jax.random.split(key, 3)
     assert draws.prompt[1050] == jax.random.randint(keys[0], (), 0, 7)
-    assert draws.guidance[1050] == jax.random.randint(keys[1], (), 0, 2)
+    assert draws.choice[1050] == jax.random.randint(keys[1], (), 0, 2)
     assert draws.seed[1050] == int(jax.random.bits(keys[2])) // 2
 
 
@@ -275,7 +275,7 @@ def test_draws_are_uniform_and_reach_the_last():
     counts = np.bincount(draws.prompt, minlength=7)
     # 5 standard deviations of a binomial count with mean 1,000
     assert len(counts) == 7 and np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 6 / 7)
-    counts = np.bincount(draws.guidance, minlength=5)
+    counts = np.bincount(draws.choice, minlength=5)
     assert len(counts) == 5
     assert np.abs(counts - 1400).max() < 5 * np.sqrt(1400 * 4 / 5)
     assert len(set(draws.seed.tolist())) > 6990 and draws.seed.min() >= 0

@@ -11,9 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax.generators import clip_text, solvers, t5, torch_weights, unet, vae
+from gptfl_jax.generators import (
+    clip_text,
+    hifigan,
+    solvers,
+    speecht5,
+    t5,
+    torch_weights,
+    unet,
+    vae,
+)
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.text_to_speech import TextToSpeech
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -35,8 +45,8 @@ def fill(name: str, shape) -> np.ndarray:
     if len(shape) > 1:
         values /= np.sqrt(np.prod(shape[1:]))
     else:
-        values = 0.1 * values + name.endswith("weight")
-    return values.astype(np.float32)
+        values = 0.1 * values + name.endswith(("weight", "running_var", "scale"))
+    return np.asarray(values, np.float32)
 
 
 def weights(shapes: dict) -> dict[str, np.ndarray]:
@@ -149,11 +159,11 @@ class RecordedTokenizer:
 
     def __init__(self, tokens):
         self.tokens = tokens
-        self.model_max_length = tokens.shape[1]
+        self.model_max_length = len(tokens[0])
 
     def __call__(self, prompts, **_):
         rows = [0 if prompt == "" else int(prompt) for prompt in prompts]
-        return type("Tokens", (), {"input_ids": self.tokens[rows]})
+        return type("Tokens", (), {"input_ids": [self.tokens[row] for row in rows]})
 
 
 def pipeline(reference) -> StableDiffusion:
@@ -192,3 +202,62 @@ def pipeline_images(reference, guidance_scale):
                 guidance_scale=guidance_scale,
             )
         )
+
+
+def vocoder(reference):
+    """Our vocoder of the recorded config, and its variables."""
+    network = hifigan.HifiGan(hifigan.HifiGanConfig.from_json(reference["config"]))
+    given = weights(reference["weights"])
+    return network, hifigan.from_torch(network, given, "vocoder")
+
+
+def vocoder_waves(reference, lengths=None):
+    network, variables = vocoder(reference)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(network.apply)(variables, reference["mels"], lengths)
+
+
+def text_to_speech(reference, devices=None) -> TextToSpeech:
+    """Our pipeline of the recorded configs; texts are the rows' numbers."""
+    model = speecht5.SpeechT5ForTextToSpeech(
+        speecht5.SpeechT5Config.from_json(reference["configs"]["model"])
+    )
+    network, variables = vocoder(
+        {
+            "config": reference["configs"]["vocoder"],
+            "weights": reference["weights"]["vocoder"],
+        }
+    )
+    variables = {"vocoder": variables}
+    variables["model"] = torch_weights.variables_from_torch(
+        speecht5.shapes(model),
+        weights(reference["weights"]["model"]),
+        "model",
+        speecht5.current_name,
+    )
+    padding = model.config.pad_token_id
+    rows = [[int(t) for t in row if t != padding] for row in reference["tokens"]]
+    return TextToSpeech(model, network, variables, RecordedTokenizer(rows), devices)
+
+
+def check_speech(reference, pipeline=None, rows=None):
+    """Asserts that stops are those recorded, mels and waveforms within 1e-4."""
+    pipeline = pipeline or text_to_speech(reference)
+    rows = range(len(reference["tokens"])) if rows is None else rows
+    arguments = ([str(row) for row in rows], reference["speakers"][list(rows)])
+    options = {
+        "keep": reference["keep"][list(rows)],
+        "threshold": float(reference["threshold"]),
+    }
+    with jax.default_matmul_precision("highest"):
+        spectrograms = pipeline.spectrograms(*arguments, **options)
+        waveforms = pipeline(*arguments, **options)
+    for name, (ours, lengths) in (("mel", spectrograms), ("wave", waveforms)):
+        expected = reference[f"{name}_lengths"]
+        assert lengths.dtype == np.int32
+        np.testing.assert_array_equal(lengths, expected[list(rows)])
+        ends = np.cumsum(expected)
+        for row, ours_of_row, length in zip(rows, ours, lengths, strict=True):
+            theirs = reference[f"{name}s"][ends[row] - length : ends[row]]
+            assert relative_error(ours_of_row[:length], theirs) < 1e-4
+            assert not np.asarray(ours_of_row[length:]).any()

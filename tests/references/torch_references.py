@@ -6,12 +6,15 @@ live. Run as a program, in the environment of `pip install -e .[parity]`,
     python tests/references/torch_references.py
 
 writes them beside this file, with the versions of the libraries inside, for the tests
-that do without torch. `python -m zipfile -l <file>.npz` lists what a file holds.
+that do without torch; names after it choose some. `python -m zipfile -l <file>.npz`
+lists what a file holds.
 """
 
 import gzip
+import itertools
 import json
 import platform
+import sys
 from functools import partial
 
 import diffusers
@@ -88,6 +91,32 @@ _NOISE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
+}
+_VOCODER = {
+    "model_in_dim": 6,
+    "upsample_initial_channel": 16,
+    "upsample_rates": (4, 4),
+    "upsample_kernel_sizes": (8, 8),
+    "resblock_kernel_sizes": (3, 7),
+    "resblock_dilation_sizes": ((1, 3), (1, 2)),
+}
+_SPEECH = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "encoder_max_relative_position": 4,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 24,
+    "num_mel_bins": 6,
+    "speech_decoder_prenet_units": 8,
+    "speaker_embedding_dim": 5,
+    "speech_decoder_postnet_layers": 3,
+    "speech_decoder_postnet_units": 8,
+    "max_speech_positions": 150,
+    "max_text_positions": 40,
 }
 
 
@@ -302,6 +331,78 @@ def pipeline(unet_options, hidden_act, prediction_type, steps=5) -> dict:
     }
 
 
+@torch.no_grad()
+def vocoder(options, short=6) -> dict:
+    model = filled(transformers.SpeechT5HifiGan(vocoder_config(options)))
+    mels = normal(8, 2, 9, model.config.model_in_dim)
+    return {
+        "config": plain(model.config),
+        "weights": shapes(model),
+        "mels": mels,
+        "waves": model(torch.from_numpy(mels)).numpy(),
+        "short": np.array(short),
+        "short_wave": model(torch.from_numpy(mels[0, :short])).numpy(),
+    }
+
+
+def vocoder_config(options) -> transformers.SpeechT5HifiGanConfig:
+    return transformers.SpeechT5HifiGanConfig(**json.loads(json.dumps(options)))
+
+
+def give_dropout(model: transformers.SpeechT5ForTextToSpeech, keep: np.ndarray) -> None:
+    """Makes the dropout of the decoder's prenet keep what `keep` says.
+
+    `keep` is [steps, layers, units]; the prenet sees all steps so far each time.
+    """
+    prenet, calls = model.speecht5.decoder.prenet, itertools.count()
+
+    def dropout(x, p):
+        layer = next(calls) % keep.shape[1]
+        kept = torch.from_numpy(keep[: x.shape[1], layer])
+        return torch.where(kept, x, 0) / (1 - p)
+
+    prenet._consistent_dropout = dropout
+
+
+@torch.no_grad()
+def speech(threshold) -> dict:
+    """Texts spoken one at a time, as the padding of a batch changes the reference."""
+    model = filled(
+        transformers.SpeechT5ForTextToSpeech(transformers.SpeechT5Config(**_SPEECH))
+    )
+    hifigan = filled(transformers.SpeechT5HifiGan(vocoder_config(_VOCODER)))
+    random = np.random.RandomState(9)
+    speakers = random.standard_normal((5, _SPEECH["speaker_embedding_dim"]))
+    speakers = speakers.astype(np.float32)
+    lengths = [4, 14, 5, 9, 1]
+    tokens = np.full((len(lengths), max(lengths)), model.config.pad_token_id)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = random.randint(2, _SPEECH["vocab_size"], length)
+    keep = random.rand(len(tokens), 150, 2, 8) < 0.5
+    mels, waves = [], []
+    for row, length, speaker, kept in zip(tokens, lengths, speakers, keep, strict=True):
+        give_dropout(model, kept)
+        mel = model.generate_speech(
+            torch.from_numpy(row[None, :length]),
+            torch.from_numpy(speaker[None]),
+            threshold=threshold,
+        )
+        mels.append(mel.numpy())
+        waves.append(hifigan(mel).numpy())
+    return {
+        "configs": {"model": plain(model.config), "vocoder": plain(hifigan.config)},
+        "weights": {"model": shapes(model), "vocoder": shapes(hifigan)},
+        "threshold": np.array(threshold),
+        "tokens": tokens,
+        "speakers": speakers,
+        "keep": keep,
+        "mels": np.concatenate(mels),
+        "mel_lengths": np.array([len(mel) for mel in mels]),
+        "waves": np.concatenate(waves),
+        "wave_lengths": np.array([len(wave) for wave in waves]),
+    }
+
+
 CASES = {
     "unet_1x": partial(unet, _UNET_1X),
     "unet_2x": partial(unet, _UNET_2X),
@@ -347,6 +448,23 @@ CASES = {
         clip_sample=False,
         set_alpha_to_one=False,
     ),
+    "vocoder": partial(vocoder, _VOCODER),
+    # AudioLDM's windows, which do not fit their rates.
+    "vocoder_odd": partial(
+        vocoder,
+        _VOCODER
+        | {
+            "upsample_rates": (5, 2),
+            "upsample_kernel_sizes": (16, 8),
+            "resblock_kernel_sizes": (3,),
+            "resblock_dilation_sizes": ((1, 3, 5),),
+            "normalize_before": False,
+            "leaky_relu_slope": 0.2,
+        },
+    ),
+    # Ends that are reached at once, early, late, and not before the longest length.
+    "speech": partial(speech, 0.95),
+    "speech_later": partial(speech, 0.98),
     "pipeline_1x": partial(pipeline, _UNET_1X, "quick_gelu", "epsilon"),
     "pipeline_2x": partial(pipeline, _UNET_2X, "gelu", "v_prediction"),
 }
@@ -468,11 +586,15 @@ def saved_tensors() -> dict:
 def main() -> None:
     versions = json.dumps(VERSIONS)
     for name, case in CASES.items():
+        if len(sys.argv) > 1 and name not in sys.argv[1:]:
+            continue
         arrays = {
             key: value if isinstance(value, np.ndarray) else json.dumps(value)
             for key, value in case().items()
         }
         np.savez_compressed(FOLDER / f"{name}.npz", versions=versions, **arrays)
+    if len(sys.argv) > 1:
+        return
     for name in REAL_CONFIGS:
         content = {"versions": VERSIONS} | real_weights(name)
         data = gzip.compress(json.dumps(content).encode(), mtime=0)

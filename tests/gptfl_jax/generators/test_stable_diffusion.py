@@ -407,8 +407,8 @@ def repository_of(folder, monkeypatch, tmp_path):
     """Makes `folder` the repository owner/model; returns what is downloaded of it."""
     cache, downloaded = tmp_path / "cache", []
 
-    def snapshot_download(name, *, revision, allow_patterns):
-        assert (name, revision) == ("owner/model", None)
+    def snapshot_download(name, *, revision, allow_patterns, repo_type):
+        assert (name, revision, repo_type) == ("owner/model", None, "model")
         for file in folder.rglob("*"):
             path = file.relative_to(folder)
             wanted = any(fnmatch.fnmatch(str(path), p) for p in allow_patterns)

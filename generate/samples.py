@@ -1,0 +1,389 @@
+"""What the programs that make samples share: from prompts to a finished folder.
+
+Each program plans its samples (`plan`), says how a batch is made and written (`Work`)
+and leaves the rest to `make`: resuming, the split over processes, writing in the
+background, progress and the preview.
+"""
+
+import collections
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from generate import sample_folder
+from generate.prompts import settings as prompt_settings
+from gptfl_jax import artifacts, prompting
+from gptfl_jax.artifacts import Sample
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import sources
+
+
+def read_prompts(
+    workdir: pathlib.Path, config: ConfigDict
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Reads prompts.json.
+
+    Returns:
+      the prompts of each class, and how they were made.
+
+    Raises:
+      UserError: it is missing, is not what generate.prompts writes, or was made with
+        other `config.prompts`.
+    """
+    command = f"python -m generate.prompts --config=... --workdir={workdir}"
+    path = artifacts.require(workdir / "prompts.json", command)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        prompts, made = content["prompts"], content.get("made", {})
+        made_with = made.get("config", {})
+        usable = isinstance(made_with, dict) and len(prompts) > 0
+        for sentences in prompts.values():
+            usable &= isinstance(sentences, list) and len(sentences) > 0
+            usable &= all(isinstance(sentence, str) for sentence in sentences)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        usable = False
+    if not usable:
+        raise UserError(f"{path} holds no prompts by class: make it with `{command}`")
+    for name, value in json.loads(json.dumps(prompt_settings(config))).items():
+        if made_with.get(name, value) != value:
+            raise UserError(
+                f"{path} was made with config.{name} = {made_with[name]!r}, now it is "
+                f"{value!r}: put it back, or make the prompts again with `{command}`"
+            )
+    return prompts, made
+
+
+def samples_per_class(config: ConfigDict, classes: Sequence[str]) -> dict[str, int]:
+    """How many samples each class gets, in the order of `classes`.
+
+    `config.generate.samples_per_class` is a number, or as "3x" a multiple of the
+    class's examples in the real training set, rounded, at least 1.
+
+    Raises:
+      UserError: a multiple is asked for, and a class is not in the real data.
+    """
+    wanted = str(config.generate.samples_per_class)
+    if not wanted.endswith("x"):
+        return dict.fromkeys(classes, int(wanted))
+    data = config.data
+    train = sources.load(
+        data.source,
+        data.folder,
+        image_size=data.image_size,
+        channels=data.channels,
+        **data.options,
+    ).train
+    per_label = np.bincount(train.labels, minlength=train.num_classes)
+    real = dict(zip(train.class_names, per_label.tolist(), strict=True))
+    unknown = [name for name in classes if not real.get(name)]
+    if unknown:
+        raise UserError(
+            f"config.generate.samples_per_class = {wanted!r} is relative to the real "
+            f"training set, but {data.source} has no {', '.join(unknown)}: give a "
+            "number"
+        )
+    ratio = float(wanted.removesuffix("x"))
+    return {name: max(1, math.floor(ratio * real[name] + 0.5)) for name in classes}
+
+
+def plan(
+    config: ConfigDict,
+    prompts: Mapping[str, Sequence[str]],
+    counts: Mapping[str, int],
+    choices: Sequence[Mapping[str, Any]],
+    ending: str,
+) -> list[Sample]:
+    """All samples in the order they are made and listed.
+
+    Every class's sample 0 comes first, then every class's sample 1: an unfinished
+    folder holds about as many of each class.
+
+    Args:
+      prompts: of each class, of which each sample gets one.
+      counts: samples of each class.
+      choices: fields of `Sample`, of which each sample draws one set.
+      ending: of the files, as ".png".
+    """
+    key = jax.random.key(config.seed)
+    folders = sample_folder.folder_names(list(prompts))
+    by_class = []
+    for name, count in counts.items():
+        draws = prompting.draw(key, name, count, len(prompts[name]), len(choices))
+        rows = zip(*(column.tolist() for column in draws), strict=True)
+        by_class.append(
+            [
+                Sample(
+                    file=f"{folders[name]}/{folders[name]}_{index:05d}{ending}",
+                    label=name,
+                    prompt=prompts[name][prompt],
+                    seed=seed,
+                    model=config.generate.model,
+                    **choices[choice],
+                )
+                for index, (prompt, choice, seed) in enumerate(rows)
+            ]
+        )
+    rounds = itertools.zip_longest(*by_class)
+    return [sample for each in rounds for sample in each if sample is not None]
+
+
+class Maker(NamedTuple):
+    """The loaded networks."""
+
+    make_batch: Callable[[Sequence[Sample]], PyTree]
+    """The content of samples: arrays whose first axis are the samples."""
+    encode: Callable[[PyTree], bytes]
+    """The file of one sample, from its row of these arrays."""
+
+
+class Work(NamedTuple):
+    """What one program makes; how it is made in the end is the same for all."""
+
+    plural: str
+    """Of what is made, as "images"."""
+    planned: Sequence[Sample]
+    settings: Mapping[str, Any]
+    """As `SampleFolder` takes them."""
+    manner: str
+    """How they are made, for the first line that is printed."""
+    complete: Callable[[pathlib.Path], bool]
+    """As `SampleFolder` takes it."""
+    load: Callable[[], Maker]
+    """Called only where something is missing."""
+    write_preview: Callable[[pathlib.Path, Mapping[str, Sequence[pathlib.Path]]], None]
+    """Called with the picture's path, and the files of each class on it."""
+
+
+def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
+    """Makes the samples that are missing in `<workdir>/synthetic`, and the preview."""
+    folder = sample_folder.SampleFolder(
+        workdir / "synthetic", work.planned, work.settings, work.complete
+    )
+    start = time.monotonic()
+    with artifacts.lock(workdir):
+        made = folder.open()
+        _announce(config, work, len(made))
+        if len(made) < len(work.planned):
+            artifacts.write_run_record(folder.folder, config)
+            _make_missing(config, work, folder, made)
+        folder.close()
+        if jax.process_index() == 0:
+            missing = len(work.planned) - len(made)
+            _finish(config, work, folder, missing, time.monotonic() - start)
+
+
+def _make_missing(
+    config: ConfigDict,
+    work: Work,
+    folder: sample_folder.SampleFolder,
+    made: set[str],
+) -> None:
+    """Makes this process's share of the samples that are not in `made`."""
+    batches = share(work.planned, config.generate.batch_size)
+    unfinished = [b for b in batches if any(s.file not in made for s in b)]
+    if not unfinished:
+        return
+    maker = work.load()
+    total = sum(map(len, batches))
+    missing = sum(sample.file not in made for batch in unfinished for sample in batch)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(_progress_bar(work.plural, total, total - missing))
+        preview = _EarlyPreview(config, work, folder)
+
+        def on_written(samples: Sequence[Sample]) -> None:
+            bar.update(len(samples))
+            preview.update()
+
+        writer = stack.enter_context(
+            sample_folder.SampleWriter(folder.folder, maker.encode, on_written)
+        )
+        for batch in unfinished:
+            # One shape for all: the last batch is filled up with its last sample.
+            filling = [batch[-1]] * (len(batches[0]) - len(batch))
+            content = maker.make_batch([*batch, *filling])
+            rows = [i for i, sample in enumerate(batch) if sample.file not in made]
+            writer.put([batch[row] for row in rows], rows, content)
+
+
+def share(planned: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:
+    """The batches of this process: every process_count-th one.
+
+    Batches are cut from the whole plan, not from what is missing: a sample then has
+    the same place in the same batch in an interrupted run as in another, and its
+    pixels cannot differ in a rounding.
+    """
+    processes = jax.process_count()
+    size = min(math.ceil(batch_size / processes), math.ceil(len(planned) / processes))
+    batches = [planned[i : i + size] for i in range(0, len(planned), size)]
+    return batches[jax.process_index() :: processes]
+
+
+def keys(samples: Sequence[Sample]) -> Key[Array, " samples"]:
+    """The key that each sample is drawn from."""
+    return jax.vmap(jax.random.key)(np.array([s.seed for s in samples], np.uint32))
+
+
+def settings(
+    config: ConfigDict,
+    names: Sequence[str],
+    others: Mapping[str, Any],
+    prompts: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """What a sample's content depends on, by the names a refusal shows.
+
+    Args:
+      names: of the fields of `config.generate`.
+      others: what else it depends on.
+      prompts: of each class.
+    """
+    result: dict[str, Any] = {"config.seed": config.seed}
+    for name in names:
+        result[f"config.generate.{name}"] = config.generate[name]
+    result |= others
+    for name, sentences in prompts.items():
+        content = json.dumps(sentences).encode()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        result[f"list of prompts for class {name!r}"] = digest
+    return result
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], tile: int = 64
+) -> Image.Image:
+    """Images in rows, each with the name of its class before it.
+
+    Small images are enlarged by a whole factor without smoothing, large ones shrunk,
+    to tiles of `tile` to 2 x `tile` pixels. More than 25 classes go side by side.
+    """
+    largest = max(max(image.size) for _, images in rows for image in images)
+    side = largest * max(1, tile // largest) if largest < 2 * tile else 2 * tile
+    font = ImageFont.load_default(size=14)
+    names = [name if len(name) <= 28 else f"{name[:27]}\u2026" for name, _ in rows]
+    label_width = math.ceil(max(font.getlength(name) for name in names)) + 16
+    gap = 2
+    columns = math.ceil(len(rows) / 25)
+    per_column = math.ceil(len(rows) / columns)
+    column_width = label_width + max(len(images) for _, images in rows) * (side + gap)
+    size = (columns * column_width, per_column * (side + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, (_, images)) in enumerate(zip(names, rows, strict=True)):
+        column, row = divmod(number, per_column)
+        x, y = column * column_width, row * (side + gap) + gap
+        draw.text((x + 8, y + side // 2), name, fill="black", font=font, anchor="lm")
+        for position, image in enumerate(images):
+            smooth = Image.Resampling.BOX if max(image.size) > side else 0
+            scale = side / max(image.size)
+            size = tuple(max(1, round(length * scale)) for length in image.size)
+            place = (x + label_width + position * (side + gap), y)
+            sheet.paste(image.resize(size, smooth), place)
+    return sheet
+
+
+def write_picture(path: pathlib.Path, picture: Image.Image) -> None:
+    """Writes a PNG, whole or not at all."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    artifacts.write_bytes(path, file.getvalue())
+
+
+def _shown(
+    config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
+) -> dict[str, list[pathlib.Path]]:
+    """The files of each class on the preview, its first samples."""
+    most = config.generate.preview_per_class
+    shown: dict[str, list[pathlib.Path]] = {}
+    for sample in work.planned if most else ():
+        files = shown.setdefault(sample.label, [])
+        if len(files) < most:
+            files.append(folder.folder / sample.file)
+    return shown
+
+
+def _preview(
+    config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
+) -> None:
+    shown = _shown(config, work, folder)
+    if shown:
+        work.write_preview(folder.folder / "preview.png", shown)
+
+
+class _EarlyPreview:
+    """Writes the preview as soon as its samples are there."""
+
+    def __init__(
+        self, config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
+    ):
+        self._parts = config, work, folder
+        shown = _shown(*self._parts).values()
+        self._waiting = {file for files in shown for file in files}
+
+    def update(self) -> None:
+        if self._waiting and jax.process_index() == 0:
+            self._waiting -= {file for file in self._waiting if file.exists()}
+            if not self._waiting:
+                _preview(*self._parts)
+
+
+def _progress_bar(plural: str, total: int, made: int) -> tqdm:
+    """What is made of this process's share, how many a second, time left."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=made,
+        desc=plural,
+        unit=f" {plural}",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+        "[{elapsed}, {remaining} left, {rate_noinv_fmt}]",
+        disable=jax.process_index() != 0,
+        # In a log file every refresh is a line.
+        mininterval=0.2 if terminal else 10.0,
+        dynamic_ncols=terminal,
+    )
+
+
+def _announce(config: ConfigDict, work: Work, made: int) -> None:
+    if jax.process_index() != 0:
+        return
+    counts = collections.Counter(sample.label for sample in work.planned).values()
+    low, high = min(counts), max(counts)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    text = (
+        f"{len(work.planned):,} {work.plural} of {len(counts)} classes, {each} a "
+        f"class, by {config.generate.model}: {work.manner}"
+    )
+    if made:
+        text += f"; {made:,} are there already"
+    print(text, flush=True)
+
+
+def _finish(
+    config: ConfigDict,
+    work: Work,
+    folder: sample_folder.SampleFolder,
+    made: int,
+    seconds: float,
+) -> None:
+    _preview(config, work, folder)
+    text = f"{len(work.planned):,} {work.plural} in {folder.folder}"
+    if made:
+        part = "" if made == len(work.planned) else f"{made:,} of them "
+        text += f", {part}made in {seconds:.0f} s"
+    if config.generate.preview_per_class:
+        text += f"; a look at them: {folder.folder / 'preview.png'}"
+    print(text, flush=True)

@@ -1,0 +1,235 @@
+"""Stage 1b for spoken words: synthetic clips of every class, in `<workdir>/synthetic`.
+
+    python -m generate.prompts --config=CONFIG --workdir=runs/words
+    python -m generate.speech --config=CONFIG --workdir=runs/words
+
+In CONFIG, `generate.model` names a SpeechT5, as "microsoft/speecht5_tts"; words that
+are no classes of a known data set stand in `prompts.classes`, with the template
+"{name}". Needs `<workdir>/prompts.json` of generate.prompts.
+
+Clips are 16-bit WAV files at the vocoder's rate (16 kHz), without the silence at their
+ends. With the method `multi_speaker` every speaker vector can be drawn, else number 0
+speaks; `config.generate.speakers` chooses others. Started again after an interruption
+it goes on where it stopped; asked for more samples it adds them. A sample depends on
+the config, its class and its number alone, so batch size, devices and processes may
+change in between.
+"""
+
+import functools
+import hashlib
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import soundfile
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw
+
+from generate import samples
+from gptfl_jax import hub
+from gptfl_jax.artifacts import Sample
+from gptfl_jax.configuration import UserError
+from gptfl_jax.generators.speakers import Speakers, read_speakers
+from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.launch import launch
+
+# Of the windows that loudness is measured in, and of what is left of the silence.
+_WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the clips that are missing, and the preview."""
+    prompts, made_prompts = samples.read_prompts(workdir, config)
+    counts = samples.samples_per_class(config, list(prompts))
+    speakers = read_speakers(config.generate.speaker_vectors)
+    method = made_prompts.get("method", config.prompts.method)
+    numbers = speaker_numbers(config, method, len(speakers.names))
+    choices = [{"guidance": None, "speaker": number} for number in numbers]
+    planned = samples.plan(config, prompts, counts, choices, ".wav")
+    voices = "1 speaker" if len(numbers) == 1 else f"{len(numbers):,} speaker vectors"
+    samples.make(
+        config,
+        workdir,
+        samples.Work(
+            "clips",
+            planned,
+            _settings(config, prompts, speakers, numbers),
+            f"{voices}, at most {config.generate.max_seconds:g} s",
+            is_whole_wav,
+            lambda: _load(config, speakers),
+            write_preview,
+        ),
+    )
+
+
+def speaker_numbers(config: ConfigDict, method: str, count: int) -> tuple[int, ...]:
+    """Numbers of the speaker vectors that each sample's is drawn from.
+
+    Those of `config.generate.speakers`; where it has none, all of `count` for the
+    prompt method multi_speaker, else number 0.
+
+    Raises:
+      UserError: there is no such vector.
+    """
+    chosen = tuple(config.generate.speakers)
+    if not chosen:
+        return tuple(range(count)) if method == "multi_speaker" else (0,)
+    if max(chosen) >= count:
+        raise UserError(
+            f"config.generate.speakers = {chosen}: takes numbers below {count}, the "
+            f"number of vectors in {config.generate.speaker_vectors}"
+        )
+    return chosen
+
+
+def _load(config: ConfigDict, speakers: Speakers) -> samples.Maker:
+    options = config.generate
+    pipeline = TextToSpeech.from_pretrained(
+        options.model, options.vocoder, dtype=options.dtype
+    )
+
+    def make_batch(rows: Sequence[Sample]) -> tuple[Any, Any]:
+        return pipeline(
+            [sample.prompt for sample in rows],
+            speakers.vectors[[sample.speaker for sample in rows]],
+            key=samples.keys(rows),
+            threshold=options.stop_threshold,
+            max_seconds=options.max_seconds,
+        )
+
+    rate = pipeline.vocoder.config.sampling_rate
+    encode = functools.partial(_encode, rate=rate, trim_db=options.trim_db)
+    return samples.Maker(make_batch, encode)
+
+
+def _encode(clip: tuple[np.ndarray, np.ndarray], rate: int, trim_db: float) -> bytes:
+    wave, length = clip
+    return encode_wav(trim_silence(wave[: int(length)], rate, trim_db), rate)
+
+
+def trim_silence(
+    wave: Float[np.ndarray, " samples"], rate: int, decibels: float
+) -> Float[np.ndarray, " rest"]:
+    """`wave` from its first to its last sound, and 20 ms around them.
+
+    Args:
+      rate: in Hz.
+      decibels: a window of 20 ms is silent where its mean power is this far below the
+        loudest one's; 0: nothing is cut.
+    """
+    window, hop, margin = (
+        max(1, round(seconds * rate)) for seconds in (_WINDOW_S, _HOP_S, _MARGIN_S)
+    )
+    if decibels == 0 or len(wave) <= window:
+        return wave
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    starts = np.arange(0, len(wave) - window + 1, hop)
+    power = energy[starts + window] - energy[starts]
+    loud = starts[power > power.max() * 10 ** (-decibels / 10)]
+    if not len(loud):
+        return wave
+    return wave[max(0, loud[0] - margin) : loud[-1] + window + margin]
+
+
+def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:
+    """WAV file, 16 bits a sample, of a waveform in [-1, 1]."""
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def is_whole_wav(path: pathlib.Path) -> bool:
+    """Whether a file is as long as its first bytes say."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            begin = file.read(12)
+    except OSError:
+        return False
+    named = int.from_bytes(begin[4:8], "little")
+    return begin[:4] + begin[8:] == b"RIFFWAVE" and named == size - 8
+
+
+def write_preview(
+    path: pathlib.Path, shown: Mapping[str, Sequence[pathlib.Path]]
+) -> None:
+    """Writes waveforms and spectrograms of clips, all to one scale of time."""
+    clips = {
+        name: [soundfile.read(file, dtype="float32", always_2d=True) for file in files]
+        for name, files in shown.items()
+    }
+    seconds = max(len(w) / rate for each in clips.values() for w, rate in each)
+    rows = [
+        (name, [picture(wave[:, 0], rate, seconds) for wave, rate in each])
+        for name, each in clips.items()
+    ]
+    samples.write_picture(path, samples.contact_sheet(rows, tile=128))
+
+
+def picture(
+    wave: Float[np.ndarray, " samples"], rate: int, seconds: float, side: int = 128
+) -> Image.Image:
+    """A waveform above its spectrogram, `seconds` wide, as a square of `side` pixels.
+
+    The spectrogram covers 80 dB below its loudest part, frequencies from 0 to half of
+    `rate` from bottom to top.
+    """
+    width = max(2, round(side * min(1.0, len(wave) / rate / seconds)))
+    above = side // 3
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    edges = np.linspace(0, len(wave), width + 1).astype(int)
+    for x, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        part = wave[begin : max(end, begin + 1)]
+        low, high = ((1 - v) * (above - 1) / 2 for v in (part.min(), part.max()))
+        draw.line([(x, high), (x, low)], fill="#31688e")
+    colours = _spectrogram(wave, rate, width, side - above - 1)
+    image.paste(Image.fromarray(colours), (0, above + 1))
+    return image
+
+
+def _spectrogram(
+    wave: Float[np.ndarray, " samples"], rate: int, width: int, height: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    size = max(2 * height, 1 << round(np.log2(0.03 * rate)))
+    padded = np.pad(wave, size // 2)
+    starts = np.linspace(0, len(wave) - 1, width).astype(int)
+    frames = np.stack([padded[start : start + size] for start in starts])
+    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size), axis=1)))
+    rows = np.array_split(power[:, 1:], height, axis=1)
+    bands = np.stack([row.max(1) for row in rows])[::-1]
+    level = 10 * np.log10(np.maximum(bands, 1e-12))
+    shade = np.clip((level - level.max()) / 80 + 1, 0, 1)
+    return matplotlib.colormaps["viridis"](shade, bytes=True)[..., :3]
+
+
+def _settings(
+    config: ConfigDict,
+    prompts: Mapping[str, Sequence[str]],
+    speakers: Speakers,
+    numbers: Sequence[int],
+) -> dict[str, Any]:
+    """What the sound of a sample depends on, by the names a refusal shows."""
+    options = config.generate
+    names = ("model", "vocoder", "stop_threshold", "max_seconds", "trim_db", "dtype")
+    everyone = tuple(numbers) == tuple(range(len(speakers.names)))
+    content = hashlib.sha256(speakers.vectors.tobytes()).hexdigest()
+    others = {
+        "speakers": f"all {len(numbers)}" if everyone else list(numbers),
+        "content of the speaker vectors": f"sha256:{content}",
+        "content of the model's files": hub.model_digest(options.model),
+        "content of the vocoder's files": hub.model_digest(options.vocoder),
+    }
+    return samples.settings(config, names, others, prompts)
+
+
+def main() -> None:
+    launch(run, sections=("data", "prompts", "generate"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""generate.speech without its networks; test_speech_runs.py has tiny ones."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from generate import prompts, speech
+from gptfl_jax import artifacts, configuration
+from gptfl_jax.configuration import UserError
+
+
+def tone(seconds, rate=16000, hertz=1000.0):
+    return np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def test_silence_at_the_ends_is_cut():
+    """A tone of 0.25 s from 0.5 s on, with a pause inside, in noise of -60 dB."""
+    rate = 16000
+    wave = np.zeros(2 * rate)
+    wave[8000:9600] = tone(0.1)
+    wave[10400:12000] = tone(0.1)
+    wave += 1e-3 * np.random.default_rng(0).normal(size=len(wave))
+    rest = speech.trim_silence(wave.astype(np.float32), rate, 40.0)
+    begin = np.flatnonzero(wave.astype(np.float32) == rest[0])[0]
+    np.testing.assert_array_equal(rest, wave[begin:][: len(rest)].astype(np.float32))
+    # The first and the last window of 20 ms that hold some of it, and 20 ms more.
+    assert 8000 - 640 <= begin <= 8000 - 320
+    assert 12000 + 320 <= begin + len(rest) <= 12000 + 640
+    # -60 dB of noise is a sound to 80 dB; 0 cuts nothing; nothing comes of nothing.
+    assert len(speech.trim_silence(wave, rate, 80.0)) == len(wave)
+    assert len(speech.trim_silence(wave, rate, 0)) == len(wave)
+    assert len(speech.trim_silence(np.zeros(5000), rate, 40.0)) == 5000
+    assert len(speech.trim_silence(wave[:100], rate, 40.0)) == 100
+
+
+def test_files_are_16_bit_wav(tmp_path):
+    wave = (0.5 * tone(0.1)).astype(np.float32)
+    content = speech.encode_wav(wave, 16000)
+    data, rate = soundfile.read(io.BytesIO(content), dtype="int16")
+    assert rate == 16000 and content == speech.encode_wav(wave, 16000)
+    assert np.abs(data - wave * 2**15).max() <= 1
+    loud, _ = soundfile.read(io.BytesIO(speech.encode_wav(4 * wave, 16000)))
+    assert loud.max() > 0.999 and loud.min() == -1  # clipped, not wrapped around
+    (tmp_path / "a.wav").write_bytes(content)
+    assert speech.is_whole_wav(tmp_path / "a.wav")
+    for damaged in (content[:-1], content[:20], b"", b"X" + content[1:]):
+        (tmp_path / "a.wav").write_bytes(damaged)
+        assert not speech.is_whole_wav(tmp_path / "a.wav")
+    assert not speech.is_whole_wav(tmp_path / "none.wav")
+
+
+def make_config(**fields):
+    config = configuration.default_config("data", "prompts", "generate")
+    for name, value in fields.items():
+        config.generate[name] = value
+    configuration.validate(config)
+    return config
+
+
+def test_who_speaks():
+    config = make_config()
+    assert speech.speaker_numbers(config, "class_prompt", 5) == (0,)
+    # Also the last one, which the original never drew.
+    assert speech.speaker_numbers(config, "multi_speaker", 5) == (0, 1, 2, 3, 4)
+    config = make_config(speakers=(4, 2))
+    for method in ("class_prompt", "multi_speaker"):
+        assert speech.speaker_numbers(config, method, 5) == (4, 2)
+    with pytest.raises(UserError, match=r"speakers = \(4, 2\): takes numbers below 4"):
+        speech.speaker_numbers(config, "class_prompt", 4)
+
+
+class FormulaSpeech:
+    """Waveforms from text, speaker and key, in place of a pipeline."""
+
+    class vocoder:
+        class config:
+            sampling_rate = 8000
+
+    @classmethod
+    def from_pretrained(cls, model, vocoder, dtype):
+        assert (model, vocoder, dtype) == ("formula", "formula too", "float32")
+        return cls()
+
+    def __call__(self, texts, vectors, *, key, threshold, max_seconds):
+        assert (threshold, max_seconds) == (0.25, 2.0)
+        lengths = np.array([100 * len(text) for text in texts], np.int32)
+        waves = np.zeros((len(texts), 2000), np.float32)
+        for wave, length, vector in zip(waves, lengths, vectors, strict=True):
+            wave[:length] = vector[0]
+        return waves, lengths
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(speech, "TextToSpeech", FormulaSpeech)
+    np.save(tmp_path / "v.npy", np.array([[0.125], [0.25], [0.5]], np.float32))
+    config = make_config(
+        model="formula",
+        vocoder="formula too",
+        speaker_vectors=str(tmp_path / "v.npy"),
+        stop_threshold=0.25,
+        max_seconds=2.0,
+        trim_db=0.0,
+        samples_per_class="20",
+        batch_size=8,
+        preview_per_class=0,
+    )
+    config.prompts.classes = ("yes", "guten Tag")
+    config.prompts.template = "{name}"
+    config.prompts.method = "multi_speaker"
+    return config
+
+
+def test_any_words_by_every_speaker(config, tmp_path, capsys):
+    prompts.run(config, tmp_path)
+    speech.run(config, tmp_path)
+    lines = artifacts.read_manifest(tmp_path / "synthetic")
+    assert len(lines) == 40 and {line.speaker for line in lines} == {0, 1, 2}
+    for line in lines:
+        path = tmp_path / "synthetic" / line.file
+        wave, rate = soundfile.read(path)
+        assert rate == 8000 and len(wave) == 100 * len(line.prompt)
+        assert (wave == (0.125, 0.25, 0.5)[line.speaker]).all()
+        assert line.prompt == line.label and line.guidance is None
+    assert lines[1].file == "guten_Tag/guten_Tag_00000.wav"
+    assert not (tmp_path / "synthetic" / "preview.png").exists()
+    out = capsys.readouterr().out
+    assert "40 clips of 2 classes, 20 a class, by formula: 3 speaker vectors" in out
+    for field, value, message in (
+        ("speakers", (0,), r"speakers = 'all 3', now it is \[0\]"),
+        ("trim_db", 30.0, "trim_db = 0.0, now it is 30.0"),
+        ("vocoder", "x", "vocoder = 'formula too', now it is 'x'"),
+        ("max_seconds", 3.0, "max_seconds = 2.0, now it is 3.0"),
+        ("stop_threshold", 0.5, "stop_threshold = 0.25, now it is 0.5"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.generate[field] = value
+        with pytest.raises(UserError, match=message):
+            speech.run(changed, tmp_path)
+    np.save(tmp_path / "v.npy", np.array([[0.125], [0.25], [0.25]], np.float32))
+    with pytest.raises(UserError, match="another content of the speaker vectors"):
+        speech.run(config, tmp_path)
+
+
+def test_one_speaker_for_class_prompts(config, tmp_path):
+    config.prompts.method = "class_prompt"
+    prompts.run(config, tmp_path)
+    speech.run(config, tmp_path)
+    lines = artifacts.read_manifest(tmp_path / "synthetic")
+    assert {line.speaker for line in lines} == {0}
+
+
+def test_a_picture_shows_when_and_how_high():
+    """Half a second of 2 kHz of one shown: the left half, a quarter up of 8 kHz."""
+    wave = tone(0.5, hertz=2000.0).astype(np.float32)
+    pixels = np.asarray(speech.picture(wave, 16000, seconds=1.0), int)
+    assert pixels.shape == (128, 128, 3)
+    assert (pixels[:, 64:] == 255).all()
+    below = pixels[43:, :64]
+    brightest = below.sum(-1)[:, 10:50].mean(1).argmax()
+    assert abs((len(below) - brightest) / len(below) - 0.25) < 0.03
+    above = pixels[:42, :64]
+    assert ((above != 255).any(-1).sum(0) >= 38).all()  # of full height everywhere
+    quiet = np.asarray(speech.picture(wave / 100, 16000, seconds=1.0), int)[:42, :64]
+    assert ((quiet != 255).any(-1).sum(0) <= 3).all()
