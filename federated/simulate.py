@@ -185,7 +185,10 @@ class _Start(NamedTuple):
 def _identity(config: ConfigDict, variables: training.Variables) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
     fields = experiment.plain(config)
-    fields = {"seed": config.seed, **{name: fields[name] for name in SECTIONS}}
+    fields = {
+        "seed": config.seed,
+        **{name: fields[name] for name in experiment.SECTIONS},
+    }
     federated = fields["federated"]
     for name in _FREE_TO_CHANGE:
         del federated[name]
