@@ -97,7 +97,10 @@ def main() -> None:
                 results[workload][name].append(result)
                 rate = result.fields["examples_per_s"]
                 print(f"{repeat + 1}: {workload} {name}: {rate} examples/s", flush=True)
-    document.write("compare", describe(results, arguments), arguments.output)
+        # After every turn: a comparison cut short has its table.
+        document.write(
+            "compare", describe(results, arguments, repeat + 1), arguments.output
+        )
 
 
 def find_contenders(
@@ -137,7 +140,8 @@ def run(command: list[str], variables: dict[str, str]) -> Result | None:
 
     def watch():
         nonlocal peak_mb
-        while not ended.wait(0.5):
+        # Not more often: for large processes the kernel takes long to tell.
+        while not ended.wait(2):
             peak_mb = max(peak_mb, measure.memory_mb(process.pid)[0])
 
     watcher = threading.Thread(target=watch)
@@ -154,12 +158,14 @@ def run(command: list[str], variables: dict[str, str]) -> Result | None:
 
 
 def describe(
-    results: dict[str, dict[str, list[Result]]], arguments: argparse.Namespace
+    results: dict[str, dict[str, list[Result]]],
+    arguments: argparse.Namespace,
+    turns: int,
 ) -> str:
     """The table in Markdown, below the machine and the versions."""
     lines = [
-        f"{document.circumstances()} {arguments.repeats} turns of {arguments.rounds} "
-        "rounds each, after one round that warms up.",
+        f"{document.circumstances()} Turns: {turns}, each of {arguments.rounds} rounds "
+        "after one that warms up.",
     ]
     for workload, by_name in results.items():
         ran = {name: runs for name, runs in by_name.items() if runs}
