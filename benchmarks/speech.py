@@ -5,7 +5,7 @@
 Needs the `parity` extra. SpeechT5 and HiFi-GAN in their released sizes, with the same
 random weights on both sides. As random weights never end a word at the right moment,
 the stop threshold is out of reach and every word runs to its longest, 20 frames a
-token: 80 to 220 frames. PyTorch takes each batch at once as well, which its users
+token: 80 to 200 frames. PyTorch takes each batch at once as well, which its users
 seldom do. Both take turns, so that other work on the machine meets both alike, and the
 median counts. Compilation is given apart.
 """
