@@ -1,6 +1,6 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make test     the tests; no torch needed
-# make long     the tests that take minutes each: kills at random moments
+# make long     the tests that take up to minutes each: kills, lost processes, pipelines
 # make parity   live comparisons with the torch implementations and FedJAX
 # make lint     ruff, without changes; make format lets it change files
 #

@@ -30,21 +30,14 @@ def get_config(arg=""):
     return config
 """
 
-SCAFFOLD = {"algorithm": "scaffold"}
-# One of them in the tests of every day, all of them in `make long`.
-METHODS = [
-    pytest.param(SCAFFOLD, id="scaffold"),
-    *(
-        pytest.param(fields, id=name, marks=pytest.mark.long)
-        for name, fields in {
-            "scaffold-start": {**SCAFFOLD, "scaffold_control": "start"},
-            "feddyn": {"algorithm": "feddyn"},
-            "moon": {"algorithm": "moon"},
-            "local_only": {"algorithm": "local_only"},
-            "fedbn": {"algorithm": "fedopt", "batch_norm": "local"},
-        }.items()
-    ),
-]
+METHODS = {
+    "scaffold-path": {"algorithm": "scaffold"},
+    "scaffold-start": {"algorithm": "scaffold", "scaffold_control": "start"},
+    "feddyn": {"algorithm": "feddyn"},
+    "moon": {"algorithm": "moon"},
+    "local_only": {"algorithm": "local_only"},
+    "fedbn": {"algorithm": "fedopt", "batch_norm": "local"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +64,8 @@ def final_state(config, folder):
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
-@pytest.mark.parametrize("fields", METHODS)
+@pytest.mark.long
+@pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)
 def test_20_kills(programs, tmp_path, fields):
     # Few clients, so that they take part again and their state counts.
     config = make_config(

@@ -75,7 +75,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_pipeline(programs):
     workdir, start = programs
     # Each stage says which command makes what it lacks.

@@ -17,6 +17,8 @@ from gptfl_jax import artifacts
 
 from .conftest import make_config
 
+pytestmark = pytest.mark.long
+
 
 class Processes:
     """The processes of one run."""

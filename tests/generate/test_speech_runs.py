@@ -89,6 +89,7 @@ def test_devices_and_batch_size_change_nothing(runs, alone, devices, batch_size)
     assert_same_samples(workdir, alone)
 
 
+@pytest.mark.long
 def test_kills_change_nothing(runs, alone):
     workdir = runs.workdir("killed")
     manifest = workdir / "synthetic" / "manifest.jsonl"
@@ -113,6 +114,7 @@ def test_kills_change_nothing(runs, alone):
     assert "are there already" in runs.log.read_text()
 
 
+@pytest.mark.long
 def test_two_processes_make_what_one_makes(runs, alone):
     workdir = runs.workdir("two processes")
     batch = "--config.generate.batch_size=2"

@@ -302,7 +302,7 @@ def finish(*processes):
     return outputs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_and_processes_do_not_change_the_result(repository, tmp_path):
     # 516 rows a step are 65 on each of 8 devices, 4 of them padding.
     one = start(repository, tmp_path, tmp_path / "one", "--cpu_devices=1")

@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_writes_a_pipeline(tmp_path, shapes):
     whole = tmp_path
     artifacts.write_bytes(whole / "atlas.npz", shapes)

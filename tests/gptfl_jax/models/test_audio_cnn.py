@@ -53,7 +53,7 @@ def test_clips_that_are_too_short():
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 7, 2))))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reads_a_speaker_it_never_heard():
     if "GPTFL_DATA_DIR" not in os.environ:
         pytest.skip("GPTFL_DATA_DIR is not set")
