@@ -10,7 +10,7 @@ import pytest
 import small_t5
 
 from generate import prompts, text_models
-from generate.images import read_prompts
+from generate.samples import read_prompts
 from gptfl_jax import configuration, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators.decoding import Decoding

@@ -301,8 +301,8 @@ def test_a_repository_is_loaded_in_its_best_form(model, folder, monkeypatch, tmp
     """Of which nothing else is downloaded; and one with weights for PyTorch alone."""
     cache, downloaded = tmp_path / "cache", []
 
-    def snapshot_download(name, *, revision, allow_patterns):
-        assert (name, revision) == ("owner/model", None)
+    def snapshot_download(name, *, revision, allow_patterns, repo_type):
+        assert (name, revision, repo_type) == ("owner/model", None, "model")
         for file in folder.iterdir():
             wanted = any(fnmatch.fnmatch(file.name, p) for p in allow_patterns)
             if wanted and not (cache / file.name).exists():
