@@ -73,7 +73,7 @@ def test_20_kills(programs, tmp_path, fields):
     )
     if "batch_norm" in fields:
         config.model.name = "resnet"
-        config.model.options = {"depths": (1,), "width": 4, "norm": "batch"}
+        config.model.options = {"depth": 8, "width": 4, "norm": "batch"}
     file = tmp_path / "config.py"
     file.write_text(
         CONFIG.format(
