@@ -218,18 +218,13 @@ def _start(
     state = setting.algorithm.init(
         training.replicate(variables, setting.mesh), len(data.offsets) - 1
     )
-    state = training.replicate(state, setting.mesh)
     round = checkpoints.latest_step()
     if round is None:
         return _Start(None, 0, 0), state
-    known = 0
+    packed = ()
     if state.own:
-        known = int(
-            checkpoints.restore({"known_clients": np.int64(0)})["known_clients"]
-        )
-        packed = state.own.packed_like(known)
-    else:
-        packed = ()
+        known = checkpoints.restore({"known_clients": np.int64(0)})
+        packed = state.own.packed_like(int(known["known_clients"]))
     saved = checkpoints.restore(_checkpoint(state, packed, _Start(round, 0, 0)))
     start = _Start(round, int(saved["bytes_up"]), int(saved["bytes_down"]))
     own = state.own.unpack(saved["clients"]) if state.own else ()

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,6 +74,38 @@ class Programs:
         """Ends the server."""
         self._server.stdin.close()
         self._server.wait()
+
+
+def in_two_processes(
+    module: str, repository: pathlib.Path, *argv: str
+) -> tuple[list[int], list[str]]:
+    """Runs `python -m <module>` as two processes of one run, a CPU device each.
+
+    Gives their exit statuses and what they printed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", module, *argv, "--cpu_devices=1"),
+                f"--coordinator_address=localhost:{port}",
+                *("--num_processes=2", f"--process_id={process}"),
+            ],
+            cwd=repository,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], outputs
 
 
 def _serve(main) -> None:

@@ -327,23 +327,38 @@ def test_second_run_on_one_folder_is_refused(tmp_path, setting):
         simulate.simulate(make_config(), tmp_path, setting)
 
 
+def with_inputs(setting, inputs, dtype="float32") -> experiment.Setting:
+    """The setting with other training inputs, for natural clients."""
+    config = make_config(partition="natural", dtype=dtype)
+    source = setting.source
+    source = source._replace(train=source.train._replace(inputs=inputs))
+    model = experiment.models.create("convnet", 10, **config.model.options)
+    learner = training.make_learner(
+        model,
+        training.example_of(inputs),
+        normalisation=training.Normalisation((0.5,), (0.5,)),
+        dtype=dtype,
+    )
+    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
+    return setting._replace(source=source, learner=learner, algorithm=algorithm)
+
+
+def first_two_in_cohorts(rounds: int) -> list[int]:
+    """How many of clients 0 and 1 are in each cohort of 3 of the 11 natural clients."""
+    cohorts = simulate._key(0, 1)
+    return [
+        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
+        for done in range(rounds)
+    ]
+
+
 @pytest.fixture(scope="module")
 def setting_with_nan(setting) -> experiment.Setting:
     """Natural clients, the first two of which hold a NaN in every example."""
     train = setting.source.train
     inputs = train.inputs.astype(np.float32) / 255
     inputs[train.clients < 2] = np.nan
-    source = setting.source._replace(train=train._replace(inputs=inputs))
-    config = make_config(partition="natural")
-    model = experiment.models.create("convnet", 10, **config.model.options)
-    learner = training.make_learner(
-        model, training.example_of(inputs), normalisation=training.Normalisation(*_HALF)
-    )
-    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
-    return setting._replace(source=source, learner=learner, algorithm=algorithm)
-
-
-_HALF = ((0.5,), (0.5,))
+    return with_inputs(setting, inputs)
 
 
 def test_clients_with_nan_are_dropped_and_counted(tmp_path, setting_with_nan, capsys):
@@ -351,11 +366,7 @@ def test_clients_with_nan_are_dropped_and_counted(tmp_path, setting_with_nan, ca
     last = simulate.simulate(config, tmp_path, setting_with_nan)
     folder = tmp_path / "federated" / "fedavg-random-s0"
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
-    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
-    bad = [
-        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
-        for done in range(8)
-    ]
+    bad = first_two_in_cohorts(rounds=8)
     assert 0 < sum(bad) and max(bad) < 3
     assert [line["dropped"] for line in metrics] == bad
     assert [line["clients"] for line in metrics] == [3 - count for count in bad]
@@ -384,17 +395,7 @@ def setting_in_float16(setting) -> experiment.Setting:
     train = setting.source.train
     inputs = train.inputs.astype(np.float32) / 255
     inputs[train.clients < 2] *= 1e6
-    source = setting.source._replace(train=train._replace(inputs=inputs))
-    config = make_config(partition="natural", dtype="float16")
-    model = experiment.models.create("convnet", 10, **config.model.options)
-    learner = training.make_learner(
-        model,
-        training.example_of(inputs),
-        normalisation=training.Normalisation(*_HALF),
-        dtype="float16",
-    )
-    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
-    return setting._replace(source=source, learner=learner, algorithm=algorithm)
+    return with_inputs(setting, inputs, dtype="float16")
 
 
 def test_clients_that_overflow_float16_are_dropped_and_counted(
@@ -404,11 +405,7 @@ def test_clients_that_overflow_float16_are_dropped_and_counted(
     simulate.simulate(config, tmp_path, setting_in_float16)
     folder = tmp_path / "federated" / "fedavg-random-s0"
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
-    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
-    too_large = [
-        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
-        for done in range(8)
-    ]
+    too_large = first_two_in_cohorts(rounds=8)
     assert 0 < sum(too_large) and max(too_large) < 3
     assert [line["dropped"] for line in metrics] == too_large
     assert np.isfinite([line["train_loss"] for line in metrics]).all()

@@ -1,13 +1,9 @@
 """Runs of the programs of stage 1b, for tests of kills, devices and processes."""
 
-import socket
-import subprocess
-import sys
-
 from generate import prompts
 from gptfl_jax import artifacts, launch
 
-from ..programs import Programs
+from ..programs import Programs, in_two_processes
 
 # Batches of one on one device: the samples that all others are compared with.
 ALONE = ("--cpu_devices=1", "--config.generate.batch_size=1")
@@ -46,31 +42,8 @@ class Runs:
 
     def both(self, workdir, *extra):
         """Two processes of one run: their exit statuses and what they printed."""
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        started = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", self.module),
-                    *self.arguments(workdir, "--cpu_devices=1", *extra),
-                    f"--coordinator_address=localhost:{port}",
-                    "--num_processes=2",
-                    f"--process_id={process}",
-                ],
-                cwd=self.repository,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        try:
-            outputs = [process.communicate(timeout=300)[0] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        return [process.returncode for process in started], outputs
+        arguments = self.arguments(workdir, *extra)
+        return in_two_processes(self.module, self.repository, *arguments)
 
     def close(self):
         self._programs.close()

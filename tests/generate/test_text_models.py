@@ -1,9 +1,6 @@
 """Methods commongen and chat of generate.prompts."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -17,6 +14,7 @@ from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5
 
 from ..chat_server import ChatServer, Reply, completion
+from ..programs import in_two_processes
 
 
 @pytest.fixture(scope="module")
@@ -201,31 +199,13 @@ def test_two_processes_make_what_one_makes(commongen, tiny_t5, tmp_path, reposit
         "per_class": 5,
     }
     fields |= {"method": "commongen", "batch_size": 16, "max_length": 8, "top_k": 10}
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "generate.prompts", "--config=digits"),
-                f"--workdir={tmp_path / 'two'}",
-                *(f"--config.prompts.{name}={v}" for name, v in fields.items()),
-                *("--cpu_devices=1", "--num_processes=2", f"--process_id={process}"),
-                f"--coordinator_address=localhost:{port}",
-            ],
-            cwd=repository,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], outputs
+    codes, outputs = in_two_processes(
+        "generate.prompts",
+        repository,
+        *("--config=digits", f"--workdir={tmp_path / 'two'}"),
+        *(f"--config.prompts.{name}={v}" for name, v in fields.items()),
+    )
+    assert codes == [0, 0], outputs
     assert "10 prompts for 2 classes" in outputs[0]
     assert "prompts for" not in outputs[1]
     two = json.loads((tmp_path / "two" / "prompts.json").read_text())
