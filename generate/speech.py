@@ -33,12 +33,10 @@ from generate import samples
 from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
+from gptfl_jax.data import audio
 from gptfl_jax.generators.speakers import Speakers, read_speakers
 from gptfl_jax.generators.text_to_speech import TextToSpeech
 from gptfl_jax.launch import launch
-
-# Of the windows that loudness is measured in, and of what is left of the silence.
-_WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -108,31 +106,7 @@ def _load(config: ConfigDict, speakers: Speakers) -> samples.Maker:
 
 def _encode(clip: tuple[np.ndarray, np.ndarray], rate: int, trim_db: float) -> bytes:
     wave, length = clip
-    return encode_wav(trim_silence(wave[: int(length)], rate, trim_db), rate)
-
-
-def trim_silence(
-    wave: Float[np.ndarray, " samples"], rate: int, decibels: float
-) -> Float[np.ndarray, " rest"]:
-    """`wave` from its first to its last sound, and 20 ms around them.
-
-    Args:
-      rate: in Hz.
-      decibels: a window of 20 ms is silent where its mean power is this far below the
-        loudest one's; 0: nothing is cut.
-    """
-    window, hop, margin = (
-        max(1, round(seconds * rate)) for seconds in (_WINDOW_S, _HOP_S, _MARGIN_S)
-    )
-    if decibels == 0 or len(wave) <= window:
-        return wave
-    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
-    starts = np.arange(0, len(wave) - window + 1, hop)
-    power = energy[starts + window] - energy[starts]
-    loud = starts[power > power.max() * 10 ** (-decibels / 10)]
-    if not len(loud):
-        return wave
-    return wave[max(0, loud[0] - margin) : loud[-1] + window + margin]
+    return encode_wav(audio.trim_silence(wave[: int(length)], rate, trim_db), rate)
 
 
 def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:

@@ -29,6 +29,9 @@ from gptfl_jax.data.noise import Noise, add_noise
 
 SAMPLE_RATE_HZ = 16_000
 
+# Of the windows that loudness is measured in, and of what is left of the silence.
+_WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
+
 # Below this power a band is silent; -100 dB.
 _POWER_FLOOR = 1e-10
 # Keeps constant bands finite when they are standardised.
@@ -146,6 +149,30 @@ def resample(
     import librosa  # slow to import
 
     return librosa.resample(waveform, orig_sr=from_hz, target_sr=to_hz)
+
+
+def trim_silence(
+    wave: Float[np.ndarray, " samples"], rate: int, decibels: float
+) -> Float[np.ndarray, " rest"]:
+    """`wave` from its first to its last sound, and 20 ms around them.
+
+    Args:
+      rate: in Hz.
+      decibels: a window of 20 ms is silent where its mean power is this far below the
+        loudest one's; 0: nothing is cut.
+    """
+    window, hop, margin = (
+        max(1, round(seconds * rate)) for seconds in (_WINDOW_S, _HOP_S, _MARGIN_S)
+    )
+    if decibels == 0 or len(wave) <= window:
+        return wave
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    starts = np.arange(0, len(wave) - window + 1, hop)
+    power = energy[starts + window] - energy[starts]
+    loud = starts[power > power.max() * 10 ** (-decibels / 10)]
+    if not len(loud):
+        return wave
+    return wave[max(0, loud[0] - margin) : loud[-1] + window + margin]
 
 
 # Features ---------------------------------------------------------------------------

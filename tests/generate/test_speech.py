@@ -9,6 +9,7 @@ import soundfile
 from generate import prompts, speech
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import UserError
+from gptfl_jax.data import audio
 
 
 def tone(seconds, rate=16000, hertz=1000.0):
@@ -22,17 +23,17 @@ def test_silence_at_the_ends_is_cut():
     wave[8000:9600] = tone(0.1)
     wave[10400:12000] = tone(0.1)
     wave += 1e-3 * np.random.default_rng(0).normal(size=len(wave))
-    rest = speech.trim_silence(wave.astype(np.float32), rate, 40.0)
+    rest = audio.trim_silence(wave.astype(np.float32), rate, 40.0)
     begin = np.flatnonzero(wave.astype(np.float32) == rest[0])[0]
     np.testing.assert_array_equal(rest, wave[begin:][: len(rest)].astype(np.float32))
     # The first and the last window of 20 ms that hold some of it, and 20 ms more.
     assert 8000 - 640 <= begin <= 8000 - 320
     assert 12000 + 320 <= begin + len(rest) <= 12000 + 640
     # -60 dB of noise is a sound to 80 dB; 0 cuts nothing; nothing comes of nothing.
-    assert len(speech.trim_silence(wave, rate, 80.0)) == len(wave)
-    assert len(speech.trim_silence(wave, rate, 0)) == len(wave)
-    assert len(speech.trim_silence(np.zeros(5000), rate, 40.0)) == 5000
-    assert len(speech.trim_silence(wave[:100], rate, 40.0)) == 100
+    assert len(audio.trim_silence(wave, rate, 80.0)) == len(wave)
+    assert len(audio.trim_silence(wave, rate, 0)) == len(wave)
+    assert len(audio.trim_silence(np.zeros(5000), rate, 40.0)) == 5000
+    assert len(audio.trim_silence(wave[:100], rate, 40.0)) == 100
 
 
 def test_files_are_16_bit_wav(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from generate import samples, speech
 from gptfl_jax import artifacts
+from gptfl_jax.data import audio
 from gptfl_jax.generators.speakers import read_speakers
 from gptfl_jax.generators.text_to_speech import TextToSpeech
 
@@ -70,7 +71,7 @@ def test_a_line_is_enough_to_make_its_sample_again(alone, tiny_speech):
     files = clips(alone)
     for line, wave, length in zip(lines, np.asarray(waves), lengths, strict=True):
         whole = np.round(np.clip(wave[:length], -1, 1 - 2**-15) * 2**15)
-        trimmed = speech.trim_silence(whole, 16000, 40.0)
+        trimmed = audio.trim_silence(whole, 16000, 40.0)
         assert np.abs(files[line.file] - trimmed).max() <= 2
     assert len({wave.tobytes() for wave in files.values()}) == 18
     with Image.open(alone / "synthetic" / "preview.png") as preview:
