@@ -152,7 +152,7 @@ def resample(
 
 
 def trim_silence(
-    wave: Float[np.ndarray, " samples"], rate: int, decibels: float
+    wave: Float[np.ndarray, " samples"], rate: int, decibels: int | float
 ) -> Float[np.ndarray, " rest"]:
     """`wave` from its first to its last sound, and 20 ms around them.
 

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from generate import samples, speech
+from generate import samples
 from gptfl_jax import artifacts
 from gptfl_jax.data import audio
 from gptfl_jax.generators.speakers import read_speakers
