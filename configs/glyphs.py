@@ -15,13 +15,13 @@ from gptfl_jax import configuration
 
 def get_config(arg: str = "") -> ConfigDict:
     """The shipped model's settings are the defaults of the section."""
-    config = configuration.default_config("generator")
+    config = configuration.default_config("text_to_image")
     return configuration.apply_arguments(
         config,
         arg,
         {
-            "vae_steps": "generator.vae_steps",
-            "unet_steps": "generator.unet_steps",
-            "batch": "generator.batch_size",
+            "vae_steps": "text_to_image.vae_steps",
+            "unet_steps": "text_to_image.unet_steps",
+            "batch": "text_to_image.batch_size",
         },
     )

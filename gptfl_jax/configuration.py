@@ -650,7 +650,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "accuracies for which rounds and bytes are counted",
         ),
     },
-    "generator": {
+    "text_to_image": {
         "families": _field(
             (), _NAMES, "font families to render; empty: all that are installed"
         ),
@@ -701,6 +701,63 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "test_steps": _field(12, _whole(1), "denoising steps of those samples"),
         "test_guidance_scale": _field(
             2.0, _number(least=0), "guidance of those samples"
+        ),
+    },
+    "text_to_speech": {
+        "words": _field((), _NAMES, "words to learn; empty: the 35 of Speech Commands"),
+        "engines": _field(
+            ("espeak-ng", "flite", "hibari"), _NAMES, "synthesizers that speak them"
+        ),
+        "max_frames": _field(
+            64, _whole(2), "longer clips are left out; a frame is 16 ms"
+        ),
+        "features": _field(192, _whole(4), "features of the speech model's layers"),
+        "encoder_layers": _field(3, _whole(1), "layers of its text encoder"),
+        "decoder_layers": _field(4, _whole(1), "layers of its speech decoder"),
+        "postnet_features": _field(
+            128, _whole(1), "channels of the convolutions that refine spectrograms"
+        ),
+        "speaker_features": _field(64, _whole(1), "numbers of a speaker's vector"),
+        "speech_steps": _field(6000, _whole(1), "training steps of the speech model"),
+        "speech_learning_rate": _field(
+            1e-3, _number(above=0), "peak learning rate of the speech model"
+        ),
+        "vocoder_channels": _field(
+            128, _whole(8), "channels of the vocoder before its first upsampling"
+        ),
+        "segment_frames": _field(
+            32, _whole(4), "frames of the segments that the vocoder learns from"
+        ),
+        "vocoder_batch_size": _field(
+            16, _whole(1), "segments a step, over all devices"
+        ),
+        "vocoder_steps": _field(
+            4000, _whole(1), "training steps of the vocoder by spectra alone"
+        ),
+        "vocoder_learning_rate": _field(
+            1e-3, _number(above=0), "peak learning rate of these steps"
+        ),
+        "adversarial_steps": _field(
+            2000, _whole(0), "training steps of the vocoder against discriminators"
+        ),
+        "adversarial_learning_rate": _field(
+            3e-4, _number(above=0), "peak learning rate of these steps"
+        ),
+        "spectral_weight": _field(
+            15.0, _number(least=0), "weight of the spectra in these steps"
+        ),
+        "ema_decay": _field(
+            0.998, _number(least=0, most=1), "decay of the averaged weights"
+        ),
+        "batch_size": _field(48, _whole(1), "clips a step, over all devices"),
+        "checkpoint_every": _field(250, _whole(1), "steps between checkpoints"),
+        "log_every": _field(25, _whole(1), "steps between lines of metrics.jsonl"),
+        "test_samples": _field(
+            3000, _whole(0), "digits for the quality measure at the end; 0: none"
+        ),
+        "test_epochs": _field(15, _whole(1), "training of that measure's classifiers"),
+        "test_folder": _field(
+            "", _TEXT, "folder of FSDD, to measure on recordings; empty: not measured"
         ),
     },
 }

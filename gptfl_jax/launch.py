@@ -41,6 +41,9 @@ _PACKAGE = pathlib.Path(__file__).parent
 # A wheel carries the config files in the package; a checkout has them beside it.
 _INSTALLED_CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
+# Names of sections, with tuples of those that a config has one of.
+Sections = Sequence[str | tuple[str, ...]]
+
 
 class _Command(NamedTuple):
     """A command line, taken apart but not yet applied."""
@@ -62,7 +65,7 @@ class _HelpWanted(Exception):
 
 def launch(
     run: Callable[[ConfigDict, pathlib.Path], None],
-    sections: tuple[str, ...],
+    sections: Sections,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run a program: read the command line, check the config, start JAX, call `run`.
@@ -74,7 +77,8 @@ def launch(
 
     Args:
         run: what to do, given the checked config and the work folder.
-        sections: the sections of `configuration.SCHEMA` that `run` reads.
+        sections: the sections of `configuration.SCHEMA` that `run` reads; a tuple
+            among them is a choice of one.
         argv: the command line without the program's name; None: that of the process.
     """
     program = _program_name(run)
@@ -281,7 +285,7 @@ def _take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
 # Config files -----------------------------------------------------------------------
 
 
-def read_config(argument: str, sections: Sequence[str] = ()) -> ConfigDict:
+def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
     """Load `path_or_name[:config string]`.
 
     A path that does not exist here is looked for among the configs that come with
@@ -309,10 +313,14 @@ def read_config(argument: str, sections: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"{path}{_line_of(error, path)}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict")
-    for section in sections:
-        if section not in config:
+    for choice in sections:
+        names = (choice,) if isinstance(choice, str) else choice
+        if sum(name in config for name in names) != 1:
+            listed = " or ".join(f"`{name}`" for name in names)
             raise ConfigError(
-                f"{path} has no section `{section}`, which this program needs"
+                f"{path} has no section {listed}, which this program needs"
+                if not any(name in config for name in names)
+                else f"{path} has the sections {listed}: this program takes one"
             )
     return config
 
@@ -562,8 +570,13 @@ def _broken_off(error: BaseException | None) -> bool:
 # Help -------------------------------------------------------------------------------
 
 
-def _help(run: Callable, program: str, sections: Sequence[str]) -> str:
+def _help(run: Callable, program: str, sections: Sections) -> str:
     """What the program does, how it is called, and the fields it reads."""
+    sections = [
+        name
+        for choice in sections
+        for name in ([choice] if isinstance(choice, str) else choice)
+    ]
     about = textwrap.dedent(sys.modules[run.__module__].__doc__ or "").strip()
     lines = [
         about,

@@ -261,7 +261,7 @@ def font_shapes(
     missing = sorted(set(families) - set(installed))
     if missing:
         raise UserError(
-            f"config.generator.families: {', '.join(missing)} not installed: "
+            f"config.text_to_image.families: {', '.join(missing)} not installed: "
             "pip install 'gptfl-jax[fonts]', or leave the field empty for all that are"
         )
     fields, digits, names = [], [], []

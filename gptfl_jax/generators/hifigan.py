@@ -122,16 +122,30 @@ class _TransposedConv(linen.Module):
         kernel = self.param("kernel", init, shape)
         bias = self.param("bias", linen.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        width = self.window - 1 - (self.window - self.rate) // 2
-        # As a convolution of the inputs with rate - 1 zeros between any two.
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel[::-1].transpose(0, 2, 1),
-            (1,),
-            [(width, width)],
-            lhs_dilation=(self.rate,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
+        cut = (self.window - self.rate) // 2
+        length = _upsampled(x.shape[1], self.rate, self.window)
+        if self.window % self.rate:
+            # As a convolution of the inputs with rate - 1 zeros between any two.
+            width = self.window - 1 - cut
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel[::-1].transpose(0, 2, 1),
+                (1,),
+                [(width, width)],
+                lhs_dilation=(self.rate,),
+                dimension_numbers=("NWC", "WIO", "NWC"),
+            )
+            return x + bias
+        # One product gives what each input adds to its window; the windows overlap in
+        # blocks of `rate` samples. No multiplication by zeros.
+        blocks = self.window // self.rate
+        added = jnp.einsum("btc,wfc->btwf", x, kernel)
+        added = added.reshape(*x.shape[:2], blocks, self.rate, self.features)
+        x = sum(
+            jnp.pad(added[:, :, i], [(0, 0), (i, blocks - 1 - i), (0, 0), (0, 0)])
+            for i in range(blocks)
         )
+        x = x.reshape(len(x), -1, self.features)[:, cut : cut + length]
         return x + bias
 
 

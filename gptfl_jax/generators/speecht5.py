@@ -103,12 +103,12 @@ class DecoderState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the decoder makes in one step."""
+    """What the decoder makes in one step or several, `reduction_factor` frames each."""
 
-    frames: Float[Array, "batch reduction mels"]
+    frames: Float[Array, "batch frames mels"]
     """Of the spectrogram, before it is refined."""
-    stop: Float[Array, "batch reduction"]
-    """Probabilities that the speech ends with this step."""
+    stop: Float[Array, "batch frames"]
+    """Probabilities that the speech ends with the step of each frame."""
 
 
 def _dense(features, dtype, name):
@@ -298,7 +298,8 @@ class _DecoderLayer(linen.Module):
             earlier,
             new,
         )
-        causal = (jnp.arange(earlier.keys.shape[2]) <= step)[None, None]
+        now = step + jnp.arange(x.shape[1])
+        causal = (jnp.arange(earlier.keys.shape[2]) <= now[:, None])[None]
         x = self.self_attn_layer_norm(x + self.self_attn(x, earlier, causal))
         x = self.encoder_attn_layer_norm(x + self.encoder_attn(x, text, mask[:, None]))
         return self.final_layer_norm(x + self.feed_forward(x)), earlier
@@ -330,23 +331,26 @@ class _DecoderPrenet(linen.Module):
     dtype: DTypeLike
 
     @linen.compact
-    def __call__(self, frame, speakers, keep, step):
+    def __call__(self, frames, speakers, keep, step):
         config = self.config
-        x = frame.astype(self.dtype)
+        x = frames.astype(self.dtype)
         for i in range(config.speech_decoder_prenet_layers):
             layer = _dense(
                 config.speech_decoder_prenet_units, self.dtype, f"layers_{i}"
             )
             scale = 1 / (1 - config.speech_decoder_prenet_dropout)
-            x = jnp.where(keep[:, i], jax.nn.relu(layer(x)) * scale, 0)
+            x = jnp.where(keep[:, :, i], jax.nn.relu(layer(x)) * scale, 0)
         x = _dense(config.hidden_size, self.dtype, "final_layer")(x)
         positions = _ScaledPositions(
             config.max_speech_positions, name="encode_positions"
         )
-        x = positions(x[:, None], step)
+        x = positions(x, step)
         length = jnp.linalg.norm(speakers, axis=-1, keepdims=True)
         speakers = (speakers / jnp.maximum(length, 1e-12)).astype(x.dtype)
-        x = jnp.concatenate([x, speakers[:, None]], -1)
+        speakers = jnp.broadcast_to(
+            speakers[:, None], (*x.shape[:2], speakers.shape[-1])
+        )
+        x = jnp.concatenate([x, speakers], -1)
         return jax.nn.relu(
             _dense(config.hidden_size, self.dtype, "speaker_embeds_layer")(x)
         )
@@ -360,8 +364,8 @@ class _SpeechDecoder(linen.Module):
         self.prenet = _DecoderPrenet(self.config, self.dtype)
         self.wrapped_decoder = _Decoder(self.config, self.dtype)
 
-    def __call__(self, frame, speakers, keep, state, text, mask, step):
-        x = self.prenet(frame, speakers, keep, step)
+    def __call__(self, frames, speakers, keep, state, text, mask, step):
+        x = self.prenet(frames, speakers, keep, step)
         return self.wrapped_decoder(x, state, text, mask, step)
 
 
@@ -422,10 +426,10 @@ class _Postnet(linen.Module):
             for i in range(count)
         ]
 
-    def step(self, x):
-        frames = self.feat_out(x[:, 0])
-        frames = frames.reshape(len(x), -1, self.config.num_mel_bins)
-        return Step(frames, jax.nn.sigmoid(self.prob_out(x[:, 0])))
+    def steps(self, x):
+        frames = self.feat_out(x).reshape(len(x), -1, self.config.num_mel_bins)
+        stop = self.prob_out(x).reshape(len(x), -1)
+        return Step(frames, jax.nn.sigmoid(stop))
 
     def refine(self, mels, lengths):
         inside = (jnp.arange(mels.shape[1]) < lengths[:, None])[:, :, None]
@@ -484,20 +488,37 @@ class SpeechT5ForTextToSpeech(linen.Module):
         mask: Bool[Array, "batch length"],
         step: Int[Array, ""],
     ) -> tuple[Step, DecoderState]:
-        """The next frames.
+        """The next frames, after one: `steps` with a single step."""
+        return self.steps(
+            frame[:, None], speakers, keep[:, None], state, text, mask, step
+        )
+
+    def steps(
+        self,
+        frames: Float[Array, "batch steps mels"],
+        speakers: Float[Array, "batch speaker_features"],
+        keep: Bool[Array, "batch steps prenet_layers prenet_units"],
+        state: DecoderState,
+        text: tuple[KeyValues, ...],
+        mask: Bool[Array, "batch length"],
+        step: Int[Array, ""],
+    ) -> tuple[Step, DecoderState]:
+        """The frames of several steps at once, where those before each are known.
 
         Args:
-          frame: the last frame of the step before, unrefined; zeros at first.
+          frames: the last frame before each step, unrefined; zeros before the first.
           speakers: a vector for each speaker's voice, of any length but 0.
           keep: which units of the prenet are kept: its dropout is always on
             (Shen et al., arXiv 1712.05884, 2.2).
           state: of the step before.
           text: of `text`.
           mask: of the tokens, as in `encode`.
-          step: number of the step, from 0.
+          step: number of the first of these steps, from 0.
         """
-        x, state = self.speecht5.decoder(frame, speakers, keep, state, text, mask, step)
-        return self.speech_decoder_postnet.step(x), state
+        x, state = self.speecht5.decoder(
+            frames, speakers, keep, state, text, mask, step
+        )
+        return self.speech_decoder_postnet.steps(x), state
 
     def refine(
         self, mels: Float[Array, "batch frames mels"], lengths: Int[Array, " batch"]

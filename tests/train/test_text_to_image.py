@@ -15,7 +15,7 @@ from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from train import generator
+from train import phases, text_to_image
 
 
 class Killed(BaseException):
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return generator.prompt_tokenizer()
+    return text_to_image.prompt_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def shapes():
 
 
 def tiny_config(**fields):
-    config = configuration.default_config("generator")
+    config = configuration.default_config("text_to_image")
     settings = {
         "vae_channels": (4, 4),
         "unet_channels": (16,),
@@ -54,7 +54,7 @@ def tiny_config(**fields):
         "test_samples": 0,
         "test_steps": 2,
     }
-    config.generator.update(settings | fields)
+    config.text_to_image.update(settings | fields)
     configuration.validate(config)
     return config
 
@@ -67,8 +67,8 @@ def test_every_word_of_the_prompts_is_one_token(tokenizer):
 
 
 def test_no_prompt_is_cut(tokenizer):
-    table = generator.token_table(tokenizer)
-    assert table.shape == (13441, generator.PROMPT_TOKENS)
+    table = text_to_image.token_table(tokenizer)
+    assert table.shape == (13441, text_to_image.PROMPT_TOKENS)
     assert (table[:, 0] == tokenizer.bos_token_id).all()
     assert (table[:, -1] == tokenizer.eos_token_id).all()
     assert len(np.unique(table, axis=0)) == len(table)
@@ -94,7 +94,7 @@ def test_saved_tokenizers_are_the_same(tokenizer, tmp_path):
 
     tokenizer.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
-    assert loaded.model_max_length == generator.PROMPT_TOKENS
+    assert loaded.model_max_length == text_to_image.PROMPT_TOKENS
     text = ["a chalk digit nine, small", "unknown words", ""]
     assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
 
@@ -115,9 +115,9 @@ def test_denoising_loss_of_a_perfect_prediction_is_zero():
     params = {"text_encoder": {}, "unet": latents}
     tokens = jnp.zeros((3, 5), jnp.int32)
     arguments = (params, latents, tokens, jax.random.key(1))
-    assert generator.denoising_loss(networks, np.zeros(1), *arguments) == 0
+    assert text_to_image.denoising_loss(networks, np.zeros(1), *arguments) == 0
     # With noise as strong as the latents the error is the noise's and the rest's.
-    half = generator.denoising_loss(networks, np.full(1, 0.5), *arguments)
+    half = text_to_image.denoising_loss(networks, np.full(1, 0.5), *arguments)
     noise = jax.random.normal(jax.random.split(jax.random.key(1))[1], latents.shape)
     velocity = np.sqrt(0.5) * (noise - latents)
     np.testing.assert_allclose(half, ((velocity + latents) ** 2).mean(), rtol=1e-5)
@@ -132,16 +132,16 @@ def test_autoencoder_loss_adds_its_three_terms():
             return jnp.full((len(inputs), 32, 32, 3), 0.5)
 
     pictures = jnp.full((2, 32, 32, 3), 255, jnp.uint8)  # 1 in [-1, 1]
-    loss = generator.vae_loss(Autoencoder(), 0.1, {}, pictures, jax.random.key(0))
+    loss = text_to_image.vae_loss(Autoencoder(), 0.1, {}, pictures, jax.random.key(0))
     kl = 0.5 * (4 + 0.25 - 1 - np.log(0.25))
     np.testing.assert_allclose(loss, 0.5 + 0.25 + 0.1 * kl, rtol=1e-6)
 
 
 def test_a_killed_phase_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    settings = tiny_config().generator
+    settings = tiny_config().text_to_image
 
     def train(folder, num_steps=7):
-        return generator.train_phase(
+        return phases.train_phase(
             "vae",
             tmp_path / folder,
             settings,
@@ -186,10 +186,10 @@ def test_a_killed_phase_goes_on_to_the_same_result(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     with pytest.raises(UserError, match="vae is nan.*vae_learning_rate"):
-        generator.train_phase(
+        phases.train_phase(
             "vae",
             tmp_path,
-            tiny_config().generator,
+            tiny_config().text_to_image,
             {},
             Mesh(np.asarray(jax.devices()[:1]), ("data",)),
             {"slope": jnp.zeros(1)},
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 def test_a_run_writes_a_pipeline(tmp_path, shapes):
     whole = tmp_path
     artifacts.write_bytes(whole / "atlas.npz", shapes)
-    generator.run(tiny_config(), whole)
+    text_to_image.run(tiny_config(), whole)
     for part in ("text_encoder/model", "unet/diffusion_pytorch_model"):
         weights = load_file(whole / "model" / f"{part}.safetensors")
         assert {value.dtype for value in weights.values()} == {np.dtype(np.float16)}
@@ -218,9 +218,9 @@ def test_a_run_writes_a_pipeline(tmp_path, shapes):
     with Image.open(whole / "samples.png") as sheet:
         assert sheet.size == (18 * 64, 10 * 64)
     scale = json.loads((whole / "model/vae/config.json").read_text())["scaling_factor"]
-    latents, prompts = generator.encode_pictures(
-        jax.random.fold_in(jax.random.key(0), generator._PICTURES),
-        generator._load_atlas(whole, tiny_config()),
+    latents, prompts = text_to_image.encode_pictures(
+        jax.random.fold_in(jax.random.key(0), text_to_image._PICTURES),
+        text_to_image._load_atlas(whole, tiny_config()),
         pipeline.networks.vae,
         pipeline.params["vae"],
         16,
@@ -231,14 +231,16 @@ def test_a_run_writes_a_pipeline(tmp_path, shapes):
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [None, None])
-    with pytest.raises(UserError, match="config.generator.batch_size = 7.*devices, 2"):
-        generator.run(tiny_config(batch_size=7), tmp_path)
+    with pytest.raises(
+        UserError, match="config.text_to_image.batch_size = 7.*devices, 2"
+    ):
+        text_to_image.run(tiny_config(batch_size=7), tmp_path)
 
 
 def test_a_sheet_lays_pictures_out_in_rows(tmp_path):
     pictures = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
     pictures = np.broadcast_to(pictures, (7, 32, 32, 3))
-    generator.save_sheet(tmp_path / "sheet.png", pictures, columns=3)
+    text_to_image.save_sheet(tmp_path / "sheet.png", pictures, columns=3)
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image)
     assert sheet.shape == (2 * 64, 3 * 64, 3)  # the seventh has no full row
@@ -252,11 +254,11 @@ def test_quality_is_read_off_real_digits():
     digits = load_digits()
     grey = np.repeat(np.repeat(digits.images * 15, 4, 1), 4, 2).astype(np.uint8)
     pictures = np.repeat(grey[..., None], 3, -1)
-    quality = generator.digits_accuracy(pictures[:1415], digits.target[:1415])
+    quality = text_to_image.digits_accuracy(pictures[:1415], digits.target[:1415])
     assert quality["accuracy_first_11_sessions"] > 0.99
     assert 0.9 < quality["accuracy_last_3_sessions"] < 1
     # Shuffled labels teach nothing.
-    wrong = generator.digits_accuracy(
+    wrong = text_to_image.digits_accuracy(
         pictures[:500], np.random.default_rng(0).permutation(digits.target[:500])
     )
     assert wrong["accuracy"] < 0.3

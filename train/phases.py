@@ -1,0 +1,159 @@
+"""Training of generators in phases, each with checkpoints and curves of its own.
+
+Every batch is a function of seed and step: a run that was killed goes on from its last
+checkpoint and ends with what an uninterrupted run gives.
+"""
+
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gptfl_jax import artifacts, convolution
+from gptfl_jax.configuration import UserError
+
+
+class TrainState(NamedTuple):
+    """What a training phase carries from step to step."""
+
+    params: Any
+    ema: Any
+    optimizer: Any
+
+
+def data_mesh(section: str, settings: ConfigDict) -> Mesh:
+    """All devices, to split batches over.
+
+    Raises:
+        UserError: `settings.batch_size` is no multiple of their number.
+    """
+    devices = jax.devices()
+    if settings.batch_size % len(devices):
+        raise UserError(
+            f"config.{section}.batch_size = {settings.batch_size}: takes a multiple of "
+            f"the number of devices, {len(devices)}"
+        )
+    return Mesh(np.asarray(devices), ("data",))
+
+
+def identity(config: ConfigDict, section: str) -> dict[str, Any]:
+    """What a checkpoint belongs to: all but how long to train and what to do after.
+
+    So a finished run goes on when it is started again with more steps.
+    """
+    settings = json.loads(config.to_json_best_effort())
+    for name in list(settings[section]):
+        if name.endswith(("_steps", "_every")) or name.startswith("test_"):
+            del settings[section][name]
+    return {"config": settings}
+
+
+def train_phase(
+    name: str,
+    workdir: pathlib.Path,
+    section: str,
+    settings: ConfigDict,
+    identity: dict[str, Any],
+    mesh: Mesh,
+    params: Any,
+    loss: Callable[[Any, Any, PRNGKeyArray], Float[Array, ""]],
+    data: Any,
+    batch: Callable[[Any, PRNGKeyArray], Any],
+    key: PRNGKeyArray,
+) -> Any:
+    """Minimises a loss by AdamW, from the last checkpoint on where there is one.
+
+    Args:
+        name: Of the phase; the folder of its checkpoints and metrics.
+        workdir: The run's folder.
+        section: The name of the config's section, for messages.
+        settings: That section. Of the phase it has `<name>_steps` and
+            `<name>_learning_rate`, at the peak of a cosine with 5 % linear warm-up; of
+            all phases `ema_decay`, `log_every` and `checkpoint_every`.
+        identity: What the checkpoints belong to.
+        mesh: Devices, over whose axis `data` batches are split.
+        params: Initial parameters.
+        loss: Of parameters, batch and key.
+        data: Arrays that batches are made from.
+        batch: Makes a batch from `data` and a key, inside the compiled step.
+        key: Step i uses `fold_in(key, i)`.
+
+    Returns:
+        The exponential moving average of the parameters.
+
+    Raises:
+        UserError: The loss is no longer finite.
+    """
+    folder = workdir / name
+    num_steps = settings[f"{name}_steps"]
+    learning_rate = settings[f"{name}_learning_rate"]
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, num_steps // 20), num_steps, learning_rate / 50
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.99, weight_decay=1e-4),
+    )
+    average = jax.tree.map(jnp.copy, params)
+    state = TrainState(params, average, optimizer.init(params))
+    state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, data, step):
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        examples = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, split),
+            batch(data, batch_key),
+        )
+        # The step is no loop of XLA's, in which its own convolution is slow on a CPU.
+        with convolution.form("lax"):
+            value, gradient = jax.value_and_grad(loss)(state.params, examples, loss_key)
+        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(settings.ema_decay, (1 + step) / (10 + step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        return TrainState(params, ema, opt_state), value
+
+    with artifacts.Checkpoints(folder / "checkpoints", identity, keep=1) as checkpoints:
+        start = checkpoints.latest_step()
+        if start is not None:
+            state = checkpoints.restore(state)
+        metrics = artifacts.Metrics(folder / "metrics.jsonl", resume_after=start)
+        progress = tqdm(
+            total=num_steps, initial=start or 0, desc=name, mininterval=5, unit="step"
+        )
+        losses, clock = [], time.perf_counter()
+        for step in range(start or 0, num_steps):
+            state, value = train_step(state, data, jnp.int32(step))
+            losses.append(value)
+            done = step + 1
+            if done % settings.log_every == 0 or done == num_steps:
+                mean = float(np.mean(jax.device_get(losses)))
+                if not np.isfinite(mean):
+                    raise UserError(
+                        f"the loss of {name} is {mean} at step {done}: lower "
+                        f"config.{section}.{name}_learning_rate"
+                    )
+                now = time.perf_counter()
+                metrics.write(
+                    done, loss=mean, steps_per_second=len(losses) / (now - clock)
+                )
+                progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                losses, clock = [], now
+            progress.update()
+            if done % settings.checkpoint_every == 0 or done == num_steps:
+                checkpoints.save(done, state)
+        progress.close()
+    return jax.device_get(state.ema)
