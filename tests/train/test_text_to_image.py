@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -15,11 +14,7 @@ from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from train import phases, text_to_image
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing catches it."""
+from train import text_to_image
 
 
 @pytest.fixture(scope="module")
@@ -135,70 +130,6 @@ def test_autoencoder_loss_adds_its_three_terms():
     loss = text_to_image.vae_loss(Autoencoder(), 0.1, {}, pictures, jax.random.key(0))
     kl = 0.5 * (4 + 0.25 - 1 - np.log(0.25))
     np.testing.assert_allclose(loss, 0.5 + 0.25 + 0.1 * kl, rtol=1e-6)
-
-
-def test_a_killed_phase_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    settings = tiny_config().text_to_image
-
-    def train(folder, num_steps=7):
-        return phases.train_phase(
-            "vae",
-            tmp_path / folder,
-            settings,
-            {"model": "line"},
-            Mesh(np.asarray(jax.devices()[:1]), ("data",)),
-            {"slope": jnp.zeros(3)},
-            lambda params, x, key: (
-                (x @ params["slope"] - x.sum(-1) + jax.random.normal(key)) ** 2
-            ).mean(),
-            lambda key: jax.random.normal(key, (settings.batch_size, 3)),
-            jax.random.key(0),
-            num_steps,
-            0.1,
-        )
-
-    expected = train("whole")
-    write = artifacts.Metrics.write
-    for last in (1, 5):
-
-        def write_until(self, step, last=last, **scalars):
-            write(self, step, **scalars)
-            if step == last:
-                raise Killed
-
-        monkeypatch.setattr(artifacts.Metrics, "write", write_until)
-        with pytest.raises(Killed):
-            train("killed")
-    monkeypatch.undo()
-    result = train("killed")
-    np.testing.assert_array_equal(result["slope"], expected["slope"])
-    assert np.linalg.norm(result["slope"]) > 0.01
-    killed, whole = (
-        artifacts.read_metrics(tmp_path / folder / "vae" / "metrics.jsonl")
-        for folder in ("killed", "whole")
-    )
-    assert [line["step"] for line in killed] == list(range(1, 8))
-    assert [x["loss"] for x in killed] == [x["loss"] for x in whole]
-    # A finished phase is not trained again, and goes on when asked for more.
-    np.testing.assert_array_equal(train("killed")["slope"], expected["slope"])
-    assert (train("killed", 9)["slope"] != expected["slope"]).any()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match="vae is nan.*vae_learning_rate"):
-        phases.train_phase(
-            "vae",
-            tmp_path,
-            tiny_config().text_to_image,
-            {},
-            Mesh(np.asarray(jax.devices()[:1]), ("data",)),
-            {"slope": jnp.zeros(1)},
-            lambda params, x, key: (params["slope"] * jnp.nan).sum(),
-            lambda key: jnp.zeros((8, 1)),
-            jax.random.key(0),
-            3,
-            0.1,
-        )
 
 
 @pytest.mark.long
