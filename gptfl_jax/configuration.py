@@ -709,7 +709,13 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             ("espeak-ng", "flite", "hibari"), _NAMES, "synthesizers that speak them"
         ),
         "max_frames": _field(
-            64, _whole(2), "longer clips are left out; a frame is 16 ms"
+            48,
+            _whole(2),
+            "longer clips are left out; a frame is 16 ms; a multiple of "
+            "reduction_factor",
+        ),
+        "reduction_factor": _field(
+            4, _whole(1), "frames that the speech model makes in one step"
         ),
         "features": _field(192, _whole(4), "features of the speech model's layers"),
         "encoder_layers": _field(3, _whole(1), "layers of its text encoder"),
@@ -718,7 +724,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             128, _whole(1), "channels of the convolutions that refine spectrograms"
         ),
         "speaker_features": _field(64, _whole(1), "numbers of a speaker's vector"),
-        "speech_steps": _field(6000, _whole(1), "training steps of the speech model"),
+        "speech_steps": _field(12000, _whole(1), "training steps of the speech model"),
         "speech_learning_rate": _field(
             1e-3, _number(above=0), "peak learning rate of the speech model"
         ),
@@ -749,7 +755,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "ema_decay": _field(
             0.998, _number(least=0, most=1), "decay of the averaged weights"
         ),
-        "batch_size": _field(48, _whole(1), "clips a step, over all devices"),
+        "batch_size": _field(64, _whole(1), "clips a step, over all devices"),
         "checkpoint_every": _field(250, _whole(1), "steps between checkpoints"),
         "log_every": _field(25, _whole(1), "steps between lines of metrics.jsonl"),
         "test_samples": _field(
@@ -896,6 +902,21 @@ def _check_together(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.generate.height = {generate.height} with config.generate.width"
                 f" = {generate.width}: takes both or neither"
+            )
+    if "text_to_speech" in config:
+        speech = config.text_to_speech
+        if speech.max_frames % speech.reduction_factor:
+            raise _refused(
+                "text_to_speech.max_frames",
+                speech.max_frames,
+                "a multiple of config.text_to_speech.reduction_factor = "
+                f"{speech.reduction_factor}",
+            )
+        if speech.segment_frames > speech.max_frames:
+            raise _refused(
+                "text_to_speech.segment_frames",
+                speech.segment_frames,
+                f"at most config.text_to_speech.max_frames = {speech.max_frames}",
             )
     if "train" in config and config.train.warmup_epochs > config.train.epochs:
         raise _refused(

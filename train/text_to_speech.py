@@ -111,17 +111,20 @@ def voices_of(settings: ConfigDict) -> tuple[synthesizers.Voice, ...]:
 
 
 def make_corpus(
-    clips: Sequence[Sequence[Float32[np.ndarray, "..."]]], most_frames: int
+    clips: Sequence[Sequence[Float32[np.ndarray, "..."]]],
+    most_frames: int,
+    multiple: int,
 ) -> Corpus:
     """Puts clips, a list of words for each voice, into arrays.
 
-    Clips of more than `most_frames` hops are left out.
+    Clips of more than `most_frames` hops are left out; the length of the others is
+    rounded up to a multiple of `multiple`.
     """
     waves, frames, words, voices = [], [], [], []
     for voice, spoken in enumerate(clips):
         for word, clip in enumerate(spoken):
             length = -(-len(clip) // HOP) + _SILENT_FRAMES
-            length += length % 2
+            length += -length % multiple
             if length > most_frames:
                 continue
             wave = np.zeros(most_frames * HOP, np.int16)
@@ -140,7 +143,7 @@ def _load_corpus(workdir: pathlib.Path, settings: ConfigDict) -> Corpus:
     if not path.exists():
         words, voices = words_of(settings), voices_of(settings)
         clips = synthesizers.speak_all(words, voices)
-        corpus = make_corpus(clips, settings.max_frames)
+        corpus = make_corpus(clips, settings.max_frames, settings.reduction_factor)
         asked, made = len(words) * len(voices), len(corpus.frames)
         print(
             f"{made:,} clips of {len(words)} words in {len(voices)} voices, "
@@ -232,6 +235,7 @@ def make_model(settings: ConfigDict, tokenizer: Any) -> SpeechT5ForTextToSpeech:
             speech_decoder_prenet_units=features,
             speaker_embedding_dim=settings.speaker_features,
             speech_decoder_postnet_units=settings.postnet_features,
+            reduction_factor=settings.reduction_factor,
             max_speech_positions=500,
             max_text_positions=100,
         )
