@@ -672,6 +672,18 @@ def train_reader(
     return learner, state.variables
 
 
+def accuracy(
+    reader: tuple[training.Learner, training.Variables],
+    inputs: tuple[
+        Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]
+    ],
+    labels: Int32[np.ndarray, " clips"],
+) -> float:
+    """Share of clips whose digit a reader of `train_reader` recognises."""
+    inputs = _to_frames(inputs)
+    return training.evaluate(*reader, inputs, labels, len(DIGITS)).accuracy
+
+
 def _measure(workdir, settings, stream, corpus, words, voices) -> None:
     """`samples.png`, `samples/*.wav` and `quality.json` of the model as written."""
     folder = workdir / "model"
@@ -690,10 +702,6 @@ def _measure(workdir, settings, stream, corpus, words, voices) -> None:
     ours, theirs = features_of(clips), features_of(original)
     keys = jax.random.split(stream(_READER))
     by_theirs = train_reader(theirs, their_digits, keys[0], epochs)
-
-    def accuracy(reader, inputs, labels):
-        inputs = _to_frames(inputs)
-        return training.evaluate(*reader, inputs, labels, len(DIGITS)).accuracy
 
     quality = {
         "samples": len(clips),
