@@ -13,6 +13,7 @@ Its module docstring is what `--help` says it does.
 import contextlib
 import ctypes
 import difflib
+import functools
 import importlib.util
 import io
 import json
@@ -26,7 +27,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -365,6 +366,7 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
     # advises to install torch, which we do without on purpose.
     logging.set_verbosity(logging.FATAL)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
     dtypes = (
         config[section].get("dtype")
         for section in config.keys()
@@ -398,6 +400,18 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
             raise UserError(
                 f"JAX could not join the other processes: {error}"
             ) from error
+
+
+def _without_echoes(report: Callable, unraisable: Any) -> None:
+    """`sys.unraisablehook` but for what was said already.
+
+    orbax ends its event loop at the first write that fails, as on a full disk, and
+    raises that error. Every later one then finds the loop closed, in C++.
+    """
+    error = unraisable.exc_value
+    if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+        return
+    report(unraisable)
 
 
 def _usable_cores() -> int:
