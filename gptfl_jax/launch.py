@@ -579,11 +579,15 @@ def _broken_off(error: BaseException | None) -> bool:
 def _help(run: Callable, program: str, sections: Sequence[str]) -> str:
     """What the program does, how it is called, and the fields it reads."""
     about = textwrap.dedent(sys.modules[run.__module__].__doc__ or "").strip()
+    command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
+    # Not every program goes with every config.
+    if own := re.search(rf"python -m {re.escape(program)} --config=.*", about):
+        command = own[0]
     lines = [
         about,
         "",
         "Example:",
-        f"  python -m {program} --config=configs/digits.py --workdir=runs/digits \\",
+        f"  {command} \\",
         f"      {_example_override(sections)}",
         "",
         "Flags:",
@@ -610,9 +614,10 @@ def _help(run: Callable, program: str, sections: Sequence[str]) -> str:
 
 
 def _example_override(sections: Sequence[str]) -> str:
-    for dotted, field in configuration.fields(*sections):
-        if dotted != "seed" and isinstance(field.default, int) and field.default > 1:
-            return f"--config.{dotted}={field.default // 2}"
+    for section in reversed(sections):  # the last one is the program's own
+        for dotted, field in configuration.fields(section):
+            if isinstance(field.default, int) and field.default > 1:
+                return f"--config.{dotted}={field.default // 2}"
     return "--config.seed=1"
 
 
