@@ -38,11 +38,11 @@ long: $(VENV)/.installed-test
 parity: $(VENV)/.installed-parity
 	$(python) -m pytest -n 2 tests/parity
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(VENV)/.installed-test
+format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
@@ -57,10 +57,15 @@ $(VENV)/.installed: pyproject.toml | $(python)
 	$(python) -m pip install --quiet --editable .
 	touch $@
 
+# Of the extra `test`, whose other packages it does not need.
+$(VENV)/.installed-lint: pyproject.toml | $(python)
+	$(python) -m pip install --quiet "$$(grep -o 'ruff==[0-9.]*' pyproject.toml)"
+	touch $@
+
 $(VENV)/.installed-test: pyproject.toml | $(python)
 	$(python) -m pip install --quiet --editable '.[test]'
-	touch $@ $(VENV)/.installed
+	touch $@ $(VENV)/.installed $(VENV)/.installed-lint
 
 $(VENV)/.installed-parity: pyproject.toml | $(python)
 	$(python) -m pip install --quiet --editable '.[test,parity]'
-	touch $@ $(VENV)/.installed-test $(VENV)/.installed
+	touch $@ $(VENV)/.installed-test $(VENV)/.installed $(VENV)/.installed-lint

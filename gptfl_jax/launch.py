@@ -13,6 +13,7 @@ Its module docstring is what `--help` says it does.
 import contextlib
 import ctypes
 import difflib
+import functools
 import importlib.util
 import io
 import json
@@ -26,7 +27,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -373,6 +374,7 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
     # advises to install torch, which we do without on purpose.
     logging.set_verbosity(logging.FATAL)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
     dtypes = (
         config[section].get("dtype")
         for section in config.keys()
@@ -406,6 +408,18 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
             raise UserError(
                 f"JAX could not join the other processes: {error}"
             ) from error
+
+
+def _without_echoes(report: Callable, unraisable: Any) -> None:
+    """`sys.unraisablehook` but for what was said already.
+
+    orbax ends its event loop at the first write that fails, as on a full disk, and
+    raises that error. Every later one then finds the loop closed, in C++.
+    """
+    error = unraisable.exc_value
+    if isinstance(error, RuntimeError) and str(error) == "Event loop is closed":
+        return
+    report(unraisable)
 
 
 def _usable_cores() -> int:
@@ -578,11 +592,15 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
         for name in ([choice] if isinstance(choice, str) else choice)
     ]
     about = textwrap.dedent(sys.modules[run.__module__].__doc__ or "").strip()
+    command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
+    # Not every program goes with every config.
+    if own := re.search(rf"python -m {re.escape(program)} --config=.*", about):
+        command = own[0]
     lines = [
         about,
         "",
         "Example:",
-        f"  python -m {program} --config=configs/digits.py --workdir=runs/digits \\",
+        f"  {command} \\",
         f"      {_example_override(sections)}",
         "",
         "Flags:",
@@ -609,9 +627,10 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
 
 
 def _example_override(sections: Sequence[str]) -> str:
-    for dotted, field in configuration.fields(*sections):
-        if dotted != "seed" and isinstance(field.default, int) and field.default > 1:
-            return f"--config.{dotted}={field.default // 2}"
+    for section in reversed(sections):  # the last one is the program's own
+        for dotted, field in configuration.fields(section):
+            if isinstance(field.default, int) and field.default > 1:
+                return f"--config.{dotted}={field.default // 2}"
     return "--config.seed=1"
 
 

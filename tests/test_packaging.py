@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 
@@ -84,6 +86,20 @@ def test_wheel_holds_the_packages_their_data_and_the_configs(repository, wheel):
     (information,) = tops - set(PACKAGES)
     assert information.endswith(".dist-info")
     assert f"{information}/licenses/LICENSE" in names
+
+
+def test_the_model_card_names_every_font_family(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    fonts = project["optional-dependencies"]["fonts"]
+    families = {
+        name.removeprefix("fontpkg-") for name in fonts if name.startswith("fontpkg-")
+    }
+    assert len(families) >= 60
+    card = (repository / "gptfl_jax/assets/glyphs/README.md").read_text()
+    under_ofl = re.search(r"Families under the OFL: (.*)\.\n", card)[1].split(", ")
+    named = {name.lower().replace(" ", "-") for name in under_ofl}
+    assert families == named | {"permanent-marker", "satisfy", "yellowtail"}
+    assert "except Permanent Marker, Satisfy and Yellowtail, which" in card
 
 
 def test_every_console_script_loads_from_the_wheel(installed, tmp_path):

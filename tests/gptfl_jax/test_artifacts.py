@@ -619,6 +619,33 @@ def test_full_disk_leaves_the_last_good_checkpoint(small_disk):
     assert artifacts.read_metrics(metrics.path) == [{"step": 1}]
 
 
+def test_a_program_on_a_full_disk_ends_with_a_line(small_disk, tmp_path):
+    """Some of the leaves are being written when the first one fails."""
+    (tmp_path / "fill.py").write_text(
+        textwrap.dedent(
+            """
+            import numpy as np
+            from gptfl_jax import artifacts
+            from gptfl_jax.launch import launch
+
+            def run(config, workdir):
+                noise = np.random.default_rng(0).random((200, 4000))
+                with artifacts.Checkpoints(workdir / "c") as checkpoints:
+                    checkpoints.save(1, {f"x{i}": row for i, row in enumerate(noise)})
+
+            launch(run, ("data",))
+            """
+        )
+    )
+    command = [sys.executable, "fill.py", "--config=digits", "--workdir=disk"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"fill: cannot write to {small_disk / 'c'}: the disk is full. Free some space "
+        "and start again: the run goes on from what was written\n"
+    )
+
+
 def test_read_only_folder_is_named(small_disk):
     with Checkpoints(small_disk / "c") as checkpoints:
         checkpoints.save(1, {"x": np.ones(3)})

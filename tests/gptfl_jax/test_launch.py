@@ -11,6 +11,7 @@ import pytest
 
 from gptfl_jax import configuration, launch
 from gptfl_jax.configuration import ConfigError, UserError
+from train import generator
 
 PROGRAM = '''\
 """Say what was asked.
@@ -292,6 +293,15 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
         assert f"\n  {dotted} = " in output
     assert "train.epochs" not in output
     assert max(map(len, output.splitlines())) <= 100
+
+
+def test_the_example_of_help_is_a_programs_own():
+    text = launch._help(generator.run, "train.generator", ("generator",))
+    command = "  python -m train.generator --config=configs/glyphs.py --workdir=runs/g"
+    assert f"Example:\n{command}" in text
+    example = launch._example_override(("data", "prompts", "generate"))
+    assert example == "--config.generate.num_steps=12"
+    assert launch._example_override(("data",)) == "--config.seed=1"
 
 
 # The command line

@@ -8,11 +8,31 @@ import ported_models
 import pytest
 
 from gptfl_jax.configuration import UserError
-from gptfl_jax.generators import clip_text, torch_weights, vae
+from gptfl_jax.generators import clip_text, stable_diffusion, torch_weights, vae
 from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.stable_diffusion import Networks
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+
+
+def as_released(name, shapes):
+    """The key list of the files on the hub: under the names of 2022.
+
+    Those of the text encoder have a prefix and the positions beside them; the
+    autoencoder's attention is of linear layers under other names.
+    """
+    if name == "text_encoder":
+        shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}
+        return shapes | {"text_model.embeddings.position_ids": [1, 77]}
+    if name == "vae":
+        older = {"to_q": "query", "to_k": "key", "to_v": "value"}
+        older |= {"to_out.0": "proj_attn"}
+        for today, before in older.items():
+            shapes = {
+                key.replace(f"attentions.0.{today}.", f"attentions.0.{before}."): shape
+                for key, shape in shapes.items()
+            }
+    return shapes
 
 
 def networks_of(configs):
@@ -52,6 +72,14 @@ def test_every_weight_of_a_release_has_its_place(release, counts):
                 shape = (shape[-1], shape[-2], *shape[:-2])
             ours[torch_weights.torch_name(names)] = list(shape)
         assert ours == recorded[name]["weights"]
+        # Views of one zero: a release has gigabytes.
+        files = {
+            key: np.broadcast_to(np.float32(0), shape)
+            for key, shape in as_released(name, recorded[name]["weights"]).items()
+        }
+        rename = stable_diffusion._COMPONENTS[name].current_name
+        params = torch_weights.from_torch(shapes, files, name, rename)
+        assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
 
 
 def test_names_of_releases_map_onto_todays():
