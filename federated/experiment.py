@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
-from gptfl_jax import configuration, models, training
+from gptfl_jax import augmentation, configuration, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
 from gptfl_jax.fl import aggregation, algorithms, clients, personalisation, sampling
@@ -59,6 +59,7 @@ def prepare(config: ConfigDict) -> Setting:
         model,
         training.example_of(source.train.inputs),
         normalisation=training.Normalisation(source.mean, source.std),
+        augmentation=augmentation.from_config("federated", config.federated, source),
         dtype=config.federated.dtype,
     )
     mesh = clients.clients_mesh()

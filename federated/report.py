@@ -747,16 +747,19 @@ def example_sheets(
     """
     if not (workdir / "synthetic" / "manifest.jsonl").exists():
         return {}
+    data = config.data
     source = sources.load(
-        config.data.source, config.data.folder, **config.data.options.to_dict()
+        data.source,
+        data.folder,
+        image_size=data.image_size,
+        channels=data.channels,
+        **data.options.to_dict(),
     )
     real = source.train
-    if real.inputs.ndim != 4 or real.inputs.dtype != np.uint8:
+    if source.sounds is not None:
         return {}
-    class_names, (height, width, channels) = real.class_names, real.inputs.shape[1:]
-    seen, _ = sources.load_synthetic(
-        workdir / "synthetic", class_names, height, channels
-    )
+    class_names, (height, width) = real.class_names, real.inputs.shape[1:3]
+    seen, _ = sources.load_synthetic(workdir / "synthetic", source)
     made_by_class = []
     samples = artifacts.read_manifest(workdir / "synthetic")
     for name in class_names:

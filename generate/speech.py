@@ -3,9 +3,10 @@
     python -m generate.prompts --config=CONFIG --workdir=runs/words
     python -m generate.speech --config=CONFIG --workdir=runs/words
 
-In CONFIG, `generate.model` names a SpeechT5, as "microsoft/speecht5_tts"; words that
-are no classes of a known data set stand in `prompts.classes`, with the template
-"{name}". Needs `<workdir>/prompts.json` of generate.prompts.
+In CONFIG, `generate.model` names a SpeechT5: "voices", which ships with this package,
+or another, as "microsoft/speecht5_tts"; words that are no classes of a known data set
+stand in `prompts.classes`, with the template "{name}". Needs `<workdir>/prompts.json`
+of generate.prompts.
 
 Clips are 16-bit WAV files at the vocoder's rate (16 kHz), without the silence at their
 ends. With the method `multi_speaker` every speaker vector can be drawn, else number 0
@@ -34,8 +35,8 @@ from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio
-from gptfl_jax.generators.speakers import Speakers, read_speakers
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
+from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
 from gptfl_jax.launch import launch
 
 
@@ -43,7 +44,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the clips that are missing, and the preview."""
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples.samples_per_class(config, list(prompts))
-    speakers = read_speakers(config.generate.speaker_vectors)
+    options = config.generate
+    vocoder = options.vocoder or vocoder_of(options.model)
+    speakers = read_speakers(options.speaker_vectors or speakers_of(options.model))
     method = made_prompts.get("method", config.prompts.method)
     numbers = speaker_numbers(config, method, len(speakers.names))
     choices = [{"guidance": None, "speaker": number} for number in numbers]
@@ -55,10 +58,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         samples.Work(
             "clips",
             planned,
-            _settings(config, prompts, speakers, numbers),
-            f"{voices}, at most {config.generate.max_seconds:g} s",
-            is_whole_wav,
-            lambda: _load(config, speakers),
+            _settings(config, prompts, vocoder, speakers, numbers),
+            f"{voices}, at most {options.max_seconds:g} s",
+            audio.is_whole_wav,
+            lambda: _load(config, vocoder, speakers),
             write_preview,
         ),
     )
@@ -79,16 +82,16 @@ def speaker_numbers(config: ConfigDict, method: str, count: int) -> tuple[int, .
     if max(chosen) >= count:
         raise UserError(
             f"config.generate.speakers = {chosen}: takes numbers below {count}, the "
-            f"number of vectors in {config.generate.speaker_vectors}"
+            "number of the speaker vectors"
         )
     return chosen
 
 
-def _load(config: ConfigDict, speakers: Speakers) -> samples.Maker:
+def _load(
+    config: ConfigDict, vocoder: str | pathlib.Path, speakers: Speakers
+) -> samples.Maker:
     options = config.generate
-    pipeline = TextToSpeech.from_pretrained(
-        options.model, options.vocoder, dtype=options.dtype
-    )
+    pipeline = TextToSpeech.from_pretrained(options.model, vocoder, dtype=options.dtype)
 
     def make_batch(rows: Sequence[Sample]) -> tuple[Any, Any]:
         return pipeline(
@@ -114,18 +117,6 @@ def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
-
-
-def is_whole_wav(path: pathlib.Path) -> bool:
-    """Whether a file is as long as its first bytes say."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            begin = file.read(12)
-    except OSError:
-        return False
-    named = int.from_bytes(begin[4:8], "little")
-    return begin[:4] + begin[8:] == b"RIFFWAVE" and named == size - 8
 
 
 def write_preview(
@@ -184,6 +175,7 @@ def _spectrogram(
 def _settings(
     config: ConfigDict,
     prompts: Mapping[str, Sequence[str]],
+    vocoder: str | pathlib.Path,
     speakers: Speakers,
     numbers: Sequence[int],
 ) -> dict[str, Any]:
@@ -196,7 +188,7 @@ def _settings(
         "speakers": f"all {len(numbers)}" if everyone else list(numbers),
         "content of the speaker vectors": f"sha256:{content}",
         "content of the model's files": hub.model_digest(options.model),
-        "content of the vocoder's files": hub.model_digest(options.vocoder),
+        "content of the vocoder's files": hub.model_digest(vocoder),
     }
     return samples.settings(config, names, others, prompts)
 

@@ -176,6 +176,63 @@ def _field(default: Any, rule: Rule, help: str) -> Field:
     return Field(default, rule.takes, rule.valid, help)
 
 
+# Of `train` and `federated`, by the kind of data they are for.
+AUGMENTATION: dict[str, dict[str, Field]] = {
+    "pictures": {
+        "crop_padding": _field(
+            0, _whole(0), "random crops after padding by this many pixels; 0: none"
+        ),
+        "flip": _field(False, _FLAG, "random horizontal flips"),
+        "cutout": _field(
+            0, _whole(0), "side in pixels of a random square set to the mean; 0: none"
+        ),
+        "shift": _field(
+            0.0,
+            _number(least=0, most=1),
+            "random moves up to this share of the side, along each axis",
+        ),
+        "scale": _field(
+            0.0,
+            _number(least=0, below=1),
+            "random factor on the size, from 1 - scale to 1 + scale",
+        ),
+        "rotate": _field(
+            0.0, _number(least=0, most=180), "random rotations up to this many degrees"
+        ),
+        "shear": _field(
+            0.0,
+            _number(least=0, below=90),
+            "random horizontal slants up to this many degrees",
+        ),
+    },
+    "sounds": {
+        "tempo": _field(
+            0.0,
+            _number(least=0),
+            "random factor on a clip's length, from exp(-tempo) to exp(tempo)",
+        ),
+        "warp": _field(
+            0.0,
+            _number(least=0),
+            "random factor on the frequency in bands, from exp(-warp) to exp(warp)",
+        ),
+        "time_shift": _field(0, _whole(0), "random moves up to this many frames"),
+        "time_masks": _field(
+            0, _whole(0), "random stretches of time that are blanked (SpecAugment)"
+        ),
+        "time_mask_width": _field(0, _whole(0), "largest width of one in frames"),
+        "time_mask_share": _field(
+            0.2,
+            _number(above=0, most=1),
+            "largest width of one as a share of the clip",
+        ),
+        "frequency_masks": _field(
+            0, _whole(0), "random ranges of bands that are blanked (SpecAugment)"
+        ),
+        "frequency_mask_width": _field(0, _whole(0), "largest width of one in bands"),
+    },
+}
+
 SCHEMA: dict[str, Field | dict[str, Field]] = {
     "seed": _field(0, _whole(0), "the one seed that every random draw starts from"),
     "data": {
@@ -292,7 +349,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "glyphs",
             _NAME,
             "images: a Stable Diffusion shipped here, a diffusers folder or a hub id; "
-            "speech: a SpeechT5 folder or hub id, as microsoft/speecht5_tts",
+            "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts",
         ),
         "samples_per_class": _field(
             "3x",
@@ -313,14 +370,17 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "negative_prompt": _field("", _TEXT, "what the pictures should not show"),
         "vocoder": _field(
-            "microsoft/speecht5_hifigan",
-            _NAME,
-            "speech: the HiFi-GAN, a folder or a hub id",
+            "",
+            _TEXT,
+            "speech: the HiFi-GAN, a folder or a hub id; empty: the model's own (its "
+            "folder vocoder/), or microsoft/speecht5_hifigan where it has none",
         ),
         "speaker_vectors": _field(
-            "Matthijs/cmu-arctic-xvectors",
-            _NAME,
-            "speech: the speakers' voices, a .npy or .zip file, a folder or a hub id",
+            "",
+            _TEXT,
+            "speech: the speakers' voices, a .npy or .zip file, a folder or a hub id; "
+            "empty: the model's own (its folder speakers/), or "
+            "Matthijs/cmu-arctic-xvectors where it has none",
         ),
         "speakers": _field(
             (),
@@ -372,31 +432,8 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "clip_norm": _field(
             0.0, _number(least=0), "largest norm of a gradient; 0: not clipped"
         ),
-        "crop_padding": _field(
-            0, _whole(0), "random crops after padding by this many pixels; 0: none"
-        ),
-        "flip": _field(False, _FLAG, "random horizontal flips"),
-        "cutout": _field(
-            0, _whole(0), "side in pixels of a random square set to the mean; 0: none"
-        ),
-        "shift": _field(
-            0.0,
-            _number(least=0, most=1),
-            "random moves up to this share of the side, along each axis",
-        ),
-        "scale": _field(
-            0.0,
-            _number(least=0, below=1),
-            "random factor on the size, from 1 - scale to 1 + scale",
-        ),
-        "rotate": _field(
-            0.0, _number(least=0, most=180), "random rotations up to this many degrees"
-        ),
-        "shear": _field(
-            0.0,
-            _number(least=0, below=90),
-            "random horizontal slants up to this many degrees",
-        ),
+        **AUGMENTATION["pictures"],
+        **AUGMENTATION["sounds"],
         "validation_fraction": _field(
             0.1,
             _number(least=0, below=1),
@@ -626,6 +663,8 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "test accuracy",
         ),
         "eval_batch_size": _field(512, _whole(1), "examples at once in a test"),
+        **AUGMENTATION["pictures"],
+        **AUGMENTATION["sounds"],
         "dtype": _field("float32", _DTYPE, "precision of the computation"),
     },
     "compare": {

@@ -111,6 +111,37 @@ def snapshot(
         ) from error
 
 
+def part(
+    path_or_id: PathLike, name: str, patterns: Sequence[str]
+) -> pathlib.Path | None:
+    """A folder that a model has of its own, as its `vocoder`; None where it has none.
+
+    Args:
+      path_or_id: as for `snapshot`.
+      name: of the folder.
+      patterns: the files needed of it.
+
+    Raises:
+      ModelNotFound: as `snapshot`.
+    """
+    folder = snapshot(path_or_id, [f"{name}/{pattern}" for pattern in patterns]) / name
+    return folder if folder.is_dir() else None
+
+
+def kind(folder: pathlib.Path) -> str:
+    """What a model's folder says it is: "StableDiffusionPipeline", "speecht5", ...
+
+    Empty where it does not say.
+    """
+    for file, field in (
+        ("model_index.json", "_class_name"),
+        ("config.json", "model_type"),
+    ):
+        if (folder / file).is_file():
+            return str(read_json(folder / file).get(field) or "")
+    return ""
+
+
 def model_digest(path_or_id: PathLike) -> str:
     """Digest of a local model: names, sizes, and both ends of each file.
 

@@ -33,7 +33,7 @@ from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, configuration, models, training
+from gptfl_jax import artifacts, augmentation, configuration, models, training
 from gptfl_jax.data import sources
 from gptfl_jax.launch import launch
 
@@ -59,8 +59,12 @@ class Data(NamedTuple):
 
     train: sources.Dataset
     validation: sources.Dataset | None
-    test: sources.Dataset
-    normalisation: training.Normalisation
+    source: sources.Source
+    """The real data."""
+
+    @property
+    def test(self) -> sources.Dataset:
+        return self.source.test
 
 
 def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
@@ -79,20 +83,13 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
     )
     dataset = source.train
     if config.train.data != "real":
-        height, width, channels = dataset.inputs.shape[1:]
-        if height != width:
-            raise configuration.UserError(
-                f"config.data.source: its pictures are {width}x{height}, and synthetic "
-                "ones are square; set config.data.image_size"
-            )
         names = dataset.class_names
-        synthetic, report = sources.load_synthetic(
-            workdir / "synthetic", names, height, channels
-        )
+        synthetic, report = sources.load_synthetic(workdir / "synthetic", source)
         _say(str(report))
         absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
         if absent:
-            _say(f"no synthetic pictures of {', '.join(names[i] for i in absent)}")
+            lacking = ", ".join(names[label] for label in absent)
+            _say(f"no synthetic {report.plural} of {lacking}")
         both = config.train.data == "both"
         dataset = sources.concatenate(dataset, synthetic) if both else synthetic
     validation = None
@@ -102,8 +99,7 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
         )
         validation = sources.select(dataset, held_out)
         dataset = sources.select(dataset, ~held_out)
-    normalisation = training.Normalisation(source.mean, source.std)
-    return Data(dataset, validation, source.test, normalisation)
+    return Data(dataset, validation, source)
 
 
 def make_learner(config: ConfigDict, data: Data) -> training.Learner:
@@ -112,21 +108,11 @@ def make_learner(config: ConfigDict, data: Data) -> training.Learner:
     model = models.create(
         config.model.name, data.train.num_classes, **config.model.options
     )
-    augmentation = training.Augmentation(
-        crop_padding=settings.crop_padding,
-        flip=settings.flip,
-        cutout=settings.cutout,
-        shift=settings.shift,
-        scale=settings.scale,
-        rotate=settings.rotate,
-        shear=settings.shear,
-        cutout_fill=data.normalisation.mean,
-    )
     return training.make_learner(
         model,
         training.example_of(data.train.inputs),
-        normalisation=data.normalisation,
-        augmentation=augmentation,
+        normalisation=training.Normalisation(data.source.mean, data.source.std),
+        augmentation=augmentation.from_config("train", settings, data.source),
         label_smoothing=settings.label_smoothing,
         dtype=settings.dtype,
     )

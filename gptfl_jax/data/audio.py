@@ -292,6 +292,7 @@ def extract(
     settings: FeatureSettings,
     cache: str | os.PathLike = "",
     description: str = "",
+    broken: dict[int, str] | None = None,
 ) -> tuple[Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]]:
     """Features of many clips, computed in threads, with a progress bar.
 
@@ -300,6 +301,8 @@ def extract(
         the settings and the noise; a file that changes is computed again, one that
         moves is not. A kill loses the few hundred clips under way. Empty keeps nothing.
       description: of the progress bar.
+      broken: where given, a clip whose file is truncated or cannot be read is no error:
+        its number and the reason are put here, and it is left out.
 
     Returns:
       the features, padded with zeros to the longest clip, and the frames of each clip.
@@ -315,9 +318,19 @@ def extract(
         waveform = read(_as_file(content, path), settings.sample_rate_hz)
         return hashlib.sha256(content).digest(), waveform
 
-    compute_one = functools.partial(
-        _features_of, settings=settings, cache=cache, background=background
-    )
+    def compute_one(index: int) -> tuple[np.ndarray | None, pathlib.Path | None]:
+        try:
+            if broken is not None:
+                _require_whole(clips[index].path)
+            return _features_of(clips[index], settings, cache, background)
+        except UserError as error:
+            if broken is None:
+                raise
+            # The file's name stands first, and is known to the caller.
+            reason = str(error).removeprefix(f"{clips[index].path}: ")
+            broken[index] = reason.removesuffix(": get the file again")
+            return None, None
+
     found = []
     workers = min(32, (os.cpu_count() or 1) + 4)
     bar = tqdm(
@@ -326,14 +339,37 @@ def extract(
     with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(clips), 256):
             fresh = {}
-            for features, path in pool.map(compute_one, clips[start : start + 256]):
-                found.append(features)
+            block = range(start, min(start + 256, len(clips)))
+            for features, path in pool.map(compute_one, block):
+                if features is not None:
+                    found.append(features)
                 if path is not None:
                     fresh[path] = _to_bytes(features)
                 bar.update()
             if fresh:
                 artifacts.write_files(fresh)
     return pad(found, settings.num_bands)
+
+
+def is_whole_wav(path: str | os.PathLike) -> bool:
+    """Whether a file is a WAV file and as long as its first bytes say."""
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            begin = file.read(12)
+    except OSError:
+        return False
+    named = int.from_bytes(begin[4:8], "little")
+    return begin[:4] + begin[8:] == b"RIFFWAVE" and named == size - 8
+
+
+def _require_whole(path: str | os.PathLike) -> None:
+    """Refuses a truncated WAV file, of which the decoder would give what is there."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() == ".wav" and not is_whole_wav(path):
+        raise UserError(f"{path}: truncated, or no WAV file")
 
 
 def pad(

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from gptfl_jax import labels as label_sets
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
-from gptfl_jax.data.sources import Dataset, Source
+from gptfl_jax.data.sources import Dataset, Sounds, Source
 
 Options = Mapping[str, Any] | ConfigDict | None
 
@@ -199,12 +199,6 @@ def esc50(
     return _load(examples, names, features, flaws, cache)
 
 
-URBAN_SOUNDS = (
-    *("air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling"),
-    *("engine_idling", "gun_shot", "jackhammer", "siren", "street_music"),
-)
-
-
 def urbansound8k(
     folder: str,
     *,
@@ -239,15 +233,16 @@ def urbansound8k(
         f"{_URBANSOUND8K.url} (or set config.data.options.download=True)",
     )
     _check_folds(test_folds, 10)
+    names = label_sets.label_set("urbansound8k").classes
     wanted = ("slice_file_name", "fsID", "start", "end", "fold", "classID")
     examples = []
     for row in _read_table(root / table, wanted):
         if float(row["end"]) - float(row["start"]) >= min_duration_s:
             path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
-            label = URBAN_SOUNDS[int(row["classID"])]
+            label = names[int(row["classID"])]
             test = int(row["fold"]) in test_folds
             examples.append(_Example(audio.Clip(path), label, row["fsID"], test))
-    return _load(examples, URBAN_SOUNDS, features, flaws, cache)
+    return _load(examples, names, features, flaws, cache)
 
 
 CREMA_D_EMOTIONS = {
@@ -358,7 +353,13 @@ def _load(
             )
         )
     # Features are standardised by themselves, not by constants of the data set.
-    return Source(data, part(test, slice(len(train), None)), mean=(), std=())
+    return Source(
+        data,
+        part(test, slice(len(train), None)),
+        mean=(),
+        std=(),
+        sounds=Sounds(settings, cache),
+    )
 
 
 def _settings(kind, given, option):

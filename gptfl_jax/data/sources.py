@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int32, PyTree, Shaped
 
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.data import images
+from gptfl_jax.data import audio, images
 from gptfl_jax.labels import same_name
 
 # Channel means and deviations of ImageNet in 0..1, which the original uses for every
@@ -48,6 +48,14 @@ class Dataset(NamedTuple):
         return len(self.class_names)
 
 
+class Sounds(NamedTuple):
+    """How recordings became the features of a source."""
+
+    settings: audio.FeatureSettings = audio.FeatureSettings()
+    cache: str = ""
+    """As `audio.extract` takes it."""
+
+
 class Source(NamedTuple):
     """A data set with its split, and the constants its pictures are normalised by."""
 
@@ -56,17 +64,21 @@ class Source(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of pixels scaled to 0..1; empty where nothing is to be done."""
     std: tuple[float, ...] = IMAGENET_STD
+    sounds: Sounds | None = None
+    """Of a data set of sounds."""
 
 
 class LoadReport(NamedTuple):
-    """What happened to the files of a folder of synthetic pictures."""
+    """What happened to the files of a folder of synthetic examples."""
 
     loaded: int
     left_out: tuple[tuple[str, str], ...] = ()
     """File name and reason of each file that could not be used."""
+    plural: str = "pictures"
+    """Of what the files hold."""
 
     def __str__(self) -> str:
-        text = f"{self.loaded:,} synthetic pictures loaded"
+        text = f"{self.loaded:,} synthetic {self.plural} loaded"
         if not self.left_out:
             return text
         text += f"; {len(self.left_out):,} left out:"
@@ -329,7 +341,9 @@ def concatenate(first: Dataset, second: Dataset) -> Dataset:
     """
     if first.class_names != second.class_names:
         raise ValueError(f"classes differ: {first.class_names}, {second.class_names}")
-    inputs = np.concatenate([first.inputs, second.inputs])
+    inputs = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves), first.inputs, second.inputs
+    )
     labels = np.concatenate([first.labels, second.labels])
     return Dataset(inputs, labels, first.class_names)
 
@@ -341,6 +355,83 @@ _ORIGINAL_NAME = re.compile(
 
 
 def load_synthetic(
+    folder: str | os.PathLike, source: Source
+) -> tuple[Dataset, LoadReport]:
+    """Reads the examples stage 1 made, in the form of the real ones of `source`.
+
+    Args:
+      folder: `<workdir>/synthetic`, see `synthetic_pictures` and `synthetic_sounds`.
+
+    Returns:
+      examples of the same classes and shape, and a report of the files left out.
+
+    Raises:
+      UserError: as these; or the real pictures are not square.
+    """
+    names = source.train.class_names
+    if source.sounds is not None:
+        frames = source.train.inputs[0].shape[1]
+        return synthetic_sounds(folder, names, source.sounds, frames)
+    height, width, channels = source.train.inputs.shape[1:]
+    if height != width:
+        raise configuration.UserError(
+            f"config.data.source: its pictures are {width}x{height}, and synthetic "
+            "ones are square; set config.data.image_size"
+        )
+    return synthetic_pictures(folder, names, height, channels)
+
+
+def synthetic_sounds(
+    folder: str | os.PathLike,
+    class_names: Sequence[str],
+    sounds: Sounds,
+    frames: int,
+) -> tuple[Dataset, LoadReport]:
+    """Reads the clips stage 1 made, as features.
+
+    Args:
+      folder: `<workdir>/synthetic` with its `manifest.jsonl`.
+      class_names: in the order of their labels.
+      sounds: how they become features.
+      frames: of the result. Longer clips are cut to the first so many, before their
+        features are standardised; shorter ones are padded with zeros.
+
+    Returns:
+      (features [examples, frames, bands], lengths [examples]) in the order of the
+      manifest, and a report of the files left out: unreadable or truncated, gone, or of
+      a class that is not in `class_names`.
+
+    Raises:
+      UserError: there is no such folder, a manifest line leaves the folder, or no clip
+        could be used.
+    """
+    folder = pathlib.Path(folder)
+    command = "python -m generate.speech --config=... --workdir=..."
+    artifacts.require(folder / "manifest.jsonl", command)
+    files, labels, left_out = _list_synthetic(folder, class_names)
+    settings = sounds.settings
+    # With so many samples there are `frames` frames.
+    longest_s = (frames * settings.hop - 1) / settings.sample_rate_hz
+    limit_s = min(settings.max_duration_s or longest_s, longest_s)
+    settings = settings._replace(max_duration_s=limit_s)
+    broken: dict[int, str] = {}
+    features, lengths = audio.extract(
+        [audio.Clip(folder / file) for file in files],
+        settings,
+        sounds.cache,
+        "synthetic clips",
+        broken,
+    )
+    left_out += [(files[index], reason) for index, reason in sorted(broken.items())]
+    _require_any(folder, len(lengths), left_out, "clips", command)
+    padding = frames - features.shape[1]
+    features = np.pad(features, ((0, 0), (0, padding), (0, 0)))
+    labels = np.delete(np.asarray(labels, np.int32), list(broken))
+    dataset = Dataset((features, lengths), labels, tuple(class_names))
+    return dataset, LoadReport(len(labels), tuple(left_out), "clips")
+
+
+def synthetic_pictures(
     folder: str | os.PathLike,
     class_names: Sequence[str],
     image_size: int = 0,
@@ -381,15 +472,26 @@ def load_synthetic(
             left_out.append((files[index], f"size {ours}, most are {others}"))
         else:
             kept.append(index)
-    if not kept:
-        raise configuration.UserError(
-            f"{folder}: none of {len(left_out):,} pictures could be used; "
-            f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
-            "Make them with `python -m generate.images --config=... --workdir=...`"
-        )
+    command = "python -m generate.images --config=... --workdir=..."
+    _require_any(folder, len(kept), left_out, "pictures", command)
     pixels = _stack([pictures[index].pixels for index in kept])
     dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
     return dataset, LoadReport(len(kept), tuple(left_out))
+
+
+def _require_any(
+    folder: pathlib.Path,
+    count: int,
+    left_out: Sequence[tuple[str, str]],
+    plural: str,
+    command: str,
+) -> None:
+    if not count:
+        raise configuration.UserError(
+            f"{folder}: none of {len(left_out):,} {plural} could be used; "
+            f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
+            f"Make them with `{command}`"
+        )
 
 
 def _list_synthetic(

@@ -19,6 +19,7 @@ from gptfl_jax import hub
 from gptfl_jax.configuration import UserError
 
 CMU_ARCTIC = "Matthijs/cmu-arctic-xvectors"
+"""For models that have no speakers of their own."""
 
 # A member of an archive may not unpack to more: millions of vectors.
 _LARGEST_FILE = 2**31
@@ -30,6 +31,15 @@ class Speakers(NamedTuple):
     names: tuple[str, ...]
     """The file's name without its ending, with the row where a file has several."""
     vectors: Float32[np.ndarray, "speakers features"]
+
+
+def speakers_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The folder `speakers` of a speech model, or else `CMU_ARCTIC`.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    return hub.part(model, "speakers", ["*.npy"]) or CMU_ARCTIC
 
 
 def read_speakers(path_or_id: str | os.PathLike[str]) -> Speakers:

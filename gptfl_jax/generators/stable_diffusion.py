@@ -498,18 +498,19 @@ def _programs(networks, shape, mesh, specs) -> _Programs:
 
 def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
     """The pipeline's folder, and the file with each network's weights."""
-    patterns = ["model_index.json", "scheduler/*", "tokenizer/*"]
+    patterns = ["model_index.json", "config.json", "scheduler/*", "tokenizer/*"]
     patterns += [f"{name}/config.json" for name in _COMPONENTS]
     stems = {name: [f"{name}/{c.stem}"] for name, c in _COMPONENTS.items()}
     for name, component in _COMPONENTS.items():
         if component.library == "transformers":  # so it names its `.bin` files
             stems[name].append(f"{name}/pytorch_model")
     folder = hub.snapshot(path_or_id, patterns, revision)
-    index = hub.read_json(folder / "model_index.json")
-    if "unet" not in index or "StableDiffusion" not in str(index.get("_class_name")):
+    kind, index = hub.kind(folder), folder / "model_index.json"
+    usable = not kind or "StableDiffusion" in kind
+    if not usable or "unet" not in hub.read_json(index):
         raise UserError(
-            f"{folder / 'model_index.json'}: {index.get('_class_name')} is no Stable "
-            "Diffusion pipeline: name another model"
+            f"{index if index.is_file() else path_or_id}: {kind} is no Stable "
+            "Diffusion pipeline: name another model, as 'glyphs'"
         )
     return folder, hub.fetch_weights(folder, path_or_id, stems, revision)
 

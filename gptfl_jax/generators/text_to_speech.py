@@ -28,6 +28,9 @@ _REPLICATED = PartitionSpec()
 _TOKENIZER_FILES = ["*token*.json", "*.model", "vocab.json", "merges.txt"]
 _STEMS = ("model", "pytorch_model")
 
+# For models that have no vocoder of their own.
+_VOCODER = "microsoft/speecht5_hifigan"
+
 
 class TextToSpeech:
     """Speaks texts in the voices of speakers.
@@ -71,15 +74,16 @@ class TextToSpeech:
     def from_pretrained(
         cls,
         model: str | pathlib.Path,
-        vocoder: str | pathlib.Path,
+        vocoder: str | pathlib.Path = "",
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> "TextToSpeech":
         """Loads a SpeechT5 model and a HiFi-GAN in the format of `transformers`.
 
         Args:
-          model: a folder or a Hugging Face repository, as "microsoft/speecht5_tts".
-          vocoder: likewise, as "microsoft/speecht5_hifigan".
+          model: a folder, a model shipped with this package, or a Hugging Face
+            repository, as "microsoft/speecht5_tts".
+          vocoder: likewise; empty: `vocoder_of(model)`.
           dtype: of parameters and computation: float32 or bfloat16.
 
         Raises:
@@ -87,7 +91,7 @@ class TextToSpeech:
             not a model of this kind.
         """
         dtype = jnp.dtype(dtype)
-        folder = hub.snapshot(model, ["config.json", *_TOKENIZER_FILES])
+        folder = _find(model)
         path = folder / "config.json"
         config = SpeechT5Config.from_json(hub.read_json(path), str(path))
         network = SpeechT5ForTextToSpeech(config, dtype)
@@ -102,6 +106,7 @@ class TextToSpeech:
             )
         }
         tokenizer = hub.load_tokenizer(folder, "SpeechT5Tokenizer")
+        vocoder = vocoder or vocoder_of(model)
         folder = hub.snapshot(vocoder, ["config.json"])
         path = folder / "config.json"
         vocoder_network = HifiGan(
@@ -324,6 +329,28 @@ class TextToSpeech:
             return jax.device_put(rows, NamedSharding(self._mesh, _SHARDED))
 
         return jax.tree.map(place, rows)
+
+
+def _find(model) -> pathlib.Path:
+    """The folder of a SpeechT5."""
+    patterns = ["config.json", "model_index.json", *_TOKENIZER_FILES]
+    folder = hub.snapshot(model, patterns)
+    kind = hub.kind(folder)
+    if kind not in ("", "speecht5"):
+        raise UserError(
+            f"{model}: {kind} is no SpeechT5: name another model, as 'voices'"
+        )
+    return folder
+
+
+def vocoder_of(model: str | pathlib.Path) -> str | pathlib.Path:
+    """The folder `vocoder` of a model, or the one that SpeechT5 was released with.
+
+    Raises:
+      UserError: there is no such model, or it is of another kind.
+    """
+    _find(model)
+    return hub.part(model, "vocoder", ["*"]) or _VOCODER
 
 
 def _rounded_up(length: int) -> int:

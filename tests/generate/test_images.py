@@ -142,7 +142,7 @@ def test_samples_are_what_their_lines_say(workdir, capsys):
     )
     assert f"18 images in {workdir / 'synthetic'}, made in " in out
     # The loader of stage 2 finds every sample under its class.
-    data, report = sources.load_synthetic(workdir / "synthetic", CLASSES)
+    data, report = sources.synthetic_pictures(workdir / "synthetic", CLASSES)
     assert report.loaded == 18 and not report.left_out
     assert data.labels.tolist() == [0, 1, 2] * 6
 

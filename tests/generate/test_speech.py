@@ -1,15 +1,20 @@
 """generate.speech without its networks; test_speech_runs.py has tiny ones."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from generate import prompts, speech
-from gptfl_jax import artifacts, configuration
+from generate import images, prompts, samples, speech
+from gptfl_jax import artifacts, configuration, hub
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio
+from gptfl_jax.generators import text_to_speech
+from gptfl_jax.generators.speakers import read_speakers, speakers_of
+from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.hub import ASSETS
 
 
 def tone(seconds, rate=16000, hertz=1000.0):
@@ -45,11 +50,11 @@ def test_files_are_16_bit_wav(tmp_path):
     loud, _ = soundfile.read(io.BytesIO(speech.encode_wav(4 * wave, 16000)))
     assert loud.max() > 0.999 and loud.min() == -1  # clipped, not wrapped around
     (tmp_path / "a.wav").write_bytes(content)
-    assert speech.is_whole_wav(tmp_path / "a.wav")
+    assert audio.is_whole_wav(tmp_path / "a.wav")
     for damaged in (content[:-1], content[:20], b"", b"X" + content[1:]):
         (tmp_path / "a.wav").write_bytes(damaged)
-        assert not speech.is_whole_wav(tmp_path / "a.wav")
-    assert not speech.is_whole_wav(tmp_path / "none.wav")
+        assert not audio.is_whole_wav(tmp_path / "a.wav")
+    assert not audio.is_whole_wav(tmp_path / "none.wav")
 
 
 def make_config(**fields):
@@ -153,6 +158,23 @@ def test_one_speaker_for_class_prompts(config, tmp_path):
     assert {line.speaker for line in lines} == {0}
 
 
+def test_samples_relative_to_the_real_recordings(tmp_path):
+    """Of fsdd: 2 of "three" and 1 of "seven" in training, spoken as words."""
+    for digit, take in ((3, 5), (3, 9), (7, 5), (7, 0)):
+        path = tmp_path / "recordings" / f"{digit}_anna_{take}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, tone(0.1, 8000, 400.0), 8000)
+    config = make_config(model="formula", samples_per_class="3x")
+    config.data.source, config.data.folder = "fsdd", str(tmp_path)
+    config.prompts.classes = ("3", "7")
+    prompts.run(config, tmp_path)
+    sentences, _ = samples.read_prompts(tmp_path, config)
+    assert sentences == {"3": ["three"], "7": ["seven"]}
+    assert samples.samples_per_class(config, list(sentences)) == {"3": 6, "7": 3}
+    with pytest.raises(UserError, match="but fsdd has no 5: give a number"):
+        samples.samples_per_class(config, ["3", "5"])
+
+
 def test_a_picture_shows_when_and_how_high():
     """Half a second of 2 kHz of one shown: the left half, a quarter up of 8 kHz."""
     wave = tone(0.5, hertz=2000.0).astype(np.float32)
@@ -166,3 +188,81 @@ def test_a_picture_shows_when_and_how_high():
     assert ((above != 255).any(-1).sum(0) >= 38).all()  # of full height everywhere
     quiet = np.asarray(speech.picture(wave / 100, 16000, seconds=1.0), int)[:42, :64]
     assert ((quiet != 255).any(-1).sum(0) <= 3).all()
+
+
+# Models that ship their vocoder and speakers ----------------------------------------
+
+
+@pytest.fixture
+def voices(tiny_speech, tmp_path, monkeypatch):
+    """A shipped model "voices" with a vocoder and two speakers of its own."""
+    folder = tmp_path / "assets" / "voices"
+    shutil.copytree(tiny_speech / "model", folder)
+    shutil.copytree(tiny_speech / "vocoder", folder / "vocoder")
+    (folder / "speakers").mkdir()
+    for number, name in enumerate(("bella", "anton")):
+        vector = np.random.default_rng(number).normal(size=4).astype(np.float32)
+        np.save(folder / "speakers" / f"{name}.npy", vector)
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "assets")
+    return folder
+
+
+def test_the_shipped_model_brings_its_vocoder_and_its_speakers(
+    voices, tmp_path, capsys
+):
+    config = make_config(
+        **{"model": "voices", "samples_per_class": "4", "batch_size": 4},
+        **{"max_seconds": 0.1, "preview_per_class": 0},
+    )
+    config.prompts.classes, config.prompts.template = ("no", "bird"), "{name}"
+    config.prompts.method = "multi_speaker"
+    prompts.run(config, tmp_path)
+    speech.run(config, tmp_path)
+    assert "by voices: 2 speaker vectors" in capsys.readouterr().out
+    lines = artifacts.read_manifest(tmp_path / "synthetic")
+    # By name: number 0 is anton.
+    speakers = read_speakers(voices / "speakers")
+    assert speakers.names == ("anton", "bella")
+    pipeline = TextToSpeech.from_pretrained(voices, voices / "vocoder")
+    waves, lengths = pipeline(
+        [line.prompt for line in lines[:4]],
+        speakers.vectors[[line.speaker for line in lines[:4]]],
+        key=samples.keys(lines[:4]),
+        max_seconds=0.1,
+    )
+    for line, wave, length in zip(lines, waves, lengths, strict=False):
+        expected = speech.trim_silence(np.asarray(wave[:length]), 16000, 40.0)
+        made, _ = soundfile.read(tmp_path / "synthetic" / line.file, dtype="int16")
+        assert np.abs(made - np.rint(expected * 32767)).max() <= 2
+
+    # What is named goes before what the model brings.
+    np.save(tmp_path / "v.npy", speakers.vectors[:1])
+    config.generate.speaker_vectors = str(tmp_path / "v.npy")
+    with pytest.raises(UserError, match="speakers = 'all 2', now it is 'all 1'"):
+        speech.run(config, tmp_path)
+    config.generate.speaker_vectors = ""
+    path = voices / "vocoder" / "config.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError, match="another content of the model's files"):
+        speech.run(config, tmp_path)
+
+
+def test_models_without_their_own_parts_take_those_of_the_release(tiny_speech):
+    assert text_to_speech.vocoder_of(tiny_speech / "model") == (
+        "microsoft/speecht5_hifigan"
+    )
+    assert speakers_of(tiny_speech / "model") == "Matthijs/cmu-arctic-xvectors"
+
+
+def test_models_of_another_kind_are_refused(voices, tmp_path):
+    config = make_config(model="glyphs", samples_per_class="1")
+    config.prompts.classes = ("no",)
+    prompts.run(config, tmp_path)
+    shutil.copytree(ASSETS / "glyphs", voices.parent / "glyphs")
+    with pytest.raises(
+        UserError, match="glyphs: StableDiffusionPipeline is no SpeechT"
+    ):
+        speech.run(config, tmp_path)
+    config.generate.model = "voices"
+    with pytest.raises(UserError, match="voices: speecht5 is no Stable Diffusion pipe"):
+        images.run(config, tmp_path)

@@ -16,8 +16,10 @@ SIZES = {
     "eurosat": 10,
     "flowers102": 102,
     "food101": 101,
+    "fsdd": 10,
     "sklearn_digits": 10,
     "speech_commands": 35,
+    "urbansound8k": 10,
 }
 
 
@@ -56,6 +58,11 @@ def test_spellings_of_the_releases():
     assert labels.label_set("sklearn_digits").phrases["7"] == "seven"
     source = sources.sklearn_digits()
     assert labels.label_set("sklearn_digits").classes == source.train.class_names
+    spoken = labels.label_set("fsdd")
+    assert spoken.classes == source.train.class_names
+    assert list(spoken.phrases.values()) == (
+        "zero one two three four five six seven eight nine".split()
+    )
 
 
 def test_unknown_data_set_says_what_to_do():

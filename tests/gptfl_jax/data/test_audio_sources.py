@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import pathlib
+import struct
 import tarfile
 import threading
 
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
+from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, noise, sources
 from gptfl_jax.data.audio import FeatureSettings
@@ -153,6 +155,98 @@ def test_the_real_fsdd():
     np.testing.assert_allclose(features.sum(1), 0, atol=1e-3)
     square = np.where(real[..., None], features, 0) ** 2
     np.testing.assert_allclose(square.sum(1) / lengths[:, None], 1, atol=0.01)
+
+
+# Synthetic clips --------------------------------------------------------------------
+
+
+def write_synthetic(folder, clips, rate=16_000):
+    """A folder as stage 1 leaves it, of (label, seed, samples)."""
+    samples = []
+    for label, seed, count in clips:
+        file = f"{label}/{label}_{seed:05d}.wav"
+        write(folder / file, seed, count, rate)
+        samples.append(artifacts.Sample(file, label, label, seed, None, "voices", 0))
+    artifacts.append_samples(folder, samples)
+
+
+def test_synthetic_clips_become_features_as_the_real_ones_do(fsdd, tmp_path):
+    """At 16 kHz, and all in the frames of the real clips, of which the longest has 17.
+
+    A longer clip is cut to 1,359 samples of 8 kHz, the most that make 17 frames.
+    """
+    source = sources.load("fsdd", str(fsdd), features={"num_mels": 4})
+    write_synthetic(tmp_path, (("3", 0, 1600), ("7", 1, 5000), ("0", 2, 2716)))
+    data, report = sources.load_synthetic(tmp_path, source)
+    features, lengths = data.inputs
+    assert features.shape == (3, 17, 4) and lengths.tolist() == [11, 17, 17]
+    assert data.labels.tolist() == [3, 7, 0] and data.clients is None
+    assert data.class_names == source.train.class_names
+    assert str(report) == "3 synthetic clips loaded"
+    settings = source.sounds.settings
+    for row, length, name in zip(
+        features, lengths, ("3/3_00000", "7/7_00001", "0/0_00002"), strict=True
+    ):
+        wave = audio.read(tmp_path / f"{name}.wav", 8000)[:1359]
+        np.testing.assert_array_equal(row[:length], audio.compute(wave, settings))
+        assert not row[length:].any()
+
+    both = sources.concatenate(source.train, data)
+    assert both.labels.tolist() == [*source.train.labels, 3, 7, 0]
+    for ours, real, made in zip(
+        both.inputs, source.train.inputs, data.inputs, strict=True
+    ):
+        np.testing.assert_array_equal(ours, np.concatenate([real, made]))
+
+    # The source's options are the one statement of what features are.
+    other = sources.load("fsdd", str(fsdd), features={"num_mels": 6, "hop": 160})
+    made = sources.load_synthetic(tmp_path, other)[0].inputs[0]
+    assert made.shape[1:] == other.train.inputs[0].shape[1:] == (9, 6)
+
+
+def test_broken_synthetic_clips_are_reported_and_left_out(fsdd, tmp_path):
+    cache = str(tmp_path / "cache")
+    source = sources.load("fsdd", str(fsdd), features={"num_mels": 4}, cache=cache)
+    folder = tmp_path / "synthetic"
+    write_synthetic(folder, [(str(digit), digit, 1600) for digit in range(5)])
+    whole, _ = sources.load_synthetic(folder, source)
+    kept = len(list((tmp_path / "cache").rglob("*.npy")))
+    assert kept == 6 + 5
+    content = (folder / "0/0_00000.wav").read_bytes()
+    (folder / "0/0_00000.wav").write_bytes(content[:-100])
+    (folder / "2/2_00002.wav").write_bytes(b"no sound")
+    (folder / "3/3_00003.wav").unlink()
+    line = artifacts.Sample("4/x.wav", "ten", "", 0, None, "voices")
+    artifacts.append_samples(folder, [line])
+    data, report = sources.load_synthetic(folder, source)
+    assert data.labels.tolist() == [1, 4]
+    for ours, all_five in zip(data.inputs, whole.inputs, strict=True):
+        np.testing.assert_array_equal(ours, all_five[[1, 4]])
+    assert report.loaded == 2 and dict(report.left_out) == {
+        "4/x.wav": "label 'ten' is not a class",
+        "0/0_00000.wav": "truncated, or no WAV file",
+        "2/2_00002.wav": "truncated, or no WAV file",
+        "3/3_00003.wav": "no such file",
+    }
+    assert "2 synthetic clips loaded; 4 left out:" in str(report)
+    # Content that only the decoder can refuse.
+    (folder / "1/1_00001.wav").write_bytes(content[:8] + b"WAVE" + content[12:20] * 99)
+    silent = struct.pack("<4sI4s", b"RIFF", 4, b"WAVE")
+    (folder / "4/4_00004.wav").write_bytes(silent)
+    with pytest.raises(UserError, match="none of 6 clips could be used.*generate.spee"):
+        sources.load_synthetic(folder, source)
+    with pytest.raises(UserError, match="is missing: make it with.*generate.speech"):
+        sources.load_synthetic(tmp_path / "none", source)
+
+
+def test_synthetic_clips_outside_the_folder_are_refused(fsdd, tmp_path):
+    source = sources.load("fsdd", str(fsdd), features={"num_mels": 4})
+    write_synthetic(tmp_path / "synthetic", [("3", 0, 1600)])
+    write(tmp_path / "secret.wav", 0)
+    line = artifacts.Sample("../secret.wav", "3", "", 0, None, "voices")
+    artifacts.append_samples(tmp_path / "synthetic", [line])
+    with pytest.raises(UserError, match="line 2"):
+        sources.load_synthetic(tmp_path / "synthetic", source)
 
 
 # Speech Commands --------------------------------------------------------------------

@@ -270,8 +270,8 @@ def synthetic(tmp_path) -> pathlib.Path:
     return folder
 
 
-def test_load_synthetic_follows_the_manifest(synthetic):
-    data, report = sources.load_synthetic(synthetic, CLASSES)
+def test_synthetic_pictures_follow_the_manifest(synthetic):
+    data, report = sources.synthetic_pictures(synthetic, CLASSES)
     assert data.inputs.shape == (6, 32, 32, 3)
     assert data.inputs[:, 5, 5, 2].tolist() == [2, 12, 22, 32, 42, 52]
     assert data.labels.tolist() == [0, 1] * 3 and data.class_names == CLASSES
@@ -283,7 +283,7 @@ def test_synthetic_pictures_are_converted_by_block_means(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
     save(tmp_path / "cat_train_0_0.png", pixels)
-    data, _ = sources.load_synthetic(tmp_path, CLASSES, image_size=8, channels=1)
+    data, _ = sources.synthetic_pictures(tmp_path, CLASSES, image_size=8, channels=1)
     grey = np.rint(pixels @ np.array([0.299, 0.587, 0.114]))
     blocks = grey.reshape(8, 4, 8, 4).mean((1, 3))
     np.testing.assert_allclose(data.inputs[0, ..., 0], blocks, atol=0.5 + 1e-4)
@@ -299,7 +299,7 @@ def test_broken_pictures_are_reported_and_left_out(synthetic):
     artifacts.append_samples(
         synthetic, [artifacts.Sample("cat/x.png", "cab", "", 0, None, "glyphs")]
     )
-    data, report = sources.load_synthetic(synthetic, CLASSES, 8, 1)
+    data, report = sources.synthetic_pictures(synthetic, CLASSES, 8, 1)
     assert data.inputs[:, 0, 0, 0].tolist() == [41, 51]
     assert data.labels.tolist() == [0, 1]
     assert report.loaded == 2
@@ -318,15 +318,15 @@ def test_manifest_line_that_leaves_the_folder_is_refused(synthetic):
         synthetic, [artifacts.Sample("../secret.png", "cat", "", 0, None, "glyphs")]
     )
     with pytest.raises(UserError, match="line 7"):
-        sources.load_synthetic(synthetic, CLASSES)
+        sources.synthetic_pictures(synthetic, CLASSES)
 
 
 def test_no_usable_picture_is_an_error(tmp_path):
     with pytest.raises(UserError, match="python -m generate.images"):
-        sources.load_synthetic(tmp_path / "absent", CLASSES)
+        sources.synthetic_pictures(tmp_path / "absent", CLASSES)
     save(tmp_path / "dog_train_0_0.png", np.zeros((32, 32, 3)))
     with pytest.raises(UserError, match="label 'dog' is not a class"):
-        sources.load_synthetic(tmp_path, CLASSES)
+        sources.synthetic_pictures(tmp_path, CLASSES)
 
 
 def test_the_originals_file_names_are_matched_as_a_whole(tmp_path):
@@ -341,7 +341,7 @@ def test_the_originals_file_names_are_matched_as_a_whole(tmp_path):
         ]
     ):
         save(tmp_path / name, np.full((32, 32), i))
-    data, report = sources.load_synthetic(tmp_path, CLASSES)
+    data, report = sources.synthetic_pictures(tmp_path, CLASSES)
     assert data.inputs.shape == (4, 32, 32, 1)
     # In the order of their names.
     assert data.inputs[:, 0, 0, 0].tolist() == [5, 0, 3, 2]
@@ -352,7 +352,7 @@ def test_the_originals_file_names_are_matched_as_a_whole(tmp_path):
 def test_grey_and_rgb_pictures_mix(tmp_path):
     save(tmp_path / "cat_train_0_0.png", np.full((4, 4), 7))
     save(tmp_path / "cat_train_0_1.png", np.full((4, 4, 3), 9))
-    data, _ = sources.load_synthetic(tmp_path, CLASSES)
+    data, _ = sources.synthetic_pictures(tmp_path, CLASSES)
     assert data.inputs.shape == (2, 4, 4, 3)
     assert data.inputs[:, 0, 0].tolist() == [[7, 7, 7], [9, 9, 9]]
 
@@ -366,5 +366,5 @@ def test_png_bytes_cut_anywhere_never_load(tmp_path):
     lengths = range(0, len(content) - 12, 97)  # the last 12 bytes are an empty chunk
     for length in lengths:
         (tmp_path / f"cat_train_0_{length}.png").write_bytes(content[:length])
-    data, report = sources.load_synthetic(tmp_path, CLASSES)
+    data, report = sources.synthetic_pictures(tmp_path, CLASSES)
     assert len(data.labels) == 1 and len(report.left_out) == len(lengths)
