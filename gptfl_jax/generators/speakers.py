@@ -39,7 +39,7 @@ def speakers_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
       UserError: there is no such model.
     """
-    return hub.part(model, "speakers", ["*.npy"]) or CMU_ARCTIC
+    return hub.part(model, "speakers", ["*.npy", "*.zip"]) or CMU_ARCTIC
 
 
 def read_speakers(path_or_id: str | os.PathLike[str]) -> Speakers:

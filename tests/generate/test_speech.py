@@ -231,7 +231,7 @@ def test_the_shipped_model_brings_its_vocoder_and_its_speakers(
         max_seconds=0.1,
     )
     for line, wave, length in zip(lines, waves, lengths, strict=False):
-        expected = speech.trim_silence(np.asarray(wave[:length]), 16000, 40.0)
+        expected = audio.trim_silence(np.asarray(wave[:length]), 16000, 40.0)
         made, _ = soundfile.read(tmp_path / "synthetic" / line.file, dtype="int16")
         assert np.abs(made - np.rint(expected * 32767)).max() <= 2
 
