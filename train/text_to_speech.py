@@ -63,7 +63,7 @@ _RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
 _PERIODS = (2, 3, 5, 7)
 _SECTION = "text_to_speech"
 # What the classifier hears that measures the quality: as much as a telephone carries.
-_HEARD = audio.FeatureSettings(
+HEARD = audio.FeatureSettings(
     sample_rate_hz=8000, fft_size=256, hop=80, num_mels=40, max_duration_s=0.8
 )
 
@@ -609,15 +609,15 @@ def features_of(
     features = []
     for clip in clips:
         clip = audio.trim_silence(clip, SAMPLE_RATE_HZ, 40.0)
-        wave = audio.resample(clip, SAMPLE_RATE_HZ, _HEARD.sample_rate_hz)
-        features.append(audio.compute(wave, _HEARD))
-    return audio.pad(features, _HEARD.num_bands)
+        wave = audio.resample(clip, SAMPLE_RATE_HZ, HEARD.sample_rate_hz)
+        features.append(audio.compute(wave, HEARD))
+    return audio.pad(features, HEARD.num_bands)
 
 
 def _to_frames(inputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The same features as an array of the most frames that there can be."""
     features, lengths = inputs
-    most = 1 + round(_HEARD.max_duration_s * _HEARD.sample_rate_hz / _HEARD.hop)
+    most = 1 + round(HEARD.max_duration_s * HEARD.sample_rate_hz / HEARD.hop)
     room = [(0, 0), (0, most - features.shape[1]), (0, 0)]
     return np.pad(features, room), lengths
 
@@ -709,7 +709,7 @@ def _measure(workdir, settings, stream, corpus, words, voices) -> None:
         "recognised_by_reader_of_synthesizers": accuracy(by_theirs, ours, digits),
     }
     if settings.test_folder:
-        source = sources.load("fsdd", settings.test_folder, features=_HEARD._asdict())
+        source = sources.load("fsdd", settings.test_folder, features=HEARD._asdict())
         recordings = [
             np.concatenate(parts)
             for parts in zip(source.train.inputs, source.test.inputs, strict=True)
