@@ -16,7 +16,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -551,70 +551,3 @@ def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
         f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
         "again"
     )
-
-
-# Vocabularies of SentencePiece ------------------------------------------------------
-
-
-def read_sentencepiece(path: PathLike) -> tuple[list[tuple[str, float]], bytes]:
-    """The vocabulary in a `.model` file of SentencePiece.
-
-    Returns:
-      each piece with its log-probability, in the order of their tokens; and the rules
-      that normalise a text's characters, compiled, empty if there are none.
-
-    Raises:
-      BadWeights: if the file is damaged or holds something else.
-    """
-    path = pathlib.Path(path)
-    pieces, charsmap = [], b""
-    try:
-        # sentencepiece_model.proto: 1 a piece (1 its text, 2 its score), 3 the
-        # normaliser (2 its compiled rules).
-        for number, value in _protobuf_fields(path.read_bytes()):
-            if number == 1:
-                piece = dict(_protobuf_fields(value))
-                (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
-                pieces.append((piece[1].decode(), score))
-            elif number == 3:
-                charsmap = dict(_protobuf_fields(value)).get(2, b"")
-        if not pieces:
-            raise ValueError("it has no pieces")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadWeights(
-            f"{path}: no vocabulary of SentencePiece ({error}): download it again"
-        ) from error
-    except (IndexError, struct.error) as error:
-        raise BadWeights(f"{path}: damaged ({error}): download it again") from error
-    return pieces, charsmap
-
-
-def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a protobuf message's fields."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(data):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            yield number, varint()
-            continue
-        if kind not in (1, 2, 5):
-            raise ValueError(f"a field of kind {kind}")
-        size = {1: 8, 5: 4}.get(kind)
-        size = varint() if size is None else size
-        value = data[position : position + size]
-        position += size
-        if len(value) < size:
-            raise ValueError("it is cut short")
-        yield number, value

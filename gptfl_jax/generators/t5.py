@@ -699,6 +699,26 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, pathlib.Path]:
     return folder, hub.fetch_weights(folder, path_or_id, stems, revision)["t5"]
 
 
+def _read_sentencepiece(path) -> tuple[list[tuple[str, float]], bytes]:
+    """The vocabulary in a file of SentencePiece.
+
+    Gives each piece with its log-probability, and the rules that normalise a text's
+    characters, compiled; empty if there are none.
+    """
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except Exception as error:  # of protobuf, where it is the older of the two
+        raise UserError(
+            f"{path}: cannot be read with this protobuf ({error}): "
+            "pip install --upgrade protobuf"
+        ) from error
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    if not model.pieces:
+        raise ValueError(f"{path.name} has no pieces")
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    return pieces, model.normalizer_spec.precompiled_charsmap
+
+
 def _load_tokenizer(folder):
     # Deferred: it takes seconds to import, and only loading from files needs it.
     import transformers
@@ -709,7 +729,7 @@ def _load_tokenizer(folder):
                 folder, local_files_only=True
             )
         if (folder / "spiece.model").is_file():
-            pieces, charsmap = hub.read_sentencepiece(folder / "spiece.model")
+            pieces, charsmap = _read_sentencepiece(folder / "spiece.model")
             sentinels = [f"<extra_id_{i}>" for i in reversed(range(100))]
             return transformers.T5Tokenizer(
                 [*pieces, *((name, 0.0) for name in sentinels)],

@@ -14,7 +14,6 @@ import transformers
 from ported_models import FOLDER
 from transformers.generation import logits_process
 
-from gptfl_jax import hub
 from gptfl_jax.generators import decoding, t5
 
 
@@ -131,7 +130,7 @@ def test_vocabularies_of_sentencepiece(tmp_path):
         minloglevel=2,
     )
     reader = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model"))
-    pieces, charsmap = hub.read_sentencepiece(tmp_path / "spiece.model")
+    pieces, charsmap = t5._read_sentencepiece(tmp_path / "spiece.model")
     assert pieces == [
         (reader.id_to_piece(i), reader.get_score(i)) for i in range(len(reader))
     ]

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import ported_models
 import pytest
+import sentencepiece
 import small_t5
+from sentencepiece import sentencepiece_model_pb2
 
 from gptfl_jax import hub
 from gptfl_jax.configuration import UserError
@@ -370,34 +372,18 @@ def test_a_missing_file_is_named(folder, file, message):
         T5.from_pretrained(folder)
 
 
-def varint(number):
-    data = b""
-    while number > 127:
-        data += bytes([number % 128 + 128])
-        number //= 128
-    return data + bytes([number])
-
-
-def field(number, value):
-    """A field of a protobuf message: a number, a float or bytes."""
-    if isinstance(value, int):
-        return varint(8 * number) + varint(value)
-    if isinstance(value, float):
-        return varint(8 * number + 5) + np.float32(value).tobytes()
-    return varint(8 * number + 2) + varint(len(value)) + value
-
-
 def vocabulary_file(path):
     """As SentencePiece writes it, with the 15 other words as whole pieces."""
     words = [f"\u2581{word}" for word in small_t5.WORDS[4:]]
     pieces = ["<pad>", "</s>", "<unk>", *words, *"abcdefgr"]
-    data = b""
+    model = sentencepiece_model_pb2.ModelProto()
     for number, piece in enumerate(pieces):
-        kind = {0: 3, 1: 3, 2: 2}.get(number, 1)
+        kind = {0: "CONTROL", 1: "CONTROL", 2: "UNKNOWN"}.get(number, "NORMAL")
         score = 0.0 if number < 3 else -1.0 - number / 100
-        data += field(1, field(1, piece.encode()) + field(2, score) + field(3, kind))
-    data += field(2, field(3, 1) + field(40, 2)) + field(3, field(1, b"identity"))
-    path.write_bytes(data)
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.unk_id = 2
+    model.normalizer_spec.name = "identity"
+    path.write_bytes(model.SerializeToString())
     return len(pieces)
 
 
@@ -412,7 +398,7 @@ def test_vocabularies_of_sentencepiece_are_read(folder):
     expected = [words.index(word) - 1 for word in ("two", "red", "bird")]
     assert tokens == [*expected, count, count + 99, 1]
     assert tokenizer.decode(tokens, skip_special_tokens=True) == "two red bird"
-    pieces, charsmap = hub.read_sentencepiece(folder / "spiece.model")
+    pieces, charsmap = t5._read_sentencepiece(folder / "spiece.model")
     assert pieces[3] == ("\u2581a", pytest.approx(-1.03)) and charsmap == b""
 
 
@@ -420,5 +406,13 @@ def test_vocabularies_of_sentencepiece_are_read(folder):
 def test_damaged_vocabularies_are_refused(content, folder):
     (folder / "tokenizer.json").unlink()
     (folder / "spiece.model").write_bytes(content)
-    with pytest.raises(hub.BadWeights, match="spiece.model: .*download it again"):
+    with pytest.raises(UserError, match="its tokenizer is damaged .*download the"):
         T5.from_pretrained(folder)
+
+
+def test_a_protobuf_that_is_too_old_is_named(tmp_path, monkeypatch):
+    vocabulary_file(tmp_path / "spiece.model")
+    monkeypatch.setitem(sys.modules, sentencepiece_model_pb2.__name__, None)
+    monkeypatch.delattr(sentencepiece, "sentencepiece_model_pb2")
+    with pytest.raises(UserError, match="spiece.model: .*--upgrade protobuf"):
+        t5._load_tokenizer(tmp_path)
