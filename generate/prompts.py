@@ -8,7 +8,7 @@ guidance scale), `imported` (the original's pickled lists, or JSON), `commongen`
 draws sentences around the class, as the original's does) and `chat` (a chat model does,
 at any OpenAI-compatible endpoint). Classes are those of `config.data.source`, or any
 names in `config.prompts.classes`. Sentences that were drawn are not drawn again when
-the program is started again.
+the program is started again. `run.json` beside the file has the command and versions.
 """
 
 import hashlib
@@ -64,8 +64,12 @@ def _make(
             "class; name the class in the sentences, or drop it from "
             "config.prompts.classes"
         )
-    path = workdir / "prompts.json"
+    path, record = workdir / "prompts.json", workdir / "run.json"
+    before = path.read_bytes() if path.exists() else b""
     artifacts.write_json(path, _content(config, request, selections))
+    # Started again, it leaves the record of when they were made.
+    if path.read_bytes() != before or not record.exists():
+        artifacts.write_run_record(workdir, config)
     print(_summary(selections, path), flush=True)
 
 

@@ -109,7 +109,11 @@ def test_whole_pipeline(programs):
     assert set(rows) == {"Synthetic only", "FedAvg from scratch", "GPT-FL (FedAvg)"}
     assert rows["GPT-FL (FedAvg)"]["rounds"] == 60
     page = (workdir / "report.html").read_text()
-    assert "python -m generate.images" in page and "as generated" in page
+    places = [
+        page.index(f"python -m {stage} --config=")
+        for stage in ("generate.prompts", "generate.images", "train.downstream")
+    ]
+    assert places == sorted(places) and "as generated" in page
 
 
 def read_report(workdir: pathlib.Path) -> list[dict]:

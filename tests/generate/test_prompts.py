@@ -129,6 +129,19 @@ def test_a_workdir_in_use_is_refused(tmp_path):
             make(tmp_path)
 
 
+def test_the_record_is_of_when_the_prompts_were_made(tmp_path):
+    make(tmp_path, template="{name}!")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["prompts"]["template"] == "{name}!"
+    assert record["argv"] and record["versions"]["jax"]
+    artifacts.write_json(tmp_path / "run.json", {"date": "before"})
+    make(tmp_path, template="{name}!")
+    assert json.loads((tmp_path / "run.json").read_text()) == {"date": "before"}
+    make(tmp_path, template="{name}?")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["prompts"]["template"] == "{name}?"
+
+
 def test_command_line(tmp_path, config_file, capsys):
     arguments = [f"--config={config_file}", f"--workdir={tmp_path}"]
     launch.launch(
