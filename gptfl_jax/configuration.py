@@ -777,13 +777,13 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             16, _whole(1), "segments a step, over all devices"
         ),
         "vocoder_steps": _field(
-            4000, _whole(1), "training steps of the vocoder by spectra alone"
+            3000, _whole(1), "training steps of the vocoder by spectra alone"
         ),
         "vocoder_learning_rate": _field(
             1e-3, _number(above=0), "peak learning rate of these steps"
         ),
         "adversarial_steps": _field(
-            2000, _whole(0), "training steps of the vocoder against discriminators"
+            1500, _whole(0), "training steps of the vocoder against discriminators"
         ),
         "adversarial_learning_rate": _field(
             3e-4, _number(above=0), "peak learning rate of these steps"

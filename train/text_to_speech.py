@@ -2,8 +2,9 @@
 
 A SpeechT5 in miniature learns to speak a list of words in the voice of each speaker of
 the synthesizers (`gptfl_jax.data.synthesizers`), whose vectors it learns as well. A
-HiFi-GAN vocoder learns to make waveforms of spectrograms, at first by spectra alone,
-then against discriminators too (arXiv 2010.05646). No recording is read for training.
+HiFi-GAN vocoder learns to make waveforms of the synthesizers' spectrograms by spectra
+alone, then of the speech model's, against discriminators too (arXiv 2010.05646, 2.2 and
+4.4). No recording is read for training.
 
 Written to the workdir: `model/` in the format of transformers and float16, with the
 vocoder in `model/vocoder` and the speakers' vectors in `model/speakers`;
@@ -27,7 +28,7 @@ import optax
 import soundfile
 from flax import linen
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int16, Int32, PRNGKeyArray
+from jaxtyping import Array, Float, Float32, Int, Int16, Int32, PRNGKeyArray
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
@@ -44,7 +45,11 @@ from gptfl_jax.generators.speech_spectrogram import (
     log_mel,
     magnitudes,
 )
-from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
+from gptfl_jax.generators.speecht5 import (
+    SpeechT5Config,
+    SpeechT5ForTextToSpeech,
+    Step,
+)
 from gptfl_jax.generators.text_to_speech import TextToSpeech
 from train import downstream, phases
 
@@ -69,7 +74,7 @@ HEARD = audio.FeatureSettings(
 
 # Streams of random draws: fold_in(seed, stream).
 _SPEECH_INIT, _SPEECH_DATA, _VOCODER_INIT, _VOCODER_DATA = range(4)
-_RIVAL_INIT, _RIVAL_DATA, _SAMPLES, _TEST, _READER = range(4, 9)
+_TAUGHT, _RIVAL_INIT, _RIVAL_DATA, _SAMPLES, _TEST, _READER = range(4, 10)
 
 
 class Corpus(NamedTuple):
@@ -292,6 +297,50 @@ class Discriminator(linen.Module):
 # --- Losses -------------------------------------------------------------------------
 
 
+def teach(
+    model: SpeechT5ForTextToSpeech,
+    variables: Any,
+    speakers: Float[Array, "batch features"],
+    mels: Float[Array, "batch frames mels"],
+    lengths: Int[Array, " batch"],
+    tokens: Int[Array, "batch length"],
+    key: PRNGKeyArray,
+) -> tuple[Step, Float[Array, "batch frames mels"]]:
+    """What the model makes of texts when it is told the frames before each step.
+
+    Args:
+      model: the speech model.
+      variables: its parameters and statistics.
+      speakers: a vector for each clip's voice.
+      mels: spectrograms.
+      lengths: of each in frames.
+      tokens: of the texts.
+      key: of the prenet's dropout.
+
+    Returns:
+      the frames and ends of speech of all steps, and the refined frames.
+    """
+    config = model.config
+    reduction = config.reduction_factor
+    batch, frames, bands = mels.shape
+    steps = frames // reduction
+
+    def apply(method, *arguments):
+        return model.apply(variables, *arguments, method=method)
+
+    mask = tokens != config.pad_token_id
+    text = apply("text", apply("encode", tokens, mask))
+    before = mels[:, reduction - 1 :: reduction][:, : steps - 1]
+    before = jnp.concatenate([jnp.zeros((batch, 1, bands)), before], 1)
+    units = (config.speech_decoder_prenet_layers, config.speech_decoder_prenet_units)
+    keep = jax.random.bernoulli(
+        key, config.speech_decoder_prenet_dropout, (batch, steps, *units)
+    )
+    start = apply("start", batch, steps)
+    made, _ = apply("steps", before, speakers, keep, start, text, mask, jnp.int32(0))
+    return made, apply("refine", made.frames, lengths)
+
+
 def speech_loss(
     model: SpeechT5ForTextToSpeech,
     statistics: Any,
@@ -313,36 +362,17 @@ def speech_loss(
       key: of the prenet's dropout.
     """
     mels, lengths, tokens, voices = examples
-    config = model.config
-    reduction = config.reduction_factor
-    batch, frames, bands = mels.shape
-    steps = frames // reduction
-
-    def apply(method, *arguments):
-        variables = {"params": params["model"], **statistics}
-        return model.apply(variables, *arguments, method=method)
-
-    mask = tokens != config.pad_token_id
-    text = apply("text", apply("encode", tokens, mask))
-    before = mels[:, reduction - 1 :: reduction][:, : steps - 1]
-    before = jnp.concatenate([jnp.zeros((batch, 1, bands)), before], 1)
-    units = (config.speech_decoder_prenet_layers, config.speech_decoder_prenet_units)
-    keep = jax.random.bernoulli(
-        key, config.speech_decoder_prenet_dropout, (batch, steps, *units)
-    )
-    made, _ = apply(
-        "steps",
-        *(before, params["speakers"][voices], keep, apply("start", batch, steps)),
-        *(text, mask, jnp.int32(0)),
-    )
-    refined = apply("refine", made.frames, lengths)
-    inside = (jnp.arange(frames) < lengths[:, None]).astype(jnp.float32)
+    variables = {"params": params["model"], **statistics}
+    speakers = params["speakers"][voices]
+    made, refined = teach(model, variables, speakers, mels, lengths, tokens, key)
+    frames = jnp.arange(mels.shape[1])
+    inside = (frames < lengths[:, None]).astype(jnp.float32)
     count = inside.sum()
 
     def distance(spectrograms):
         return (jnp.abs(spectrograms - mels).mean(-1) * inside).sum() / count
 
-    ends = jnp.arange(frames) >= lengths[:, None] - reduction
+    ends = frames >= lengths[:, None] - model.config.reduction_factor
     stop = jnp.clip(made.stop, 1e-6, 1 - 1e-6)
     entropy = -jnp.where(ends, jnp.log(stop), jnp.log1p(-stop))
     return distance(made.frames) + distance(refined) + (entropy * inside).sum() / count
@@ -435,11 +465,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             identity=phases.identity(config, _SECTION),
             mesh=mesh,
         )
-        model, speech, speakers = _train_speech(
-            train, settings, stream, tokenizer, words, len(voices), corpus, mels
+        model = make_model(settings, tokenizer)
+        table = token_table(tokenizer, words, model.config.pad_token_id)
+        speech, speakers = _train_speech(
+            train, settings, stream, model, table, len(voices), corpus, mels
+        )
+        taught = _teach_all(
+            model, speech, speakers, corpus, mels, table, stream(_TAUGHT)
         )
         vocoder, vocoder_variables = _train_vocoder(
-            train, settings, stream, corpus, mels
+            train, settings, stream, corpus, mels, taught
         )
         pipeline = TextToSpeech(
             model, vocoder, {"model": speech, "vocoder": vocoder_variables}, tokenizer
@@ -451,10 +486,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         _measure(workdir, settings, stream, corpus, words, voices)
 
 
-def _train_speech(train, settings, stream, tokenizer, words, num_voices, corpus, mels):
-    """The speech model, its variables, and the voices' vectors."""
-    model = make_model(settings, tokenizer)
-    table = token_table(tokenizer, words, model.config.pad_token_id)
+def _train_speech(train, settings, stream, model, table, num_voices, corpus, mels):
+    """The speech model's variables, and the voices' vectors."""
     model_key, speaker_key = jax.random.split(stream(_SPEECH_INIT))
     features = settings.speaker_features
     variables = jax.jit(model.init)(
@@ -479,10 +512,26 @@ def _train_speech(train, settings, stream, tokenizer, words, num_voices, corpus,
     # As the model uses them: only the direction counts.
     speakers = params["speakers"]
     speakers = speakers / np.linalg.norm(speakers, axis=1, keepdims=True)
-    return model, {"params": params["model"], **statistics}, speakers
+    return {"params": params["model"], **statistics}, speakers
 
 
-def _train_vocoder(train, settings, stream, corpus, mels):
+def _teach_all(model, variables, speakers, corpus, mels, table, key):
+    """The spectrograms that the speech model makes of each clip, in its time."""
+    compiled = jax.jit(functools.partial(teach, model, variables))
+    parts, size = [], 256
+    for start in range(0, len(mels), size):
+        rows = np.arange(start, start + size).clip(max=len(mels) - 1)
+        _, refined = compiled(
+            *(speakers[corpus.voices[rows]], mels[rows], corpus.frames[rows]),
+            *(table[corpus.words[rows]], jax.random.fold_in(key, start)),
+        )
+        parts.append(jax.device_get(refined)[: len(mels) - start])
+    # Behind the end is silence, not zeros.
+    inside = np.arange(mels.shape[1]) < corpus.frames[:, None]
+    return np.where(inside[..., None], np.concatenate(parts), mels)
+
+
+def _train_vocoder(train, settings, stream, corpus, mels, taught):
     """The vocoder and its variables."""
     vocoder = make_vocoder(settings)
     length = settings.segment_frames
@@ -514,14 +563,13 @@ def _train_vocoder(train, settings, stream, corpus, mels):
 
         return jax.vmap(cut)(rows, starts)
 
-    data = mels, corpus.waves, corpus.frames
     params = train(
         "vocoder",
         params=variables["params"],
         loss=lambda params, examples, key: spectral_loss(
             vocode(params, examples[0]), examples[1]
         ),
-        data=data,
+        data=(mels, corpus.waves, corpus.frames),
         batch=batch,
         key=stream(_VOCODER_DATA),
     )
@@ -535,7 +583,7 @@ def _train_vocoder(train, settings, stream, corpus, mels):
             loss=functools.partial(
                 adversarial_loss, vocode, rival, settings.spectral_weight
             ),
-            data=data,
+            data=(taught, corpus.waves, corpus.frames),
             batch=batch,
             key=stream(_RIVAL_DATA),
         )["vocoder"]
