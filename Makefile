@@ -1,4 +1,5 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
+# make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
 # make test     the tests; no torch needed
 # make long     the tests that take up to minutes each: kills, lost processes, pipelines
 # make parity   live comparisons with the torch implementations and FedJAX
@@ -20,11 +21,16 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo test long parity lint format clean
+.PHONY: demo demo-speech test long parity lint format clean
 
-demo: $(VENV)/.installed
+demo: GENERATOR = generate.images
+demo-speech: GENERATOR = generate.speech
+demo-speech: CONFIG = configs/fsdd.py
+demo-speech: WORKDIR = runs/fsdd
+
+demo demo-speech: $(VENV)/.installed
 	$(call stage,generate.prompts)
-	$(call stage,generate.images)
+	$(call stage,$(GENERATOR))
 	$(call stage,train.downstream)
 	$(call stage,federated.compare)
 	$(call stage,federated.report)

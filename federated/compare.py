@@ -16,9 +16,17 @@ program saves is time: the start-up is paid once, and methods that differ only i
 seed or initial weights share one compiled program. Methods go by their names, in
 alphabetical order. Runs that are done are left alone, one that was interrupted goes on.
 `federated.report` compares them.
+
+`config.compare.data` names turns, each by its changes of `config.data.options`: every
+speaker held out as the test set in turn, every fold, noise of several levels. Each
+method is then run with each seed in each turn, in `<method>-<turn>-s<seed>/`, and the
+turns share compiled programs too. One stage 2 serves all of them, provided that it
+trained on synthetic data alone: real ones would be test examples of another turn.
 """
 
 import copy
+import itertools
+import json
 import pathlib
 
 import jax
@@ -32,13 +40,16 @@ from gptfl_jax.launch import launch
 
 
 def runs(config: ConfigDict) -> list[ConfigDict]:
-    """The configs of all runs, seeds innermost.
+    """The configs of all runs, turns outermost and seeds innermost.
 
     Raises:
       ConfigError: a method has a field that `config.federated` does not take.
     """
     configs = []
-    for name, fields in config.compare.methods.items():
+    turns = config.compare.data.items() or [("", {})]
+    for (turn, options), (name, fields) in itertools.product(
+        turns, config.compare.methods.items()
+    ):
         for seed in config.compare.seeds:
             run = copy.deepcopy(config)
             run.seed = seed
@@ -51,7 +62,11 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
                     )
                 with run.federated.ignore_type():
                     run.federated[field] = value
-            run.federated.run = f"{name}-s{seed}"
+            with run.data.options.ignore_type():
+                for option, value in options.items():
+                    run.data.options[option] = value
+            of_turn = f"-{turn}" if turn else ""
+            run.federated.run = f"{name}{of_turn}-s{seed}"
             configuration.validate(run)
             configs.append(run)
     return configs
@@ -61,7 +76,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates every method with every seed; one that fails does not stop the others.
 
     Raises:
-      UserError: there is nothing to compare, or some of the runs failed.
+      UserError: there is nothing to compare, stage 2 has seen what a turn holds out, or
+        some of the runs failed.
     """
     configs = runs(config)
     if not configs:
@@ -69,15 +85,28 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "config.compare.methods is empty: name at least one method, as in "
             "{'fedavg': {'algorithm': 'fedavg'}}"
         )
-    settings: dict[str, experiment.Setting] = {}
+    if config.compare.data:
+        for each in configs:
+            _require_synthetic_only(each, workdir)
+    prepared: dict[str, experiment.Setting] = {}
+    source, options = None, None
     partitions: set[str] = set()
     failed = []
     for number, each in enumerate(configs, start=1):
         name = simulate.run_name(each)
-        key = experiment.shared_by(each)
-        if key not in settings:
-            settings[key] = experiment.prepare(each)
-        source = settings[key].source
+        if source is None or options != each.data.options:
+            options, source = each.data.options, experiment.load(each)
+            # Of the turn that is over only the programs are kept.
+            prepared = {
+                key: experiment.on(setting, source) for key, setting in prepared.items()
+            }
+        key = experiment.shared_by(each, source)
+        if key not in prepared:
+            prepared[key] = experiment.prepare(each, source)
+        setting = prepared[key]
+        if config.compare.data:
+            rows = experiment.padded_rows(len(source.train.labels))
+            setting = setting._replace(rows=rows)
         dealt = experiment.deal(each, source.train)
         summary = f"seed {each.seed}: " + str(
             partition.summarise(dealt, source.train.num_classes)
@@ -86,7 +115,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             partitions.add(summary)
             _say(summary)
         try:
-            last = simulate.simulate(each, workdir, settings[key], quiet=True)
+            last = simulate.simulate(each, workdir, setting, quiet=True)
         except simulate.CohortFailed as error:
             _say(f"[{number}/{len(configs)}] {error}")
             failed.append(name)
@@ -95,6 +124,23 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}"
+        )
+
+
+def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses initial weights that were trained on real data."""
+    if config.federated.init == "random":
+        return
+    folder = simulate.initial_folder(config, workdir)
+    record = folder.parent / "run.json"
+    if not record.exists():
+        return  # of another origin, or missing, which the run will say
+    trained = json.loads(record.read_text())["config"].get("train", {})
+    if trained.get("data", "synthetic") != "synthetic":
+        raise UserError(
+            f"{folder.parent} was trained with config.train.data = "
+            f"{trained['data']!r}, hence on examples that a turn of "
+            "config.compare.data holds out: train it on synthetic data alone"
         )
 
 

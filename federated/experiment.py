@@ -29,7 +29,8 @@ SECTIONS = ("data", "model", "federated")
 class Setting(NamedTuple):
     """Data, model and method of a config, with their compiled programs.
 
-    Runs for which `shared_by(config)` is equal can use one, so that they compile once.
+    Runs for which `shared_by` is equal can use one, so that they compile once; `on`
+    changes the data.
     """
 
     source: sources.Source
@@ -41,17 +42,29 @@ class Setting(NamedTuple):
     test_labels: Int32[Array, " examples"]
     test_clients: Callable[..., personalisation.ClientCounts]
     """Of `personalisation.make_evaluation`."""
+    rows: int = 0
+    """Rows that the clients' examples are filled up to, for one compiled shape."""
 
 
-def prepare(config: ConfigDict) -> Setting:
-    """Loads the data and composes model and algorithm of a config."""
-    source = sources.load(
+def load(config: ConfigDict) -> sources.Source:
+    """Loads the data of a config."""
+    return sources.load(
         config.data.source,
         config.data.folder,
         image_size=config.data.image_size,
         channels=config.data.channels,
         **config.data.options.to_dict(),
     )
+
+
+def prepare(config: ConfigDict, source: sources.Source | None = None) -> Setting:
+    """Composes model and algorithm of a config, on its data.
+
+    Args:
+      source: what `load(config)` gave; None: loaded here.
+    """
+    if source is None:
+        source = load(config)
     model = models.create(
         config.model.name, source.train.num_classes, **config.model.options.to_dict()
     )
@@ -64,8 +77,6 @@ def prepare(config: ConfigDict) -> Setting:
     )
     mesh = clients.clients_mesh()
     algorithm = make_algorithm(config.federated, learner, mesh)
-    # On every device, so that no round has to move it there.
-    test = training.replicate((source.test.inputs, source.test.labels), mesh)
     test_clients = personalisation.make_evaluation(
         algorithm,
         learner,
@@ -75,13 +86,39 @@ def prepare(config: ConfigDict) -> Setting:
         mesh=mesh,
         lanes=config.federated.client_lanes or 16,
     )
-    return Setting(source, learner, algorithm, mesh, *test, test_clients)
+    return Setting(
+        source, learner, algorithm, mesh, *_test_set(source, mesh), test_clients
+    )
 
 
-def shared_by(config: ConfigDict) -> str:
-    """What `prepare` reads of a config, as text."""
+def on(setting: Setting, source: sources.Source) -> Setting:
+    """A setting with other data, for which `shared_by` must be equal."""
+    if source is setting.source:
+        return setting
+    inputs, labels = _test_set(source, setting.mesh)
+    return setting._replace(source=source, test_inputs=inputs, test_labels=labels)
+
+
+def padded_rows(count: int) -> int:
+    """`count` rounded up by less than a sixteenth: similar counts become the same."""
+    step = 1 << max(0, count.bit_length() - 5)
+    return -(-count // step) * step
+
+
+def _test_set(source: sources.Source, mesh: Mesh | None):
+    # On every device, so that no round has to move it there.
+    return training.replicate((source.test.inputs, source.test.labels), mesh)
+
+
+def shared_by(config: ConfigDict, source: sources.Source) -> str:
+    """What the programs of `prepare` are made from, as text."""
     fields = plain(config)
-    fields = {name: fields[name] for name in SECTIONS}
+    fields = {name: fields[name] for name in ("model", "federated")}
+    example = training.example_of(source.train.inputs)
+    fields["data"] = [
+        str(jax.tree.leaves(example)),
+        *(source.train.num_classes, source.mean, source.std, source.sounds is None),
+    ]
     not_compiled = (
         *("run", "init", "init_checkpoint"),
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
@@ -201,14 +238,28 @@ def _optimizer(
     return getattr(optax, name)(learning_rate=learning_rate, **options.to_dict())
 
 
-def deal(config: ConfigDict, train: sources.Dataset) -> partition.FederatedData:
+def deal(
+    config: ConfigDict, train: sources.Dataset, rows: int = 0
+) -> partition.FederatedData:
     """Deals the training set to the clients, less what they hold out.
+
+    Args:
+      rows: of the result at least; those that are no client's are zero.
 
     Raises:
       UserError: a cohort would be larger than the number of clients.
     """
     owner, num_clients, held_out = _owners(config, train)
-    return _federate(train, owner, num_clients, ~held_out)
+    data = _federate(train, owner, num_clients, ~held_out)
+    missing = rows - len(data.labels)
+    if missing <= 0:
+        return data
+
+    def fill(leaf):
+        return np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
+
+    inputs, labels = jax.tree.map(fill, (data.inputs, data.labels))
+    return data._replace(inputs=inputs, labels=labels)
 
 
 def deal_held_out(

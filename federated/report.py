@@ -16,10 +16,12 @@ writes into the workdir
 How the numbers are taken: accuracy, macro F1 and loss are those of the last
 evaluated round, never of the best one, because choosing a round by the test set
 would flatter every method. Their spread is the sample standard deviation over
-seeds (0 for one seed). A method has reached a target in the first evaluated round
-whose test accuracy is at least the target; `rounds_to_90` is the mean over seeds,
-null while any seed has not reached 90 %. `bytes_to_90` counts what went up and down
-until then. What is measured in a round (gradient diversity and its inverse, cosine of
+seeds (0 for one seed). Where a method was run in turns (`config.compare.data`), a
+seed's number is the mean over its turns, and `by_turn` has those of each. A method has
+reached a target in the first evaluated round whose test accuracy is at least the
+target; `rounds_to_90` is the mean over seeds (and turns), null while any run has not
+reached 90 %; `runs_reaching_90` have. `bytes_to_90` counts what went up and down until
+then. What is measured in a round (gradient diversity and its inverse, cosine of
 the clients' updates to their mean, their norms) is the mean over rounds and seeds;
 `update_norm_std` is the spread within a round. Drift and the accuracy of clients are
 those of the last round that has them; `client_accuracy_worst_decile` is the mean of
@@ -29,6 +31,7 @@ synthetic data are a method of their own, `Synthetic only`: no round, no byte.
 """
 
 import base64
+import collections
 import html
 import io
 import json
@@ -46,10 +49,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from federated import pictures
+from federated import examples, pictures
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import sources
 from gptfl_jax.launch import launch
 
 SYNTHETIC_ONLY = "Synthetic only"
@@ -98,14 +100,61 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
 
+    @property
+    def turn(self) -> str:
+        """The turn of `config.compare.data` that the run is; empty: of none."""
+        turns = self.config.get("compare", {}).get("data", {})
+        for name, changes in turns.items():
+            options = self.config["data"]["options"]
+            if all(options.get(key) == value for key, value in changes.items()):
+                return name
+        return ""
+
+    @property
+    def method_fields(self) -> dict[str, Any]:
+        """The fields of the config that tell methods apart."""
+        sections = {name: self.config[name] for name in ("data", "model", "federated")}
+        if self.turn:
+            changed = self.config["compare"]["data"][self.turn]
+            options = sections["data"]["options"]
+            kept = {k: v for k, v in options.items() if k not in changed}
+            sections["data"] = {**sections["data"], "options": kept}
+        fields = _flatten(sections)
+        return {k: v for k, v in fields.items() if k not in _NOT_THE_METHOD}
+
 
 class Method(NamedTuple):
-    """Runs that differ only in their seed."""
+    """Runs that differ only in their seed, and turn."""
 
     name: str
     algorithm: str
     init: str
     runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run.config["seed"] for run in self.runs})
+
+    @property
+    def turns(self) -> list[str]:
+        """Names of the turns, in the order of the config; empty without turns."""
+        names = {run.turn for run in self.runs}
+        order = self.runs[0].config.get("compare", {}).get("data", {})
+        return [name for name in order if name in names]
+
+    def by_seed(self, values: Sequence[Any]) -> list[Any]:
+        """Means of each seed's values, of one value a run: over its turns."""
+        return [
+            np.mean(
+                [
+                    value
+                    for run, value in zip(self.runs, values, strict=True)
+                    if run.config["seed"] == seed
+                ],
+                axis=0,
+            )
+            for seed in self.seeds
+        ]
 
 
 def load_runs(workdir: pathlib.Path, names: Sequence[str] = ()) -> list[Run]:
@@ -166,19 +215,15 @@ def _text(value: Any) -> str:
 
 
 def methods_of(runs: Sequence[Run]) -> list[Method]:
-    """Takes runs that differ only in their seed together; those from scratch first.
+    """Takes runs that differ only in seed and turn together; those from scratch first.
 
     Methods that would have the same name are told apart by the fields in which they
     differ: `FedAvg from scratch (alpha 0.5)`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fields = _flatten(
-            {key: run.config[key] for key in ("data", "model", "federated")}
-        )
-        for name in _NOT_THE_METHOD:
-            fields.pop(name, None)
-        groups.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
+        key = json.dumps(run.method_fields, sort_keys=True)
+        groups.setdefault(key, []).append(run)
     keys_of_name: dict[str, list[str]] = {}
     for key, members in groups.items():
         federated = members[0].config["federated"]
@@ -204,7 +249,7 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
             names[key],
             members[0].config["federated"]["algorithm"],
             members[0].config["federated"]["init"],
-            tuple(sorted(members, key=lambda run: run.config["seed"])),
+            tuple(sorted(members, key=lambda run: (run.config["seed"], run.turn))),
         )
         for key, members in groups.items()
     ]
@@ -239,7 +284,7 @@ def _first_reaching(run: Run, target: float) -> dict[str, Any] | None:
 def _over_seeds(
     method: Method, field: str, summary: Callable[[np.ndarray], Any]
 ) -> float | None:
-    """Mean over seeds of a summary of the rounds; None where nothing was measured."""
+    """Mean over runs of a summary of the rounds; None where nothing was measured."""
     measured = [curve(run, field)[1] for run in method.runs]
     measured = [summary(values) for values in measured if len(values)]
     return float(np.mean(measured)) if measured else None
@@ -251,19 +296,25 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         next(line for line in reversed(run.metrics) if "accuracy" in line)
         for run in method.runs
     ]
-    accuracy, accuracy_std = _mean_and_std([line["accuracy"] for line in last])
-    macro_f1, macro_f1_std = _mean_and_std([line["macro_f1"] for line in last])
+
+    def over_seeds(field: str) -> tuple[float, float]:
+        return _mean_and_std(method.by_seed([line[field] for line in last]))
+
+    accuracy, accuracy_std = over_seeds("accuracy")
+    macro_f1, macro_f1_std = over_seeds("macro_f1")
     row = {
         "name": method.name,
         "algorithm": method.algorithm,
         "init": method.init,
-        "seeds": [run.config["seed"] for run in method.runs],
+        "seeds": method.seeds,
+        "runs": len(method.runs),
         "rounds": min(run.metrics[-1]["step"] for run in method.runs),
         "accuracy_mean": accuracy,
         "accuracy_std": accuracy_std,
         "macro_f1_mean": macro_f1,
         "macro_f1_std": macro_f1_std,
-        "loss_mean": _mean_and_std([line["loss"] for line in last])[0],
+        "loss_mean": over_seeds("loss")[0],
+        "by_turn": {turn: _turn_row(method, turn) for turn in method.turns},
     }
     for target in targets:
         reached = [_first_reaching(run, target) for run in method.runs]
@@ -278,7 +329,7 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
             if everywhere
             else None
         )
-        row[f"seeds_reaching_{label}"] = len(found)
+        row[f"runs_reaching_{label}"] = len(found)
     final = [run.metrics[-1] for run in method.runs]
     for way in ("bytes_up", "bytes_down"):
         row[way] = float(np.mean([line[way] for line in final]))
@@ -297,13 +348,27 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
     return row
 
 
+def _turn_row(method: Method, turn: str) -> dict[str, Any]:
+    """The numbers of one turn."""
+    runs = tuple(run for run in method.runs if run.turn == turn)
+    last = [
+        next(line for line in reversed(run.metrics) if "accuracy" in line)
+        for run in runs
+    ]
+    numbers = {"seeds": [run.config["seed"] for run in runs]}
+    for field in ("accuracy", "macro_f1"):
+        mean, std = _mean_and_std([line[field] for line in last])
+        numbers |= {f"{field}_mean": mean, f"{field}_std": std}
+    return numbers
+
+
 def synthetic_only(methods: Sequence[Method]) -> Method | None:
     """The starting weights of the GPT-FL runs as a method of their own.
 
     Round 0 of a run measures the weights before any client has seen them. Of several
-    methods with the same seed and start the first is taken.
+    methods with the same seed, turn and start the first is taken.
     """
-    starts: dict[int, Run] = {}
+    starts: dict[tuple[int, str], Run] = {}
     for method in methods:
         if method.init != "synthetic":
             continue
@@ -311,15 +376,17 @@ def synthetic_only(methods: Sequence[Method]) -> Method | None:
             first = next((line for line in run.metrics if line["step"] == 0), None)
             if first is not None:
                 start = {**first, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
-                starts.setdefault(
-                    run.config["seed"], Run(run.folder, run.config, [start])
-                )
-    runs = tuple(starts[seed] for seed in sorted(starts))
+                of_start = Run(run.folder, run.config, [start])
+                starts.setdefault((run.config["seed"], run.turn), of_start)
+    runs = tuple(starts[key] for key in sorted(starts))
     if not runs:
         return None
     # One training of stage 2 is one measurement, whatever the seeds that start from it.
-    if len({(run.metrics[0]["accuracy"], run.metrics[0]["loss"]) for run in runs}) == 1:
-        runs = runs[:1]
+    measured = {
+        (run.turn, run.metrics[0]["accuracy"], run.metrics[0]["loss"]) for run in runs
+    }
+    if len(measured) == len({run.turn for run in runs}):
+        runs = tuple({run.turn: run for run in reversed(runs)}.values())[::-1]
     return Method(SYNTHETIC_ONLY, "none", "synthetic", runs)
 
 
@@ -354,8 +421,8 @@ def _table_cells(
             elif row["algorithm"] == "none":
                 cells.append("-")
             else:
-                reached = row[f"seeds_reaching_{label}"]
-                some = f" ({reached} of {seeds} did)" if reached else ""
+                reached = row[f"runs_reaching_{label}"]
+                some = f" ({reached} of {row['runs']} did)" if reached else ""
                 cells.append(f"> {row['rounds']}{some}")
         cells += [_megabytes(row[f"bytes_to_{label}"]) for label in labels]
         body.append(cells)
@@ -409,6 +476,26 @@ def _client_cells(
 def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
     """The rows as aligned text, for a terminal."""
     return _aligned(*_table_cells(rows, targets))
+
+
+def _turn_cells(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[list[str], list[list[str]]] | None:
+    """Accuracy in each turn; None without turns."""
+    turns = list(dict.fromkeys(turn for row in rows for turn in row["by_turn"]))
+    if not turns:
+        return None
+
+    def cell(numbers: dict[str, Any] | None) -> str:
+        if numbers is None:
+            return "-"
+        seeds = len(numbers["seeds"])
+        return _percent(numbers["accuracy_mean"], numbers["accuracy_std"], seeds)
+
+    body = [
+        [row["name"], *(cell(row["by_turn"].get(t)) for t in turns)] for row in rows
+    ]
+    return ["accuracy % in turn", *turns], body
 
 
 def client_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -475,7 +562,7 @@ def _draw(
     band: bool = True,
     **options: Any,
 ) -> bool:
-    """A line for the mean over seeds, a band of one standard deviation.
+    """A line for the mean over runs, a band of one standard deviation over seeds.
 
     On a logarithmic axis they are those of the logarithm: a band never reaches 0.
 
@@ -495,7 +582,7 @@ def _draw(
     def of_seeds(field: str) -> np.ndarray:
         found = [curve(run, field) for run in method.runs]
         values = [v[np.isin(r, rounds)] for r, v in found]
-        return np.stack(values).astype(np.float64)
+        return np.stack(method.by_seed(values)).astype(np.float64)
 
     values = of_seeds(field)
     if spread is not None:
@@ -697,99 +784,6 @@ def client_accuracy_histograms(
     return figure
 
 
-def contact_sheet(examples: np.ndarray, cell: int, gap: int = 2) -> np.ndarray:
-    """Pastes pictures into one, row by row, each enlarged to `cell` pixels.
-
-    Args:
-      examples: uint8 `[rows, columns, height, width, channels]`, 1 or 3 channels.
-      cell: side of a picture in pixels; enlarged without smoothing.
-
-    Returns:
-      uint8 `[rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3]`.
-    """
-    rows, columns = examples.shape[:2]
-    sheet = np.full(
-        (rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3), 255, np.uint8
-    )
-    for row in range(rows):
-        for column in range(columns):
-            picture = examples[row, column]
-            if picture.shape[-1] == 1:
-                picture = np.repeat(picture, 3, axis=-1)
-            enlarged = Image.fromarray(picture).resize(
-                (cell, cell), Image.Resampling.NEAREST
-            )
-            top, left = row * (cell + gap), column * (cell + gap)
-            sheet[top : top + cell, left : left + cell] = np.asarray(enlarged)
-    return sheet
-
-
-def _of_each_class(
-    inputs: np.ndarray, labels: np.ndarray, classes: int, count: int
-) -> np.ndarray | None:
-    """`count` examples of each class, spread evenly over those there are."""
-    chosen = []
-    for label in range(classes):
-        (indices,) = np.nonzero(labels == label)
-        if len(indices) == 0:
-            return None
-        picks = np.linspace(0, len(indices) - 1, count).round().astype(int)
-        chosen.append(inputs[indices[picks]])
-    return np.stack(chosen)
-
-
-def example_sheets(
-    config: ConfigDict, workdir: pathlib.Path, columns: int = 8
-) -> dict[str, np.ndarray]:
-    """Captions and pictures: synthetic as made, synthetic as seen, real.
-
-    Empty where the data are no pictures or no synthetic data were made.
-    """
-    if not (workdir / "synthetic" / "manifest.jsonl").exists():
-        return {}
-    data = config.data
-    source = sources.load(
-        data.source,
-        data.folder,
-        image_size=data.image_size,
-        channels=data.channels,
-        **data.options.to_dict(),
-    )
-    real = source.train
-    if source.sounds is not None:
-        return {}
-    class_names, (height, width) = real.class_names, real.inputs.shape[1:3]
-    seen, _ = sources.load_synthetic(workdir / "synthetic", source)
-    made_by_class = []
-    samples = artifacts.read_manifest(workdir / "synthetic")
-    for name in class_names:
-        files = [sample.file for sample in samples if sample.label == name]
-        picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
-        pictures = []
-        for pick in picks if files else ():
-            with Image.open(workdir / "synthetic" / files[pick]) as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
-        made_by_class.append(pictures)
-    made = None
-    shapes = {p.shape for pictures in made_by_class for p in pictures}
-    if len(shapes) == 1 and all(made_by_class):
-        made = np.array(made_by_class)
-    sheets = {
-        "synthetic, as generated": made,
-        f"synthetic, as the classifier sees it ({width}x{height})": _of_each_class(
-            seen.inputs, seen.labels, len(class_names), columns
-        ),
-        f"real, of the training clients ({width}x{height})": _of_each_class(
-            real.inputs, real.labels, len(class_names), columns
-        ),
-    }
-    return {
-        caption: contact_sheet(pictures, cell=32)
-        for caption, pictures in sheets.items()
-        if pictures is not None
-    }
-
-
 # The page
 
 _CSS = """
@@ -813,6 +807,9 @@ tr.gptfl td { background: #f1f7fd; } tr.gptfl td:first-child { font-weight: 600;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .sheets { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+.clips { display: grid; gap: .8rem 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+.clips audio { width: 100%; height: 2.2rem; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 .sheets img { image-rendering: pixelated; }
 figcaption { font-size: .88rem; margin-top: .3rem; }
@@ -833,6 +830,33 @@ def _sheet_image(sheet: np.ndarray, caption: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
     return _image("png", buffer.getvalue(), caption, caption)
+
+
+def _examples(found: examples.Examples) -> list[str]:
+    """Synthetic beside real, as HTML; empty where there are none."""
+    if not found.sheets:
+        return []
+    parts = ["<h2>Synthetic beside real</h2>", '<div class="sheets">']
+    parts += [_sheet_image(sheet, text) for text, sheet in found.sheets.items()]
+    parts.append("</div>")
+    if found.clips:
+        counts = collections.Counter(clip.kind for clip in found.clips)
+        listed = " and ".join(f"{_count(n, f'{k} clip')}" for k, n in counts.items())
+        parts += [
+            f"<p>To hear: {listed}, of {examples.LONGEST_S:g} s at most.</p>",
+            '<div class="clips">',
+            *(_player(clip) for clip in found.clips),
+            "</div>",
+        ]
+    return parts
+
+
+def _player(clip: examples.HeardClip) -> str:
+    source = f"data:audio/wav;base64,{base64.b64encode(clip.wav).decode()}"
+    return (
+        f'<figure><audio controls preload="none" src="{source}"></audio>'
+        f"<figcaption>{html.escape(f'{clip.label}, {clip.kind}')}</figcaption></figure>"
+    )
 
 
 def _swatch(style: dict[str, Any]) -> str:
@@ -966,13 +990,15 @@ def _setting(methods: Sequence[Method], config: ConfigDict) -> str:
         else _count(federated["local_epochs"], "epoch")
     )
     seeds = {run.config["seed"] for method in methods for run in method.runs}
+    names = methods[0].turns
+    turns = f" in each of {len(names)} turns ({', '.join(names)})" if names else ""
     held_out = federated.get("client_test_fraction", 0)
     if held_out:
         clients += f", who hold out {held_out:.0%} of their examples"
     return (
         f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
         f"each for {local} in batches of {federated['batch_size']}; "
-        f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}."
+        f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}{turns}."
     )
 
 
@@ -1084,6 +1110,7 @@ def page(
 ) -> str:
     """The whole of report.html."""
     targets = config.report.targets
+    by_turn = _turn_cells(rows)
     start = synthetic_only(methods)
     runs = [run for method in methods for run in method.runs]
     style = _style(methods) | {SYNTHETIC_ONLY: _START_STYLE}
@@ -1098,8 +1125,11 @@ def page(
         f"<p>{html.escape(headline(rows))}</p>",
         f'<p class="soft">{html.escape(_setting(methods, config))} Accuracy and F1 on '
         "the test set after the last round, mean ± standard deviation over seeds; "
-        "MB are all weights sent up and down until then.</p>",
+        "MB are all weights sent up and down until then."
+        + (" A seed's number is the mean over its turns." if by_turn else "")
+        + "</p>",
         _html_table(rows, *_table_cells(rows, targets), style),
+        _html_table(rows, *by_turn, style) if by_turn else "",
         "<h2>Learning curves</h2>",
         '<div class="figures">',
         _figure(
@@ -1117,11 +1147,7 @@ def page(
         "</div>",
         *_clients(methods, rows, style, workdir),
     ]
-    sheets = example_sheets(config, workdir)
-    if sheets:
-        parts += ["<h2>Synthetic beside real</h2>", '<div class="sheets">']
-        parts += [_sheet_image(sheet, caption) for caption, sheet in sheets.items()]
-        parts.append("</div>")
+    parts += _examples(examples.load(config, workdir))
     parts += [_provenance(workdir, runs), "</body></html>"]
     return "\n".join(parts)
 
@@ -1141,6 +1167,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     print(table(rows, targets))
     print()
+    by_turn = _turn_cells(rows)
+    if by_turn:
+        print(_aligned(*by_turn))
+        print()
     print(client_table(rows))
     for run_ in runs:
         planned, done = run_.config["federated"]["rounds"], run_.metrics[-1]["step"]

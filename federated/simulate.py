@@ -88,6 +88,14 @@ def run_name(config: ConfigDict) -> str:
     return f"{federated.algorithm}-{init}-s{config.seed}"
 
 
+def initial_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """The checkpoints that a run starts from, where its weights are not random."""
+    folder = pathlib.Path(config.federated.init).expanduser()
+    if config.federated.init == "synthetic":
+        folder = workdir / "pretrain"
+    return folder if folder.name == "checkpoints" else folder / "checkpoints"
+
+
 def initial_weights(
     config: ConfigDict, workdir: pathlib.Path, learner: training.Learner
 ) -> training.Variables:
@@ -102,14 +110,8 @@ def initial_weights(
     key = _key(config.seed, _INITIAL_WEIGHTS)
     if config.federated.init == "random":
         return learner.init(key)
-    folder = pathlib.Path(config.federated.init).expanduser()
-    of_workdir = workdir
-    if config.federated.init == "synthetic":
-        folder = workdir / "pretrain"
-    else:
-        of_workdir = folder.parent
-    if folder.name != "checkpoints":
-        folder = folder / "checkpoints"
+    folder = initial_folder(config, workdir)
+    of_workdir = folder.parent.parent
     artifacts.require(
         folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
     )
@@ -127,7 +129,8 @@ def simulate(
     """Runs one federation, or what is left of it.
 
     Args:
-      setting: of an earlier run with the same `shared_by(config)`; None: a new one.
+      setting: on the config's data, of an earlier run with the same `shared_by`; None:
+        a new one.
       quiet: show no more than the progress bar.
 
     Returns:
@@ -140,7 +143,7 @@ def simulate(
     if setting is None:
         setting = experiment.prepare(config)
     folder = workdir / "federated" / run_name(config)
-    data = experiment.deal(config, setting.source.train)
+    data = experiment.deal(config, setting.source.train, setting.rows)
     if jax.process_count() > 1:
         agree(
             _digest((data, setting.source.test[:2])).encode(),

@@ -18,23 +18,19 @@ change in between.
 
 import functools
 import hashlib
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import soundfile
-from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw
 
 from generate import samples
 from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import audio
+from gptfl_jax.data import audio, sound_pictures
 from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
 from gptfl_jax.launch import launch
@@ -109,14 +105,8 @@ def _load(
 
 def _encode(clip: tuple[np.ndarray, np.ndarray], rate: int, trim_db: float) -> bytes:
     wave, length = clip
-    return encode_wav(audio.trim_silence(wave[: int(length)], rate, trim_db), rate)
-
-
-def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:
-    """WAV file, 16 bits a sample, of a waveform in [-1, 1]."""
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    wave = audio.trim_silence(wave[: int(length)], rate, trim_db)
+    return audio.encode_wav(wave, rate)
 
 
 def write_preview(
@@ -129,47 +119,10 @@ def write_preview(
     }
     seconds = max(len(w) / rate for each in clips.values() for w, rate in each)
     rows = [
-        (name, [picture(wave[:, 0], rate, seconds) for wave, rate in each])
+        (name, [sound_pictures.draw(wave[:, 0], rate, seconds) for wave, rate in each])
         for name, each in clips.items()
     ]
     samples.write_picture(path, samples.contact_sheet(rows, tile=128))
-
-
-def picture(
-    wave: Float[np.ndarray, " samples"], rate: int, seconds: float, side: int = 128
-) -> Image.Image:
-    """A waveform above its spectrogram, `seconds` wide, as a square of `side` pixels.
-
-    The spectrogram covers 80 dB below its loudest part, frequencies from 0 to half of
-    `rate` from bottom to top.
-    """
-    width = max(2, round(side * min(1.0, len(wave) / rate / seconds)))
-    above = side // 3
-    image = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(image)
-    edges = np.linspace(0, len(wave), width + 1).astype(int)
-    for x, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        part = wave[begin : max(end, begin + 1)]
-        low, high = ((1 - v) * (above - 1) / 2 for v in (part.min(), part.max()))
-        draw.line([(x, high), (x, low)], fill="#31688e")
-    colours = _spectrogram(wave, rate, width, side - above - 1)
-    image.paste(Image.fromarray(colours), (0, above + 1))
-    return image
-
-
-def _spectrogram(
-    wave: Float[np.ndarray, " samples"], rate: int, width: int, height: int
-) -> UInt8[np.ndarray, "height width 3"]:
-    size = max(2 * height, 1 << round(np.log2(0.03 * rate)))
-    padded = np.pad(wave, size // 2)
-    starts = np.linspace(0, len(wave) - 1, width).astype(int)
-    frames = np.stack([padded[start : start + size] for start in starts])
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size), axis=1)))
-    rows = np.array_split(power[:, 1:], height, axis=1)
-    bands = np.stack([row.max(1) for row in rows])[::-1]
-    level = 10 * np.log10(np.maximum(bands, 1e-12))
-    shade = np.clip((level - level.max()) / 80 + 1, 0, 1)
-    return matplotlib.colormaps["viridis"](shade, bytes=True)[..., :3]
 
 
 def _settings(

@@ -167,6 +167,16 @@ _METHODS = Rule(
         )
     ),
 )
+_TURNS = Rule(
+    "{'name': {keyword of config.data.options: value}}",
+    lambda value: (
+        isinstance(value, dict | ConfigDict)
+        and all(
+            _FOLDER_NAME.valid(name) and bool(options) and _KEYWORDS.valid(options)
+            for name, options in value.items()
+        )
+    ),
+)
 _MODELS = pkgutil.iter_modules([os.path.join(os.path.dirname(__file__), "models")])
 _OPTAX = Rule("the name of an optax optimizer, as sgd or adam", _optax_name)
 _DTYPE = _one_of("float32", "bfloat16", "float16", "float64")
@@ -672,6 +682,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             {},
             _METHODS,
             "methods that federated.compare runs, by the fields in which they differ",
+        ),
+        "data": _field(
+            {},
+            _TURNS,
+            "turns: each method is run with each of these changes of data.options, as "
+            "{'theo': {'test_speakers': 'theo'}, ...}; empty: with data.options alone",
         ),
         "seeds": _field(
             (0, 1, 2),

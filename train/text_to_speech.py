@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-import soundfile
 from flax import linen
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32, PRNGKeyArray
@@ -791,10 +790,8 @@ def _save_samples(workdir, pipeline, speakers, key, corpus, words, voices) -> No
         original = corpus.waves[number, : corpus.frames[number] * HOP] / 2**15
         name = f"{i:02d}-{texts[i]}-{voices[corpus.voices[number]].name}"
         for clip, who in ((original, "synthesizer"), (wave[:length], "voice")):
-            content = io.BytesIO()
-            soundfile.write(content, clip, SAMPLE_RATE_HZ, format="WAV")
             path = workdir / "samples" / f"{name}-{who}.wav"
-            artifacts.write_bytes(path, content.getvalue())
+            artifacts.write_bytes(path, audio.encode_wav(clip, SAMPLE_RATE_HZ))
         rows.append((original.astype(np.float32), wave[:length]))
     artifacts.write_bytes(workdir / "samples.png", _sheet(rows))
 

@@ -351,6 +351,13 @@ def extract(
     return pad(found, settings.num_bands)
 
 
+def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:
+    """WAV file, 16 bits a sample, of a waveform in [-1, 1]; `rate` in Hz."""
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
 def is_whole_wav(path: str | os.PathLike) -> bool:
     """Whether a file is a WAV file and as long as its first bytes say."""
     try:

@@ -67,7 +67,8 @@ class _Example(NamedTuple):
 def fsdd(
     folder: str,
     *,
-    test_speakers: Sequence[str] = (),
+    test_speakers: str | Sequence[str] = (),
+    download: bool = False,
     features: Options = None,
     flaws: Options = None,
     cache: str = "",
@@ -80,12 +81,23 @@ def fsdd(
 
     Args:
       folder: holds `recordings/`, or is that folder: `<digit>_<speaker>_<take>.wav`.
-      test_speakers: the test set is all they say, and nothing in training is theirs;
-        empty is the data set's own split, takes 0 to 4 of everyone.
+      test_speakers: a name or several: the test set is all they say, and nothing in
+        training is theirs; empty is the data set's own split, takes 0 to 4 of everyone.
+      download: gets the data set where the folder lacks it.
     """
+    unpacked = "free-spoken-digit-dataset"
+    places, files = ("recordings", f"{unpacked}/recordings", "."), "*_*_*.wav"
+    if download and not _find(folder, places, files):
+        _download(_FSDD, pathlib.Path(folder) / unpacked)
     root = _find(
-        folder, ("recordings", "."), "*_*_*.wav", "the recordings of FSDD", _FSDD_PAGE
+        folder,
+        places,
+        files,
+        "the recordings of FSDD",
+        f"{_FSDD_PAGE} (or set config.data.options.download=True)",
     )
+    if isinstance(test_speakers, str):
+        test_speakers = (test_speakers,)
     examples = []
     for path in sorted(root.glob("*.wav")):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", path.name)
@@ -165,7 +177,7 @@ def speech_commands(
 def esc50(
     folder: str,
     *,
-    test_folds: Sequence[int] = (5,),
+    test_folds: int | Sequence[int] = 5,
     features: Options = None,
     flaws: Options = None,
     cache: str = "",
@@ -178,11 +190,11 @@ def esc50(
 
     Args:
       folder: holds `ESC-50-master/`, or is that folder: `meta/esc50.csv`, `audio/`.
-      test_folds: of 1 to 5.
+      test_folds: one or several of 1 to 5.
     """
     places = ("ESC-50-master", "ESC-50", ".")
     root = _find(folder, places, "meta/esc50.csv", "ESC-50", _ESC50_PAGE)
-    _check_folds(test_folds, 5)
+    test_folds = _checked_folds(test_folds, 5)
     rows = _read_table(
         root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file")
     )
@@ -202,7 +214,7 @@ def esc50(
 def urbansound8k(
     folder: str,
     *,
-    test_folds: Sequence[int] = (10,),
+    test_folds: int | Sequence[int] = 10,
     min_duration_s: int | float = 0.1,
     download: bool = False,
     features: Options = None,
@@ -217,7 +229,7 @@ def urbansound8k(
     Args:
       folder: holds `UrbanSound8K/`, or is that folder: `metadata/UrbanSound8K.csv`,
         `audio/fold<n>/`.
-      test_folds: of 1 to 10.
+      test_folds: one or several of 1 to 10.
       min_duration_s: shorter clips are left out; the original's limit is 0.1 s.
       download: gets the data set (6 GB) where the folder lacks it. Its licence, CC
         BY-NC 4.0, forbids commercial use.
@@ -232,7 +244,7 @@ def urbansound8k(
         "UrbanSound8K",
         f"{_URBANSOUND8K.url} (or set config.data.options.download=True)",
     )
-    _check_folds(test_folds, 10)
+    test_folds = _checked_folds(test_folds, 10)
     names = label_sets.label_set("urbansound8k").classes
     wanted = ("slice_file_name", "fsID", "start", "end", "fold", "classID")
     examples = []
@@ -279,7 +291,7 @@ def crema_d(
         winner are left out.
     """
     root = _find(folder, ("CREMA-D", "."), "AudioWAV", "CREMA-D", _CREMA_D_PAGE)
-    _check_folds([test_fold], 5)
+    _checked_folds(test_fold, 5)
     _check_named(emotions, set(CREMA_D_EMOTIONS.values()), "emotions", "CREMA-D")
     if labels not in ("acted", "voted"):
         raise UserError(
@@ -358,7 +370,7 @@ def _load(
         part(test, slice(len(train), None)),
         mean=(),
         std=(),
-        sounds=Sounds(settings, cache),
+        sounds=Sounds(settings, cache, tuple(clips[: len(train)])),
     )
 
 
@@ -450,8 +462,20 @@ class _Release(NamedTuple):
     url: str
     algorithm: str
     digest: str
+    """Of the archive, or of `files` in it."""
+    files: str = ""
+    """Pattern of the files to check in place of the archive, where the archive is made
+    on demand and its bytes may change: the digest is of what `sha256sum` prints in
+    their folder, in the order of their names."""
 
 
+# Of the 3,000 recordings of 6 speakers.
+_FSDD = _Release(
+    f"{_FSDD_PAGE}/archive/refs/heads/master.tar.gz",
+    "sha256",
+    "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
+    "recordings/*.wav",
+)
 # The checksums are those that torchaudio, TensorFlow Datasets and Zenodo publish.
 _SPEECH_COMMANDS = _Release(
     "https://storage.googleapis.com/download.tensorflow.org/data/"
@@ -497,9 +521,11 @@ def _read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, st
     return rows
 
 
-def _check_folds(folds: Sequence[int], count: int) -> None:
+def _checked_folds(folds: int | Sequence[int], count: int) -> Sequence[int]:
+    folds = (folds,) if isinstance(folds, int) else folds
     if not folds or set(folds) - set(range(1, count + 1)):
         raise UserError(f"config.data.options: test folds are of 1 to {count}: {folds}")
+    return folds
 
 
 def _check_named(names: Sequence[str], known: set[str], option: str, where) -> None:
@@ -523,22 +549,38 @@ def _download(release: _Release, target: pathlib.Path) -> None:
         ) as temporary:
             archive = pathlib.Path(temporary) / "archive"
             found = _fetch(release, archive)
-            if found != release.digest:
-                raise UserError(
-                    f"{release.url}: its {release.algorithm} is {found} and should be "
-                    f"{release.digest}: try again, or get it by other means"
-                )
+            if not release.files:
+                _check(release, found)
             unpacked = pathlib.Path(temporary) / "unpacked"
             with tarfile.open(archive) as tar:
                 tar.extractall(unpacked, filter="data")
             inside = list(unpacked.iterdir())
             only = inside[0] if len(inside) == 1 and inside[0].is_dir() else unpacked
+            if release.files:
+                _check(release, _digest_of_files(release, only))
             os.replace(only, target)
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
         raise UserError(
             f"{release.url}: cannot be downloaded to {target} ({error}): try again, or "
             "download and unpack it there yourself"
         ) from error
+
+
+def _check(release: _Release, found: str) -> None:
+    if found != release.digest:
+        raise UserError(
+            f"{release.url}: the {release.algorithm} of {release.files or 'it'} is "
+            f"{found} and should be {release.digest}: try again, or get it by other "
+            "means"
+        )
+
+
+def _digest_of_files(release: _Release, folder: pathlib.Path) -> str:
+    checksum = hashlib.new(release.algorithm)
+    for path in sorted(folder.glob(release.files)):
+        one = hashlib.new(release.algorithm, path.read_bytes()).hexdigest()
+        checksum.update(f"{one}  {path.name}\n".encode())
+    return checksum.hexdigest()
 
 
 def _fetch(release: _Release, path: pathlib.Path) -> str:

@@ -278,8 +278,9 @@ def summarise(data: FederatedData, num_classes: int) -> Summary:
     offsets, labels = np.asarray(data.offsets), np.asarray(data.labels)
     sizes = np.diff(offsets)
     client = np.repeat(np.arange(len(sizes)), sizes)
+    # Rows behind the last client's are padding.
     histogram = np.bincount(
-        client * num_classes + labels, minlength=len(sizes) * num_classes
+        client * num_classes + labels[: len(client)], minlength=len(sizes) * num_classes
     )
     return Summary(sizes, histogram.reshape(len(sizes), num_classes))
 

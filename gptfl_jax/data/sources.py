@@ -54,6 +54,8 @@ class Sounds(NamedTuple):
     settings: audio.FeatureSettings = audio.FeatureSettings()
     cache: str = ""
     """As `audio.extract` takes it."""
+    clips: tuple[audio.Clip, ...] = ()
+    """The recordings of the training set, in its order."""
 
 
 class Source(NamedTuple):

@@ -1,6 +1,7 @@
 """The report: its numbers worked by hand, its table and its page."""
 
 import base64
+import io
 import json
 import math
 import pathlib
@@ -8,11 +9,13 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 
-from federated import report
+from federated import examples, report
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import UserError
 
+from ..recordings import write_fsdd, write_synthetic
 from .conftest import make_config
 
 
@@ -92,10 +95,10 @@ def test_numbers(workdir):
     assert scratch["macro_f1_mean"] == pytest.approx(0.84)
     # 90 % after 2 rounds with seed 0 and after 4 with seed 1; 1,500 bytes a round.
     assert scratch["rounds_to_90"] == 3 and scratch["bytes_to_90"] == 4500
-    assert scratch["seeds_reaching_90"] == 2
+    assert scratch["runs_reaching_90"] == 2
     # 95 % only with seed 0.
     assert scratch["rounds_to_95"] is None and scratch["bytes_to_95"] is None
-    assert scratch["seeds_reaching_95"] == 1
+    assert scratch["runs_reaching_95"] == 1
     assert scratch["bytes_total"] == 6000
     assert scratch["gradient_diversity_mean"] == pytest.approx(0.25)
     assert scratch["seconds"] == 10
@@ -286,7 +289,7 @@ def test_synthetic_beside_real(workdir):
             name = f"{label}/{file.name}"
             samples.append(artifacts.Sample(name, str(label), "a", index, None, "m"))
     artifacts.append_samples(workdir / "synthetic", samples)
-    made, seen, real = report.example_sheets(make_config(), workdir, 2).values()
+    made, seen, real = examples.load(make_config(), workdir, 2).sheets.values()
     assert made.shape == seen.shape == real.shape == (10 * 34 - 2, 2 * 34 - 2, 3)
     # Row 3, column 1: the second sample of class 3, also after conversion to 8x8 grey.
     assert (made[3 * 34 + 5, 34 + 5] == 61).all()
@@ -295,6 +298,101 @@ def test_synthetic_beside_real(workdir):
     assert (
         "real, of the training clients (8x8)" in (workdir / "report.html").read_text()
     )
+
+
+def in_turns(workdir, accuracies, **options):
+    """A run in each turn and seed; `accuracies` by turn, of seeds 0 and 1."""
+    for turn, of_seeds in accuracies.items():
+        for seed, values in enumerate(of_seeds):
+            name = f"{options.get('init', 'random')}-{turn}-s{seed}"
+            make_run(workdir, name, values, seed=seed, **options)
+            path = workdir / "federated" / name / "run.json"
+            record = json.loads(path.read_text())
+            turns = {"anna": {"test_speakers": "anna"}, "bert": {"test_speakers": "b"}}
+            record["config"]["compare"]["data"] = turns
+            record["config"]["data"]["options"] = {**turns[turn], "other": 3}
+            artifacts.write_json(path, record)
+
+
+def test_turns_are_averaged_by_seed(tmp_path, capsys):
+    """Seed 0 ends with 0.5 and 0.9, hence 0.7; seed 1 with 0.6 and 0.96, hence 0.78."""
+    first = {"anna": ([0.1, 0.5], [0.1, 0.6]), "bert": ([0.2, 0.9], [0.2, 0.96])}
+    in_turns(tmp_path, first)
+    start = {"anna": ([0.3, 0.5], [0.3, 0.5]), "bert": ([0.7, 0.9], [0.7, 0.96])}
+    in_turns(tmp_path, start, init="synthetic")
+    report.run(make_config(), tmp_path)
+    rows = rows_of(tmp_path)
+    assert list(rows) == ["Synthetic only", "FedAvg from scratch", "GPT-FL (FedAvg)"]
+    row = rows["FedAvg from scratch"]
+    assert row["seeds"] == [0, 1] and row["runs"] == 4
+    assert row["accuracy_mean"] == pytest.approx(0.74)
+    assert row["accuracy_std"] == pytest.approx(math.sqrt(2) * 0.04)
+    assert row["rounds_to_90"] is None and row["runs_reaching_90"] == 2
+    assert row["by_turn"]["anna"]["accuracy_mean"] == pytest.approx(0.55)
+    assert row["by_turn"]["anna"]["accuracy_std"] == pytest.approx(math.sqrt(2) * 0.05)
+    assert row["by_turn"]["bert"]["accuracy_mean"] == pytest.approx(0.93)
+    # One stage 2, measured on the test set of each turn.
+    synthetic = rows["Synthetic only"]
+    assert synthetic["accuracy_mean"] == 0.5 and synthetic["accuracy_std"] == 0
+    assert synthetic["runs"] == 2 and synthetic["seeds"] == [0]
+    assert [each["accuracy_mean"] for each in synthetic["by_turn"].values()] == (
+        [0.3, 0.7]
+    )
+    out = capsys.readouterr().out
+    assert "> 1 (2 of 4 did)" in out and "74.0 ± 5.7" in out
+    assert re.search(r"accuracy % in turn +anna +bert\n", out)
+    assert re.search(r"FedAvg from scratch +55.0 ± 7.1 +93.0 ± 4.2\n", out)
+    page = (tmp_path / "report.html").read_text()
+    assert "A seed's number is the mean over its turns." in page
+    assert "2 seeds in each of 2 turns (anna, bert)." in page
+    assert page.count("accuracy % in turn") == 1
+
+    # The curve is the mean over turns, its band the spread over seeds.
+    methods = report.methods_of(report.load_runs(tmp_path))
+    lines = report.learning_curves(methods, None, ()).axes[0].get_lines()
+    np.testing.assert_allclose(lines[0].get_ydata(), [0.15, 0.74])
+
+
+def test_runs_outside_of_the_turns_are_methods_of_their_own(tmp_path):
+    in_turns(tmp_path, {"anna": ([0.1, 0.5],), "bert": ([0.2, 0.9],)})
+    path = tmp_path / "federated" / "random-bert-s0" / "run.json"
+    record = json.loads(path.read_text())
+    record["config"]["data"]["options"]["test_speakers"] = "cleo"
+    artifacts.write_json(path, record)
+    names = [method.name for method in report.methods_of(report.load_runs(tmp_path))]
+    assert len(names) == 2 and "FedAvg from scratch (test_speakers cleo)" in names
+
+
+def test_synthetic_beside_real_sounds(workdir):
+    write_fsdd(workdir / "data")
+    write_synthetic(workdir, per_class=3)
+    (workdir / "synthetic/0/0_00000.wav").write_bytes(b"no sound")
+    config = make_config()
+    config.data.source, config.data.folder = "fsdd", str(workdir / "data")
+    config.data.options = {"test_speakers": "cleo"}
+    found = examples.load(config, workdir, columns=3)
+    made, real = found.sheets.values()
+    assert made.shape == real.shape == (10 * 98 - 2, 3 * 98 - 2, 3)
+    # To 0.14 s, that of the longest clip: 0.1 s of anna's end at 5/7 of the width.
+    drawn = (real[:32, :96] != 255).any(-1).any(0)
+    assert drawn[:68].all() and not drawn[70:].any()
+    # What cannot be read is left out.
+    assert (made[:96, 200:292] == 255).all() and (made[:96, :90] != 255).any()
+    assert [(clip.label, clip.kind) for clip in found.clips] == [
+        (digit, kind) for digit in "024579" for kind in ("synthetic", "real")
+    ]
+    wave, rate = soundfile.read(io.BytesIO(found.clips[3].wav), dtype="int16")
+    recorded, _ = soundfile.read(
+        workdir / "data/recordings/2_anna_0.wav", dtype="int16"
+    )
+    assert rate == 8000 and np.abs(wave - recorded.astype(int)).max() <= 1
+
+    report.run(config, workdir)
+    page = (workdir / "report.html").read_text()
+    assert page.count("<audio controls") == 12
+    assert "To hear: 6 synthetic clips and 6 real clips, of 1.5 s at most." in page
+    sources_named = re.findall(r'src="([^"]{5})', page)
+    assert set(sources_named) == {"data:"}
 
 
 def test_methods_of_one_name_are_told_apart(workdir):
@@ -326,7 +424,7 @@ def test_other_targets(workdir):
     report.run(config, workdir)
     row = rows_of(workdir)["GPT-FL (FedAvg)"]
     assert row["rounds_to_50"] == 0 and row["bytes_to_50"] == 0
-    assert row["rounds_to_97.5"] is None and row["seeds_reaching_97.5"] == 1
+    assert row["rounds_to_97.5"] is None and row["runs_reaching_97.5"] == 1
 
 
 def test_unfinished_run_is_mentioned(workdir, capsys):

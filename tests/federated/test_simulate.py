@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from federated import compare, experiment, simulate
-from gptfl_jax import artifacts, training
+from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
@@ -224,7 +225,10 @@ def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, caps
             weights(tmp_path / "device" / name, setting),
         )
     # One setting serves both placements.
-    assert experiment.shared_by(device) == experiment.shared_by(make_config())
+    source = setting.source
+    assert experiment.shared_by(device, source) == (
+        experiment.shared_by(make_config(), source)
+    )
 
 
 def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
@@ -479,13 +483,18 @@ def test_compare_runs_every_method_with_every_seed(
         *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
     ]
     # Seeds and initial weights share compiled programs, step sizes do not.
-    assert len({experiment.shared_by(each) for each in configs}) == 1
-    other = make_config(client_learning_rate=0.2)
-    assert experiment.shared_by(other) != experiment.shared_by(configs[0])
+    source = setting.source
+    assert len({experiment.shared_by(each, source) for each in configs}) == 1
+    other, first = make_config(client_learning_rate=0.2), configs[0]
+    assert experiment.shared_by(other, source) != experiment.shared_by(first, source)
 
     prepared = []
     monkeypatch.setattr(
-        experiment, "prepare", lambda config: prepared.append(config) or setting
+        experiment,
+        "prepare",
+        lambda config, source: (
+            prepared.append(config) or experiment.on(setting, source)
+        ),
     )
     compare.run(config, workdir)
     assert len(prepared) == 1
@@ -497,6 +506,87 @@ def test_compare_runs_every_method_with_every_seed(
     assert lines_without_seconds(root / "alone") == lines_without_seconds(
         root / "scratch-s2"
     )
+
+
+def test_compare_in_turns(workdir, setting, monkeypatch):
+    """Every method in every turn on the turn's data, as one run of it alone."""
+    config = make_config(rounds=2, eval_every=1)
+    config.data.options = {"test_blocks": 3}
+    config.compare.methods = {"scratch": {"init": "random"}, "gptfl": {}}
+    config.federated.init = "synthetic"
+    config.compare.data = {
+        "late": {"blocks": 14},
+        "early": {"blocks": 13, "test_blocks": 2},
+    }
+    config.compare.seeds = (0, 2)
+    configuration.validate(config)
+    configs = compare.runs(config)
+    # Turns outermost: one set of data is in memory at a time.
+    assert [simulate.run_name(each) for each in configs] == [
+        *("gptfl-early-s0", "gptfl-early-s2", "scratch-early-s0", "scratch-early-s2"),
+        *("gptfl-late-s0", "gptfl-late-s2", "scratch-late-s0", "scratch-late-s2"),
+    ]
+    options = [each.data.options.to_dict() for each in configs]
+    assert options[0] == {"test_blocks": 2, "blocks": 13}
+    assert options[-1] == {"test_blocks": 3, "blocks": 14}
+
+    prepared, loaded, load = [], [], experiment.load
+    monkeypatch.setattr(
+        experiment,
+        "prepare",
+        lambda config, source: (
+            prepared.append(config) or experiment.on(setting, source)
+        ),
+    )
+    monkeypatch.setattr(
+        experiment, "load", lambda config: loaded.append(config) or load(config)
+    )
+    compare.run(config, workdir)
+    assert len(prepared) == 1 and len(loaded) == 2
+    # The padding to a common number of rows is not seen.
+    for each in (configs[1], configs[-1]):
+        name = simulate.run_name(each)
+        with each.ignore_type():
+            each.federated.run = "alone"
+        alone = experiment.on(setting, load(each))
+        assert len(experiment.deal(each, alone.source.train).labels) == 1415
+        shutil.rmtree(workdir / "federated" / "alone", ignore_errors=True)
+        simulate.simulate(each, workdir, alone)
+        assert lines_without_seconds(workdir / "federated" / "alone") == (
+            lines_without_seconds(workdir / "federated" / name)
+        )
+
+
+def test_rows_are_padded_by_less_than_a_sixteenth():
+    assert [experiment.padded_rows(n) for n in (1, 31, 33, 1415, 2500, 7732)] == (
+        [1, 31, 34, 1472, 2560, 7936]
+    )
+    for count in range(1, 5000):
+        assert count <= experiment.padded_rows(count) < count * (1 + 1 / 16)
+
+
+def test_a_stage_2_that_saw_real_data_is_refused_in_turns(workdir):
+    """What one turn holds out another one trains on."""
+    config = make_config()
+    config.compare.methods = {"gptfl": {"init": "synthetic"}}
+    config.compare.data = {"late": {"blocks": 14}}
+    for init in ("synthetic", str(workdir / "pretrain")):
+        config.compare.methods.gptfl.init = init
+        record = {"config": {"train": {"data": "both"}}}
+        artifacts.write_json(workdir / "pretrain" / "run.json", record)
+        with pytest.raises(
+            UserError, match="config.train.data = 'both', hence on exam"
+        ):
+            compare.run(config, workdir)
+
+
+@pytest.mark.parametrize("turns", [{"a/b": {"x": 1}}, {"a": {}}, {"a": 3}, ["a"]])
+def test_turns_are_names_and_options(turns):
+    config = make_config()
+    with config.compare.ignore_type():
+        config.compare.data = turns
+    with pytest.raises(ConfigError, match="compare.data = .*keyword of config.data.op"):
+        configuration.validate(config)
 
 
 def test_compare_checks_the_methods_first(tmp_path):
@@ -520,7 +610,7 @@ def test_a_failed_method_does_not_stop_the_comparison(
         line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
         return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
 
-    monkeypatch.setattr(experiment, "prepare", lambda config: setting)
+    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
     monkeypatch.setattr(simulate, "simulate", fail_or_pass)
     config = make_config()
     config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}

@@ -10,7 +10,7 @@ import soundfile
 from generate import images, prompts, samples, speech
 from gptfl_jax import artifacts, configuration, hub
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import audio
+from gptfl_jax.data import audio, sound_pictures
 from gptfl_jax.generators import text_to_speech
 from gptfl_jax.generators.speakers import read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech
@@ -43,11 +43,11 @@ def test_silence_at_the_ends_is_cut():
 
 def test_files_are_16_bit_wav(tmp_path):
     wave = (0.5 * tone(0.1)).astype(np.float32)
-    content = speech.encode_wav(wave, 16000)
+    content = audio.encode_wav(wave, 16000)
     data, rate = soundfile.read(io.BytesIO(content), dtype="int16")
-    assert rate == 16000 and content == speech.encode_wav(wave, 16000)
+    assert rate == 16000 and content == audio.encode_wav(wave, 16000)
     assert np.abs(data - wave * 2**15).max() <= 1
-    loud, _ = soundfile.read(io.BytesIO(speech.encode_wav(4 * wave, 16000)))
+    loud, _ = soundfile.read(io.BytesIO(audio.encode_wav(4 * wave, 16000)))
     assert loud.max() > 0.999 and loud.min() == -1  # clipped, not wrapped around
     (tmp_path / "a.wav").write_bytes(content)
     assert audio.is_whole_wav(tmp_path / "a.wav")
@@ -178,7 +178,7 @@ def test_samples_relative_to_the_real_recordings(tmp_path):
 def test_a_picture_shows_when_and_how_high():
     """Half a second of 2 kHz of one shown: the left half, a quarter up of 8 kHz."""
     wave = tone(0.5, hertz=2000.0).astype(np.float32)
-    pixels = np.asarray(speech.picture(wave, 16000, seconds=1.0), int)
+    pixels = np.asarray(sound_pictures.draw(wave, 16000, seconds=1.0), int)
     assert pixels.shape == (128, 128, 3)
     assert (pixels[:, 64:] == 255).all()
     below = pixels[43:, :64]
@@ -186,7 +186,9 @@ def test_a_picture_shows_when_and_how_high():
     assert abs((len(below) - brightest) / len(below) - 0.25) < 0.03
     above = pixels[:42, :64]
     assert ((above != 255).any(-1).sum(0) >= 38).all()  # of full height everywhere
-    quiet = np.asarray(speech.picture(wave / 100, 16000, seconds=1.0), int)[:42, :64]
+    quiet = np.asarray(sound_pictures.draw(wave / 100, 16000, seconds=1.0), int)[
+        :42, :64
+    ]
     assert ((quiet != 255).any(-1).sum(0) <= 3).all()
 
 

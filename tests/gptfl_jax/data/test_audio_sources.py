@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, launch
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, noise, sources
 from gptfl_jax.data.audio import FeatureSettings
@@ -27,6 +27,13 @@ def write(path, seed, samples=1600, rate=16_000):
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = np.random.default_rng(seed).normal(size=samples) / 10
     soundfile.write(path, wave, rate, subtype="FLOAT")
+
+
+def by_config(name, folder, **options):
+    """The data of a config file that comes with the package, from another folder."""
+    config = launch.read_config(name)
+    options = {**config.data.options.to_dict(), "cache": "", **options}
+    return sources.load(config.data.source, str(folder), features=SMALL, **options)
 
 
 def features_of(path, **options):
@@ -91,7 +98,7 @@ def test_options_are_checked(fsdd, tmp_path):
         sources.load("fsdd", str(fsdd), flaws={"snr": 3})
     with pytest.raises(UserError, match="fsdd holds no pictures; leave them 0"):
         sources.load("fsdd", str(fsdd), image_size=32)
-    with pytest.raises(UserError, match="does not take takes; it takes cache, feat"):
+    with pytest.raises(UserError, match="does not take takes; it takes cache, down"):
         sources.load("fsdd", str(fsdd), takes=3)
     with pytest.raises(UserError, match=r"no \*_\*_\*.wav, .*free-spoken-digit"):
         sources.load("fsdd", str(tmp_path))
@@ -143,6 +150,8 @@ def test_the_real_fsdd():
     if "GPTFL_DATA_DIR" not in os.environ:
         pytest.skip("GPTFL_DATA_DIR is not set")
     folder = pathlib.Path(os.environ["GPTFL_DATA_DIR"]) / "fsdd"
+    found = audio_sources._digest_of_files(audio_sources._FSDD, folder)
+    assert found == audio_sources._FSDD.digest
     source = sources.load("fsdd", str(folder), features={"hop": 400, "num_mels": 8})
     assert np.bincount(source.train.labels).tolist() == [270] * 10
     assert np.bincount(source.test.labels).tolist() == [30] * 10
@@ -279,6 +288,10 @@ def test_speech_commands_split_by_their_lists(speech_commands):
     source = sources.load("speech_commands", str(speech_commands), features=SMALL)
     check_rows(source.train, [speech_commands / name for name in SPOKEN["train"]])
     check_rows(source.test, [speech_commands / name for name in SPOKEN["testing"]])
+    check_rows(
+        by_config("speech_commands", speech_commands).test,
+        [speech_commands / name for name in SPOKEN["testing"]],
+    )
     names = source.train.class_names
     assert len(names) == 36 and names[1] == "bed" and names[-2:] == ("zero", "silence")
     assert source.train.labels.tolist() == [1, 1, 34]
@@ -382,6 +395,28 @@ def test_download(server, speech_commands, tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.train.inputs[0], source.train.inputs[0])
 
 
+def test_download_whose_files_are_checked(server, fsdd, tmp_path, monkeypatch):
+    """GitHub packs a repository on demand, so the checksum is of the recordings."""
+    folder, _ = server
+    with tarfile.open(folder / "fsdd.tar.gz", "w:gz") as tar:
+        tar.add(fsdd, arcname="free-spoken-digit-dataset-master")
+    files = {"digest": "0" * 64, "files": "recordings/*.wav"}
+    wanted = release(server, "fsdd.tar.gz")._replace(**files)
+    monkeypatch.setattr(audio_sources, "_FSDD", wanted)
+    with pytest.raises(UserError, match="sha256 of recordings/.*should be 0000"):
+        sources.load("fsdd", str(tmp_path), download=True)
+    assert not list(tmp_path.iterdir())
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted((fsdd / "recordings").glob("*.wav"))
+    ]
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    monkeypatch.setattr(audio_sources, "_FSDD", wanted._replace(digest=digest))
+    got = sources.load("fsdd", str(tmp_path), download=True, test_speakers="bert")
+    assert [path.name for path in tmp_path.iterdir()] == ["free-spoken-digit-dataset"]
+    assert set(got.test.clients) == {"bert"}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -423,6 +458,7 @@ def test_esc50(tmp_path):
     assert source.train.labels.tolist() == [0, 0, 49]
     assert source.test.labels.tolist() == [1] and source.train.num_classes == 50
     assert source.train.clients.tolist() == ["100", "100", "7"]
+    check_rows(by_config("esc50", tmp_path).test, files[3:])
     folds = sources.load("esc50", str(root), features=SMALL, test_folds=(1, 2))
     check_rows(folds.train, files[3:])
     with pytest.raises(UserError, match=r"test folds are of 1 to 5: \(6,\)"):
@@ -455,6 +491,7 @@ def test_urbansound8k(tmp_path):
     source = sources.load("urbansound8k", str(tmp_path), features=SMALL)
     check_rows(source.train, files[:2])  # the third is shorter than 0.1 s
     check_rows(source.test, files[3:])
+    check_rows(by_config("urbansound8k", tmp_path).test, files[3:])
     every = sources.load(
         "urbansound8k", str(root), features=SMALL, min_duration_s=0, test_folds=[10]
     )

@@ -1,0 +1,197 @@
+"""Synthetic examples beside real ones, for the report: pictures, and sounds to hear."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from federated import experiment
+from gptfl_jax import artifacts
+from gptfl_jax.configuration import UserError
+from gptfl_jax.data import audio, sound_pictures, sources
+
+# Of a data set of sounds the report shows so many classes, and has so many to hear.
+_MOST_CLASSES, _MOST_HEARD = 12, 6
+# Pixels of the picture of a sound.
+_SIDE = 96
+LONGEST_S = 1.5
+"""Longest clip to hear, in seconds."""
+
+
+class HeardClip(NamedTuple):
+    """A clip in the report."""
+
+    label: str
+    kind: str
+    """synthetic or real."""
+    wav: bytes
+
+
+class Examples(NamedTuple):
+    """What the report shows."""
+
+    sheets: dict[str, np.ndarray]
+    """uint8 pictures [height, width, 3] by caption."""
+    clips: tuple[HeardClip, ...] = ()
+
+
+def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Examples:
+    """Reads examples of each class; nothing where no synthetic data were made.
+
+    Args:
+      columns: examples of a class.
+    """
+    if not (workdir / "synthetic" / "manifest.jsonl").exists():
+        return Examples({})
+    source = experiment.load(config)
+    if source.sounds is not None:
+        return _sounds(source, workdir / "synthetic", columns)
+    return Examples(_pictures(source, workdir / "synthetic", columns))
+
+
+def _pictures(
+    source: sources.Source, folder: pathlib.Path, columns: int
+) -> dict[str, np.ndarray]:
+    """Synthetic as made, synthetic as the classifier sees it, real."""
+    real = source.train
+    class_names, (height, width) = real.class_names, real.inputs.shape[1:3]
+    seen, _ = sources.load_synthetic(folder, source)
+    made_by_class = []
+    samples = artifacts.read_manifest(folder)
+    for name in class_names:
+        files = [sample.file for sample in samples if sample.label == name]
+        picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
+        images = []
+        for pick in picks if files else ():
+            with Image.open(folder / files[pick]) as picture:
+                images.append(np.asarray(picture.convert("RGB")))
+        made_by_class.append(images)
+    made = None
+    shapes = {p.shape for images in made_by_class for p in images}
+    if len(shapes) == 1 and all(made_by_class):
+        made = np.array(made_by_class)
+    sheets = {
+        "synthetic, as generated": made,
+        f"synthetic, as the classifier sees it ({width}x{height})": _of_each_class(
+            seen.inputs, seen.labels, len(class_names), columns
+        ),
+        f"real, of the training clients ({width}x{height})": _of_each_class(
+            real.inputs, real.labels, len(class_names), columns
+        ),
+    }
+    return {
+        caption: contact_sheet(pictures, cell=32)
+        for caption, pictures in sheets.items()
+        if pictures is not None
+    }
+
+
+def _sounds(source: sources.Source, folder: pathlib.Path, columns: int) -> Examples:
+    """Waveforms and spectrograms of synthetic and of real clips, and some to hear.
+
+    All at the sample rate of the features, and to one scale of time.
+    """
+    real, rate = source.train, source.sounds.settings.sample_rate_hz
+    made: dict[str, list[audio.Clip]] = {}
+    for sample in artifacts.read_manifest(folder):
+        made.setdefault(sample.label, []).append(audio.Clip(folder / sample.file))
+    waves: dict[str, list[list[np.ndarray]]] = {"synthetic": [], "real": []}
+    shown = [
+        name
+        for label, name in enumerate(real.class_names)
+        if made.get(name) and (real.labels == label).any()
+    ]
+    shown = [shown[i] for i in _spread(len(shown), _MOST_CLASSES)]
+    for name in shown:
+        rows = np.flatnonzero(real.labels == real.class_names.index(name))
+        recorded = [source.sounds.clips[row] for row in rows]
+        for kind, clips in (("synthetic", made[name]), ("real", recorded)):
+            picked = [clips[i] for i in _spread(len(clips), columns)]
+            read = [_wave(clip, rate) for clip in picked]
+            waves[kind].append([wave for wave in read if wave is not None])
+    every = [wave for kind in waves.values() for row in kind for wave in row]
+    if not every:
+        return Examples({})
+    seconds = max(map(len, every)) / rate
+    blank = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
+
+    def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
+        pictures = np.stack([[blank] * columns] * len(rows))
+        for row, of_class in enumerate(rows):
+            for column, wave in enumerate(of_class):
+                image = sound_pictures.draw(wave, rate, seconds, _SIDE)
+                pictures[row, column] = np.asarray(image)
+        return contact_sheet(pictures, _SIDE)
+
+    scale = f"{seconds:.2g} s from left to right, 0 to {rate / 2000:g} kHz upwards"
+    listed = ", ".join(shown)
+    sheets = {
+        f"synthetic, from top to bottom: {listed} ({scale})": sheet(waves["synthetic"]),
+        f"real, of the training clients, likewise ({scale})": sheet(waves["real"]),
+    }
+    longest = round(LONGEST_S * rate)
+    heard = [
+        HeardClip(shown[row], kind, audio.encode_wav(wave[:longest], rate))
+        for row in _spread(len(shown), _MOST_HEARD)
+        for kind, of_kind in waves.items()
+        for wave in of_kind[row][:1]
+    ]
+    return Examples(sheets, tuple(heard))
+
+
+def _wave(clip: audio.Clip, rate: int) -> np.ndarray | None:
+    """The waveform as recorded, or None where it cannot be read."""
+    try:
+        return audio.read(clip.path, rate, clip.start_s, clip.duration_s)
+    except UserError:
+        return None
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+def contact_sheet(examples: np.ndarray, cell: int, gap: int = 2) -> np.ndarray:
+    """Pastes pictures into one, row by row, each enlarged to `cell` pixels.
+
+    Args:
+      examples: uint8 `[rows, columns, height, width, channels]`, 1 or 3 channels.
+      cell: side of a picture in pixels; enlarged without smoothing.
+
+    Returns:
+      uint8 `[rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3]`.
+    """
+    rows, columns = examples.shape[:2]
+    sheet = np.full(
+        (rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3), 255, np.uint8
+    )
+    for row in range(rows):
+        for column in range(columns):
+            picture = examples[row, column]
+            if picture.shape[-1] == 1:
+                picture = np.repeat(picture, 3, axis=-1)
+            enlarged = Image.fromarray(picture).resize(
+                (cell, cell), Image.Resampling.NEAREST
+            )
+            top, left = row * (cell + gap), column * (cell + gap)
+            sheet[top : top + cell, left : left + cell] = np.asarray(enlarged)
+    return sheet
+
+
+def _of_each_class(
+    inputs: np.ndarray, labels: np.ndarray, classes: int, count: int
+) -> np.ndarray | None:
+    """`count` examples of each class, spread evenly over those there are."""
+    chosen = []
+    for label in range(classes):
+        (indices,) = np.nonzero(labels == label)
+        if len(indices) == 0:
+            return None
+        picks = np.linspace(0, len(indices) - 1, count).round().astype(int)
+        chosen.append(inputs[indices[picks]])
+    return np.stack(chosen)

@@ -1,0 +1,77 @@
+"""The config files: each can be read, and takes all the names that it lists."""
+
+import importlib.util
+
+import pytest
+
+from gptfl_jax import configuration, launch
+
+NAMES = launch.installed_configs()
+
+
+def module_of(name):
+    path = launch._find_config(name)
+    spec = importlib.util.spec_from_file_location(f"_tested_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def value_of(config, dotted):
+    """A value of the field that its config string takes."""
+    value = configuration._get(config, dotted)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_valid_and_so_is_its_config_string(name):
+    config = launch.read_config(name)
+    configuration.validate(config)
+    module = module_of(name)
+    for argument, dotted in getattr(module, "ARGUMENTS", {}).items():
+        try:
+            value = value_of(config, dotted)
+        except KeyError:
+            value = 1  # an option of the source that the config leaves alone
+        configuration.validate(launch.read_config(f"{name}:{argument}={value}"))
+    assert f"configs/{name}.py" in module.__doc__
+
+
+def test_audio_configs_have_the_settings_of_the_original():
+    words = launch.read_config("speech_commands")
+    assert 35 * int(words.generate.samples_per_class) == 59_990
+    assert words.federated.cohort_size == round(0.05 * 2112)
+    assert (words.federated.batch_size, words.federated.local_epochs) == (16, 1)
+    assert words.federated.client_learning_rate == 0.1
+    assert words.compare.methods["fedopt-gptfl"].to_dict() == {
+        "algorithm": "fedopt",
+        "init": "synthetic",
+        "client_learning_rate": 0.05,
+        "server_learning_rate": 1e-3,
+    }
+    sounds = launch.read_config("esc50")
+    assert (sounds.generate.num_steps, sounds.generate.guidance_scale) == (100, 2.5)
+    assert 50 * int(sounds.generate.samples_per_class) == 2000
+    for config in (words, sounds):
+        assert (config.train.epochs, config.train.batch_size) == (200, 32)
+        assert config.train.learning_rate == 1e-4
+        assert config.model.name == "audio_conv_rnn"
+
+
+@pytest.mark.parametrize(
+    ("argument", "turns"),
+    [
+        ("fsdd", ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]),
+        ("fsdd:test_speaker=theo,partition=dirichlet", ["theo"]),
+        ("esc50", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
+        ("esc50:test_fold=3", ["fold3"]),
+        ("urbansound8k:test_fold=10", ["fold10"]),
+        ("crema_d", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
+    ],
+)
+def test_turns_of_the_comparison(argument, turns):
+    config = launch.read_config(argument)
+    assert sorted(config.compare.data) == turns
+    if ":" in argument:
+        (options,) = config.compare.data.values()
+        assert all(config.data.options[key] == v for key, v in options.items())
