@@ -67,6 +67,7 @@ class _Example(NamedTuple):
 def fsdd(
     folder: str,
     *,
+    speakers: Sequence[str] = (),
     test_speakers: str | Sequence[str] = (),
     download: bool = False,
     features: Options = None,
@@ -81,6 +82,7 @@ def fsdd(
 
     Args:
       folder: holds `recordings/`, or is that folder: `<digit>_<speaker>_<take>.wav`.
+      speakers: those that count, in training and test; empty is all.
       test_speakers: a name or several: the test set is all they say, and nothing in
         training is theirs; empty is the data set's own split, takes 0 to 4 of everyone.
       download: gets the data set where the folder lacks it.
@@ -105,6 +107,9 @@ def fsdd(
             digit, speaker, take = match.groups()
             test = speaker in test_speakers if test_speakers else int(take) < 5
             examples.append(_Example(audio.Clip(path), digit, speaker, test))
+    _check_named(speakers, {e.client for e in examples}, "speakers", root)
+    if speakers:
+        examples = [e for e in examples if e.client in speakers]
     _check_named(test_speakers, {e.client for e in examples}, "test_speakers", root)
     defaults = {
         **{"sample_rate_hz": 8000, "fft_size": 256, "hop": 80},

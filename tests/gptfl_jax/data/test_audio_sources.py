@@ -83,6 +83,12 @@ def test_fsdd_splits_by_take_or_speaker(fsdd):
     assert held.test.labels.tolist() == [0, 7, 7]
     assert set(held.test.clients) == {"bert"}
     assert set(held.train.clients) == {"anna", "cleo"}
+    two = sources.load(
+        "fsdd", str(fsdd), speakers=("anna", "bert"), test_speakers="bert", **options
+    )
+    assert set(two.train.clients) == {"anna"} and set(two.test.clients) == {"bert"}
+    with pytest.raises(UserError, match="test_speakers: .* has no cleo; it has anna"):
+        sources.load("fsdd", str(fsdd), speakers=("anna",), test_speakers=("cleo",))
     with pytest.raises(UserError, match="has no dora; it has anna, bert, cleo"):
         sources.load("fsdd", str(fsdd), test_speakers=("dora",))
     rows = np.asarray([False, True, True, False])
