@@ -21,7 +21,8 @@ recordings. The accuracy that stage 2 prints is of `test_speaker` alone.
 The learning rates were chosen on turns inside the turns, in which one of the five
 training speakers is tested:
 
-    python -m federated.compare --config=configs/fsdd.py:tune=True --workdir=runs/fsdd-tuning
+    python -m federated.compare --config=configs/fsdd.py:tune=True \
+        --workdir=runs/fsdd-tuning
 
 The recordings are looked for in $GPTFL_DATA_DIR/fsdd, or data/fsdd where that is not
 set, and downloaded where they are not there.
