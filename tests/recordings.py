@@ -14,9 +14,13 @@ SPEAKERS = ("anna", "bert", "cleo")
 def write_tone(
     path: pathlib.Path, digit: int, speaker: int, take: int, rate: int
 ) -> None:
-    """0.1 to 0.14 s of 300 + 300 `digit` Hz in a little noise."""
+    """0.1 to 0.14 s in a little noise: half of it 300 + 300 `digit` Hz, half silence.
+
+    A tone that does not end is nothing in standardised features.
+    """
     time = np.arange(round((0.1 + 0.02 * speaker) * rate)) / rate
     wave = (0.2 + 0.1 * speaker) * np.sin(2 * np.pi * (300 + 300 * digit) * time)
+    wave[len(wave) // 2 :] = 0
     noise = np.random.default_rng([digit, speaker, take]).normal(size=len(wave))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave + 0.01 * noise, rate, subtype="PCM_16")

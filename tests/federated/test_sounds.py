@@ -16,9 +16,12 @@ from ..recordings import SPEAKERS, write_fsdd, write_synthetic
 FIELDS = {
     "model.options": {"widths": (8,)},
     "data.options": {"test_speakers": "cleo"},
-    "train.epochs": 3,
+    "train.epochs": 10,
+    "train.eval_every": 10,
     "train.batch_size": 20,
     "train.learning_rate": 0.02,
+    **{"train.tempo": 0.0, "train.warp": 0.0, "train.frequency_masks": 0},
+    **{"train.time_shift": 1, "train.time_masks": 1, "train.time_mask_width": 2},
     "federated.rounds": 2,
     "federated.cohort_size": 2,
     "federated.local_steps": 2,
