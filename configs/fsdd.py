@@ -141,7 +141,7 @@ def _take_tune(arg: str) -> tuple[str, bool]:
 
 
 def _make_search(config: ConfigDict) -> None:
-    """Turns inside the turns: one of the five training speakers is tested by the others.
+    """Turns inside the turns: one of the five training speakers is the test set.
 
     A grid for each algorithm and each start, with a seed of its own.
     """
