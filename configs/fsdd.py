@@ -7,8 +7,8 @@
     python -m federated.report   --config=configs/fsdd.py --workdir=runs/fsdd
 
 `make demo-speech` is these five. The comparison holds out each speaker in turn as the
-test set; the clients are the other five. One turn alone, or with 50 clients that hold
-few digits each, Dirichlet(0.1), in place of the speakers:
+test set. The clients are the other five, and as the hard setting 50 that hold few
+digits each, Dirichlet(0.1). One federation in place of the comparison:
 
     python -m federated.simulate --workdir=runs/fsdd \
         --config=configs/fsdd.py:test_speaker=theo,partition=dirichlet,init=synthetic
@@ -21,13 +21,14 @@ recordings. The accuracy that stage 2 prints is of `test_speaker` alone.
 The learning rates were chosen on turns inside the turns, in which one of the five
 training speakers is tested:
 
-    python -m federated.compare --config=configs/fsdd.py:tune=True \
-        --workdir=runs/fsdd-tuning
+    python -m federated.compare --workdir=runs/fsdd-tuning \
+        --config=configs/fsdd.py:tune=True,init=runs/fsdd/pretrain
 
 The recordings are looked for in $GPTFL_DATA_DIR/fsdd, or data/fsdd where that is not
 set, and downloaded where they are not there.
 """
 
+import itertools
 import os
 
 from ml_collections import ConfigDict
@@ -51,6 +52,9 @@ ARGUMENTS = {
     "cohort_size": "federated.cohort_size",
     "client_learning_rate": "federated.client_learning_rate",
 }
+
+# The clients are the five speakers, or 50 that hold few digits each.
+PARTITIONS = {"speakers": "natural", "skewed": "dirichlet"}
 
 # Of each algorithm and each start.
 METHODS = {
@@ -107,7 +111,7 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.num_clients = 50
     federated.min_examples = 5
     federated.rounds = 20
-    federated.cohort_size = 3
+    federated.cohort_size = 5
     federated.local_steps = 10
     federated.batch_size = 32
     federated.learning_rate_schedule = "cosine"
@@ -127,7 +131,12 @@ def get_config(arg: str = "") -> ConfigDict:
     speakers = (config.data.options.test_speakers,) if named else SPEAKERS
     config.compare.data = {name: {"test_speakers": name} for name in speakers}
     config.compare.methods = {
-        name: {"init": "synthetic" if "gptfl" in name else "random", **fields}
+        f"{name}-{partition}": {
+            "init": "synthetic" if name.endswith("gptfl") else "random",
+            "partition": PARTITIONS[partition],
+            **fields,
+        }
+        for partition in PARTITIONS
         for name, fields in METHODS.items()
     }
     config.compare.seeds = (0, 1, 2)
@@ -152,23 +161,21 @@ def _make_search(config: ConfigDict) -> None:
         }
         for held_out, tested in zip(SPEAKERS, SPEAKERS[1:] + SPEAKERS[:1], strict=True)
     }
+    starts = {"scratch": "random", "gptfl": config.federated.init}
     methods = {}
-    for start in ("scratch", "gptfl"):
-        init = "synthetic" if start == "gptfl" else "random"
-        for rate in (0.01, 0.03, 0.1, 0.3):
-            name = f"fedavg-{start}-{rate}".replace(".", "_")
-            methods[name] = {
-                "algorithm": "fedavg",
-                "init": init,
-                "client_learning_rate": rate,
-            }
-        for rate in (0.001, 0.003, 0.01):
-            name = f"fedopt-{start}-{rate}".replace(".", "_")
-            methods[name] = {
-                "algorithm": "fedopt",
-                "init": init,
-                "client_learning_rate": 0.03,
-                "server_learning_rate": rate,
-            }
+
+    def add(*name: str | float, **fields: str | float) -> None:
+        # A config's names hold no dots.
+        methods["-".join(map(str, name)).replace(".", "_")] = fields
+
+    for (start, init), partition in itertools.product(starts.items(), PARTITIONS):
+        common = {"init": init, "partition": PARTITIONS[partition]}
+        for rate in (0.03, 0.1, 0.3):
+            fields = {"algorithm": "fedavg", "client_learning_rate": rate}
+            add("fedavg", start, partition, rate, **fields, **common)
+        for rate in (0.003, 0.01):
+            fields = {"algorithm": "fedopt", "client_learning_rate": 0.03}
+            fields["server_learning_rate"] = rate
+            add("fedopt", start, partition, rate, **fields, **common)
     config.compare.methods = methods
     config.compare.seeds = (10,)
