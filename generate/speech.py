@@ -10,10 +10,11 @@ of generate.prompts.
 
 Clips are 16-bit WAV files at the vocoder's rate (16 kHz), without the silence at their
 ends. With the method `multi_speaker` every speaker vector can be drawn, else number 0
-speaks; `config.generate.speakers` chooses others. Started again after an interruption
-it goes on where it stopped; asked for more samples it adds them. A sample depends on
-the config, its class and its number alone, so batch size, devices and processes may
-change in between.
+speaks; `config.generate.speakers` chooses others. Recordings are never as clean as what
+a vocoder makes: `config.generate.snr_db` adds white noise. Started again after an
+interruption it goes on where it stopped; asked for more samples it adds them. A sample
+depends on the config, its class and its number alone, so batch size, devices and
+processes may change in between.
 """
 
 import functools
@@ -31,6 +32,7 @@ from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sound_pictures
+from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
 from gptfl_jax.launch import launch
@@ -45,7 +47,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     speakers = read_speakers(options.speaker_vectors or speakers_of(options.model))
     method = made_prompts.get("method", config.prompts.method)
     numbers = speaker_numbers(config, method, len(speakers.names))
-    choices = [{"guidance": None, "speaker": number} for number in numbers]
+    choices = [
+        {"guidance": None, "speaker": number, "snr_db": snr_db}
+        for number in numbers
+        for snr_db in tuple(options.snr_db) or (None,)
+    ]
     planned = samples.plan(config, prompts, counts, choices, ".wav")
     voices = "1 speaker" if len(numbers) == 1 else f"{len(numbers):,} speaker vectors"
     samples.make(
@@ -89,23 +95,27 @@ def _load(
     options = config.generate
     pipeline = TextToSpeech.from_pretrained(options.model, vocoder, dtype=options.dtype)
 
-    def make_batch(rows: Sequence[Sample]) -> tuple[Any, Any]:
-        return pipeline(
+    def make_batch(rows: Sequence[Sample]) -> tuple[Any, ...]:
+        waves, lengths = pipeline(
             [sample.prompt for sample in rows],
             speakers.vectors[[sample.speaker for sample in rows]],
             key=samples.keys(rows),
             threshold=options.stop_threshold,
             max_seconds=options.max_seconds,
         )
+        snr_db = np.asarray([sample.snr_db for sample in rows], float)
+        return waves, lengths, snr_db, np.asarray([sample.seed for sample in rows])
 
     rate = pipeline.vocoder.config.sampling_rate
     encode = functools.partial(_encode, rate=rate, trim_db=options.trim_db)
     return samples.Maker(make_batch, encode)
 
 
-def _encode(clip: tuple[np.ndarray, np.ndarray], rate: int, trim_db: float) -> bytes:
-    wave, length = clip
+def _encode(clip: tuple[np.ndarray, ...], rate: int, trim_db: float) -> bytes:
+    wave, length, snr_db, seed = clip
     wave = audio.trim_silence(wave[: int(length)], rate, trim_db)
+    if not np.isnan(snr_db):
+        wave = add_noise(wave, Noise(float(snr_db), (int(seed),)))
     return audio.encode_wav(wave, rate)
 
 
@@ -134,7 +144,10 @@ def _settings(
 ) -> dict[str, Any]:
     """What the sound of a sample depends on, by the names a refusal shows."""
     options = config.generate
-    names = ("model", "vocoder", "stop_threshold", "max_seconds", "trim_db", "dtype")
+    names = (
+        *("model", "vocoder", "stop_threshold", "max_seconds", "trim_db", "snr_db"),
+        "dtype",
+    )
     everyone = tuple(numbers) == tuple(range(len(speakers.names)))
     content = hashlib.sha256(speakers.vectors.tobytes()).hexdigest()
     others = {

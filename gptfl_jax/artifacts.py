@@ -372,6 +372,8 @@ class Sample(NamedTuple):
     guidance: classifier-free guidance scale; None for generators without one.
     model: the generator.
     speaker: number of the speaker vector; None, and not written, where none speaks.
+    snr_db: signal-to-noise ratio of white noise added; None, and not written, where
+        none was.
     """
 
     file: str
@@ -381,6 +383,7 @@ class Sample(NamedTuple):
     guidance: float | None
     model: str
     speaker: int | None = None
+    snr_db: float | None = None
 
 
 def read_manifest(folder: PathLike) -> list[Sample]:
@@ -436,7 +439,10 @@ def _parse_sample(line: str, where: str) -> Sample:
         ) from None
     texts = (sample.file, sample.label, sample.prompt, sample.model)
     whole = isinstance(sample.seed, int) and not isinstance(sample.seed, bool)
-    number = sample.guidance is None or isinstance(sample.guidance, int | float)
+    number = all(
+        value is None or isinstance(value, int | float)
+        for value in (sample.guidance, sample.snr_db)
+    )
     whole &= sample.speaker is None or type(sample.speaker) is int
     if not (all(isinstance(text, str) for text in texts) and whole and number):
         raise ManifestError(f"{where}: a field has the wrong type: {line}")
@@ -469,8 +475,9 @@ def _sample_lines(samples: Sequence[Sample]) -> list[str]:
     lines = []
     for sample in samples:
         record = sample._asdict()
-        if sample.speaker is None:
-            del record["speaker"]
+        for name in ("speaker", "snr_db"):
+            if record[name] is None:
+                del record[name]
         lines.append(json.dumps(_plain(record)))
     return lines
 

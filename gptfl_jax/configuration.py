@@ -408,6 +408,12 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
             "speech: ends of a clip this many decibels below its loudest part are "
             "cut off; 0: they stay",
         ),
+        "snr_db": _field(
+            (),
+            _tuple_of(Rule("a number", _is_number), "numbers"),
+            "speech: signal-to-noise ratios in decibels to draw from, one a clip, for "
+            "white noise; empty: none",
+        ),
         "height": _field(0, _whole(0), "pixels; 0: the model's own"),
         "width": _field(0, _whole(0), "pixels; 0: the model's own"),
         "batch_size": _field(64, _whole(1), "samples at once, over all devices"),

@@ -150,6 +150,28 @@ def test_any_words_by_every_speaker(config, tmp_path, capsys):
         speech.run(config, tmp_path)
 
 
+def test_noise_of_the_ratio_in_the_manifest(config, tmp_path):
+    config.generate.snr_db = (0.0, 20.0)
+    config.generate.trim_db = 0.0
+    prompts.run(config, tmp_path)
+    speech.run(config, tmp_path)
+    folder = tmp_path / "synthetic"
+    lines = artifacts.read_manifest(folder)
+    assert {line.snr_db for line in lines} == {0.0, 20.0}
+    noises = []
+    for line in lines:
+        wave, _ = soundfile.read(folder / line.file)
+        signal = (0.125, 0.25, 0.5)[line.speaker]
+        noise = wave - signal
+        if np.abs(wave).max() < 0.999:  # what is louder is cut off
+            ratio = 10 * np.log10(signal**2 / np.square(noise).mean())
+            assert ratio == pytest.approx(line.snr_db, abs=0.1)
+            noises.append(noise[:20] / noise[:20].std())
+    # Each clip has noise of its own.
+    alike = np.corrcoef(noises) - np.eye(len(noises))
+    assert len(noises) > 10 and np.abs(alike).max() < 0.95
+
+
 def test_one_speaker_for_class_prompts(config, tmp_path):
     config.prompts.method = "class_prompt"
     prompts.run(config, tmp_path)
