@@ -173,8 +173,12 @@ def _make_search(config: ConfigDict) -> None:
         for held_out, tested in zip(SPEAKERS, SPEAKERS[1:] + SPEAKERS[:1], strict=True)
     }
     grid = {
-        "fedavg": [(0.03,), (0.1,), (0.3,), (1.0,)],
-        "fedopt": [(0.1, 0.003), (0.1, 0.01), (0.1, 0.03)],
+        "fedavg": [(0.03,), (0.1,), (0.3,), (1.0,), (3.0,)],
+        "fedopt": [
+            (rate, server_rate)
+            for rate in (0.1, 1.0)
+            for server_rate in (0.001, 0.003, 0.01, 0.03)
+        ],
     }
     starts = {"scratch": "random", "gptfl": config.federated.init}
     config.compare.methods = {
