@@ -57,10 +57,10 @@ PARTITIONS = {"speakers": "natural", "skewed": "dirichlet"}
 
 # Of each algorithm, start and partition: learning rates of the clients and the server.
 RATES = {
-    "fedavg-scratch": {"speakers": (0.1,), "skewed": (0.1,)},
-    "fedopt-scratch": {"speakers": (0.03, 0.01), "skewed": (0.03, 0.01)},
-    "fedavg-gptfl": {"speakers": (0.1,), "skewed": (0.03,)},
-    "fedopt-gptfl": {"speakers": (0.03, 0.003), "skewed": (0.03, 0.003)},
+    "fedavg-scratch": {"speakers": (1.0,), "skewed": (1.0,)},
+    "fedopt-scratch": {"speakers": (1.0, 0.01), "skewed": (1.0, 0.01)},
+    "fedavg-gptfl": {"speakers": (1.0,), "skewed": (1.0,)},
+    "fedopt-gptfl": {"speakers": (0.1, 0.01), "skewed": (1.0, 0.001)},
 }
 
 

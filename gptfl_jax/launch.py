@@ -586,11 +586,9 @@ def _broken_off(error: BaseException | None) -> bool:
 
 def _help(run: Callable, program: str, sections: Sections) -> str:
     """What the program does, how it is called, and the fields it reads."""
-    sections = [
-        name
-        for choice in sections
-        for name in ([choice] if isinstance(choice, str) else choice)
-    ]
+    choices = [(each,) if isinstance(each, str) else each for each in sections]
+    # The example has the first of each choice.
+    chosen, sections = [each[0] for each in choices], sum(choices, ())
     about = textwrap.dedent(sys.modules[run.__module__].__doc__ or "").strip()
     command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
     # Not every program goes with every config.
@@ -601,7 +599,7 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
         "",
         "Example:",
         f"  {command} \\",
-        f"      {_example_override(sections)}",
+        f"      {_example_override(chosen)}",
         "",
         "Flags:",
     ]
@@ -610,10 +608,13 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
         lines += _entry(f"--{name}", values[name].help)
     lines += [
         "",
-        "Config fields, each set as --config.<field>=<value>, with their defaults (a",
-        "config file may set others). Configs that come with gptfl-jax: "
-        + (", ".join(installed_configs()) or "none")
-        + ".",
+        *textwrap.wrap(
+            "Config fields, each set as --config.<field>=<value>, with their defaults "
+            "(a config file may set others). Configs that come with gptfl-jax: "
+            + (", ".join(installed_configs()) or "none")
+            + ".",
+            88,
+        ),
     ]
     heading = ""
     for dotted, field in configuration.fields(*sections):

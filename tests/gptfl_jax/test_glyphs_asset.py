@@ -13,7 +13,7 @@ import gptfl_jax
 from gptfl_jax import hub
 from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from train import generator
+from train import text_to_image
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "glyphs"
 LOOK = {"background": "dark", "framing": "filling the frame"}
@@ -27,7 +27,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def samples(pipeline):
     """Pictures and labels of 500 handwritten digits."""
-    return generator.sample_digits(
+    return text_to_image.sample_digits(
         pipeline, jax.random.key(7), 500, num_steps=10, guidance_scale=2.0
     )
 
@@ -84,7 +84,7 @@ def test_the_digit_is_the_one_in_the_prompt(samples, reader):
 
 def test_samples_alone_teach_to_read_handwriting(samples):
     """What is asked of 5,000 samples, of a tenth; the model card has the rest."""
-    assert generator.digits_accuracy(*samples)["accuracy"] >= 0.75
+    assert text_to_image.digits_accuracy(*samples)["accuracy"] >= 0.75
 
 
 def test_looks_follow_the_prompt(pipeline):
