@@ -114,7 +114,7 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.eval_every = 1
     federated.checkpoint_every = 15
 
-    config.report.targets = (0.7, 0.8)
+    config.report.targets = (0.5, 0.6)
 
     arg, tune = _take_tune(arg)
     configuration.apply_arguments(config, arg, ARGUMENTS)

@@ -34,6 +34,7 @@ import base64
 import collections
 import html
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -79,7 +80,8 @@ _HUES = (
 )
 _SOLID = ("solid", (0, (8, 1)), (0, (12, 2, 2, 2)))
 _DASHED = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_MOST_IN_A_LEGEND = 12
+_MOST_WITH_BANDS = 12
+_MOST_BESIDE_CURVES = 8
 _MOST_BANDS = 6
 # What a round measures about the clients' updates.
 _OF_ROUNDS = (
@@ -217,8 +219,8 @@ def _text(value: Any) -> str:
 def methods_of(runs: Sequence[Run]) -> list[Method]:
     """Takes runs that differ only in seed and turn together; those from scratch first.
 
-    Methods that would have the same name are told apart by the fields in which they
-    differ: `FedAvg from scratch (alpha 0.5)`.
+    Methods that would have the same name are told apart by as few of the fields in
+    which they differ as it takes: `FedAvg from scratch (alpha 0.5)`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -238,10 +240,11 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
             for path in paths
             if len({json.dumps(f.get(path)) for f in fields_of_key.values()}) > 1
         ]
+        telling = _telling(differing, list(fields_of_key.values()))
         for key, fields in fields_of_key.items():
             what = ", ".join(
                 f"{path.rpartition('.')[2]} {_text(fields.get(path))}"
-                for path in differing
+                for path in telling
             )
             names[key] = f"{name} ({what})" if what else name
     methods = [
@@ -258,6 +261,22 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         methods,
         key=lambda m: (order.index(m.init) if m.init in order else 2, m.name),
     )
+
+
+def _telling(
+    paths: Sequence[str], methods: Sequence[dict[str, Any]]
+) -> tuple[str, ...]:
+    """The fewest of the fields that no two methods have alike in all of them.
+
+    Of equally few, what is tuned for each method (rates) tells least.
+    """
+    ordered = sorted(paths, key=lambda path: path.endswith("_rate"))
+    for count in range(len(ordered)):
+        for chosen in itertools.combinations(ordered, count):
+            values = {json.dumps([m.get(path) for path in chosen]) for m in methods}
+            if len(values) == len(methods):
+                return chosen
+    return tuple(paths)
 
 
 def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:
@@ -606,7 +625,7 @@ def _draw(
 
 
 def _legend(axes: Axes, **options: Any) -> None:
-    if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_A_LEGEND:
+    if len(axes.get_legend_handles_labels()[0]) > _MOST_BESIDE_CURVES:
         return  # it would cover the curves; the tables show each method's line
     axes.legend(
         fontsize=8.5, handlelength=3.2, framealpha=0.8, edgecolor="none", **options
@@ -654,7 +673,8 @@ def learning_curves(
         _draw(axes, method, style[method.name], "accuracy", band=_few(methods))
     axes.set_ylim(0, 1.01)
     axes.set_xlim(left=0)
-    if alone and len(axes.get_legend_handles_labels()[0]) > _MOST_IN_A_LEGEND:
+    named = len(axes.get_legend_handles_labels()[0])
+    if alone and named > _MOST_BESIDE_CURVES:
         _legend_below(figure, axes)
     else:
         _legend(axes, loc="lower right")
@@ -663,7 +683,7 @@ def learning_curves(
 
 def _few(methods: Sequence[Method]) -> bool:
     """Few enough for bands that can be told apart."""
-    return len(methods) <= _MOST_IN_A_LEGEND
+    return len(methods) <= _MOST_WITH_BANDS
 
 
 def metric_curves(

@@ -399,8 +399,8 @@ def test_methods_of_one_name_are_told_apart(workdir):
     make_run(workdir, "other-s0", [0.1, 0.5], alpha=0.5)
     report.run(make_config(), workdir)
     names = set(rows_of(workdir))
-    assert "FedAvg from scratch (alpha 0.5, rounds 1)" in names
-    assert "FedAvg from scratch (alpha 0.1, rounds 4)" in names
+    assert "FedAvg from scratch (alpha 0.5)" in names
+    assert "FedAvg from scratch (alpha 0.1)" in names
     assert "GPT-FL (FedAvg)" in names
 
 
