@@ -49,3 +49,12 @@ def test_federated_rounds_as_a_library(readme, capsys):
     accuracy = re.search(r"accuracy=([\d.]+)", capsys.readouterr().out)
     # Ten rounds from scratch, chance being 0.1.
     assert float(accuracy[1]) > 0.25
+
+
+def test_speech_as_a_library(readme):
+    (block,) = [b for b in python_blocks(readme) if "TextToSpeech" in b]
+    names = {}
+    exec(block, names)
+    # Two words of half a second or so, in the voices' 16 kHz.
+    assert names["waves"].shape[0] == 2
+    assert all(2_000 < length < 16_000 for length in names["lengths"])
