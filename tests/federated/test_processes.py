@@ -113,7 +113,7 @@ def test_two_processes_compare_as_one_does(start, tmp_path, setting, monkeypatch
     config.compare.methods = {"fedavg": {"algorithm": "fedavg"}}
     config.compare.seeds = (0,)
     processes = start("federated.compare", config, tmp_path / "two", 2, 2)
-    monkeypatch.setattr(experiment, "prepare", lambda config: setting)
+    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
     compare.run(config, tmp_path / "one")
     assert processes.wait() == [0, 0], processes.outputs()
     one, two = (tmp_path / each / "federated" / "fedavg-s0" for each in ("one", "two"))
