@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "{'fedavg': {'algorithm': 'fedavg'}}"
         )
     if config.compare.data:
-        for each in configs:
+        for each in {each.federated.init: each for each in configs}.values():
             _require_synthetic_only(each, workdir)
     prepared: dict[str, experiment.Setting] = {}
     source, options = None, None

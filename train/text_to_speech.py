@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from gptfl_jax import artifacts, labels, models, training
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import audio, sources, synthesizers
+from gptfl_jax.data import audio, audio_sources, sources, synthesizers
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech_spectrogram import (
@@ -52,10 +52,7 @@ from gptfl_jax.generators.speecht5 import (
 from gptfl_jax.generators.text_to_speech import TextToSpeech
 from train import downstream, phases
 
-DIGITS = (
-    *("zero", "one", "two", "three", "four"),
-    *("five", "six", "seven", "eight", "nine"),
-)
+DIGITS = tuple(labels.label_set("fsdd").phrases.values())
 
 # Magnitude of a mel band that counts as silence: log10 is -5.
 _FLOOR = 1e-5
@@ -67,9 +64,7 @@ _RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
 _PERIODS = (2, 3, 5, 7)
 _SECTION = "text_to_speech"
 # What the classifier hears that measures the quality: as much as a telephone carries.
-HEARD = audio.FeatureSettings(
-    sample_rate_hz=8000, fft_size=256, hop=80, num_mels=40, max_duration_s=0.8
-)
+HEARD = audio.FeatureSettings(**audio_sources.FSDD_FEATURES)
 
 # Streams of random draws: fold_in(seed, stream).
 _SPEECH_INIT, _SPEECH_DATA, _VOCODER_INIT, _VOCODER_DATA = range(4)
@@ -516,12 +511,17 @@ def _train_speech(train, settings, stream, model, table, num_voices, corpus, mel
 
 def _teach_all(model, variables, speakers, corpus, mels, table, key):
     """The spectrograms that the speech model makes of each clip, in its time."""
-    compiled = jax.jit(functools.partial(teach, model, variables))
+    compiled = jax.jit(functools.partial(teach, model))
     parts, size = [], 256
     for start in range(0, len(mels), size):
         rows = np.arange(start, start + size).clip(max=len(mels) - 1)
         _, refined = compiled(
-            *(speakers[corpus.voices[rows]], mels[rows], corpus.frames[rows]),
+            *(
+                variables,
+                speakers[corpus.voices[rows]],
+                mels[rows],
+                corpus.frames[rows],
+            ),
             *(table[corpus.words[rows]], jax.random.fold_in(key, start)),
         )
         parts.append(jax.device_get(refined)[: len(mels) - start])
@@ -543,7 +543,6 @@ def _train_vocoder(train, settings, stream, corpus, mels, taught):
             "mel_scale": jnp.asarray(heard.std(0)),
         }
     }
-    statistics = jax.tree.map(lambda x: x.astype(jnp.float32), statistics)
 
     def vocode(params, mels):
         return vocoder.apply({"params": params, **statistics}, mels)

@@ -34,6 +34,12 @@ Options = Mapping[str, Any] | ConfigDict | None
 
 SILENCE = "silence"
 
+# What `fsdd` takes of `audio.FeatureSettings`, by default.
+FSDD_FEATURES = {
+    **{"sample_rate_hz": 8000, "fft_size": 256, "hop": 80},
+    **{"num_mels": 40, "max_duration_s": 0.8},
+}
+
 _ENDINGS = {".wav", ".flac", ".ogg", ".mp3"}
 
 
@@ -111,12 +117,8 @@ def fsdd(
     if speakers:
         examples = [e for e in examples if e.client in speakers]
     _check_named(test_speakers, {e.client for e in examples}, "test_speakers", root)
-    defaults = {
-        **{"sample_rate_hz": 8000, "fft_size": 256, "hop": 80},
-        **{"num_mels": 40, "max_duration_s": 0.8},
-    }
     names = tuple("0123456789")
-    return _load(examples, names, {**defaults, **(features or {})}, flaws, cache)
+    return _load(examples, names, FSDD_FEATURES | dict(features or {}), flaws, cache)
 
 
 def speech_commands(
