@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
@@ -106,8 +107,15 @@ def padded_rows(count: int) -> int:
 
 
 def _test_set(source: sources.Source, mesh: Mesh | None):
-    # On every device, so that no round has to move it there.
-    return training.replicate((source.test.inputs, source.test.labels), mesh)
+    # On the devices, so that no round has to move it there.
+    return training.split_examples(
+        source.test.inputs, source.test.labels, test_split(mesh)
+    )
+
+
+def test_split(mesh: Mesh | None) -> NamedSharding | None:
+    """How a test set is split over the devices."""
+    return None if mesh is None else NamedSharding(mesh, P(clients.AXIS))
 
 
 def shared_by(config: ConfigDict, source: sources.Source) -> str:

@@ -41,8 +41,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -218,9 +217,7 @@ def _start(
     checkpoints: artifacts.Checkpoints,
 ) -> tuple[_Start, algorithms.ServerState]:
     """The state of the last checkpoint, or of round 0."""
-    state = setting.algorithm.init(
-        training.replicate(variables, setting.mesh), len(data.offsets) - 1
-    )
+    state = setting.algorithm.init(variables, len(data.offsets) - 1)
     round = checkpoints.latest_step()
     if round is None:
         return _Start(None, 0, 0), state
@@ -400,7 +397,7 @@ class _Loop:
         return ((cohort, self.data) for cohort in _one_ahead(cohorts))
 
     def _test(self, state: algorithms.ServerState) -> training.Counts:
-        setting, mesh = self.setting, self.setting.mesh
+        setting = self.setting
         return training.evaluate_async(
             setting.learner,
             state.variables,
@@ -408,7 +405,7 @@ class _Loop:
             setting.test_labels,
             setting.source.test.num_classes,
             self.config.federated.eval_batch_size,
-            None if mesh is None else NamedSharding(mesh, P(clients.AXIS)),
+            experiment.test_split(setting.mesh),
         )
 
     def _choose_clients(self, data: partition.FederatedData) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import (
     Array,
@@ -28,7 +28,8 @@ from jaxtyping import (
     Shaped,
 )
 
-from gptfl_jax import configuration
+from gptfl_jax import configuration, devices
+from gptfl_jax.devices import replicate
 
 Variables = dict[str, Any]
 """`{"params": ..., **model_state}`; model_state, as `{"batch_stats": ...}`, is often
@@ -516,50 +517,116 @@ def evaluate_async(
     labels: Int[ArrayLike, " examples"],
     num_classes: int,
     batch_size: int = 512,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Counts:
     """Starts the evaluation of a whole data set and returns without waiting for it.
 
+    Each device counts its share of the examples, a batch at a time, in one program;
+    then the counts are added, on CPU devices of one process without making one wait
+    for another (`gptfl_jax.devices`).
+
     Args:
-      inputs, labels: best on the device already; numpy arrays are copied there.
-      sharding: how to split a batch over devices: `NamedSharding(mesh, P("data"))`.
+      inputs, labels: best as `split_examples` gives them: others are copied to the
+        devices every time. Examples with a label below 0 count for nothing.
+      batch_size: examples at once, over all devices.
+      sharding: how to split the examples over the devices of a mesh:
+        `NamedSharding(mesh, P("data"))`.
     """
-    num_examples = len(labels)
-    batch_size = min(batch_size, num_examples)
-    if sharding is not None:
-        parts = math.prod(sharding.mesh.shape.values())
-        if num_examples < parts:
-            sharding = None
-        else:
-            batch_size = min(-(-batch_size // parts), num_examples // parts) * parts
-    inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
-    total = None
-    for begin in range(0, num_examples, batch_size):
-        counts = _count_rows(
-            learner, variables, inputs, labels, begin, num_classes, batch_size, sharding
-        )
-        total = counts if total is None else jax.tree.map(jnp.add, total, counts)
-    return total
+    if sharding is None:
+        inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
+        return _count_all(learner, variables, inputs, labels, num_classes, batch_size)
+    mesh = sharding.mesh
+    inputs, labels = split_examples(inputs, labels, sharding)
+    variables = replicate(variables, mesh)
+    rows = math.ceil(batch_size / mesh.size)
+    counts = _count_shares(
+        learner, variables, inputs, labels, num_classes, rows, sharding
+    )
+    return devices.add_up(counts, mesh) if devices.apart(mesh) else counts
+
+
+def split_examples(
+    inputs: PyTree, labels: Int[ArrayLike, " examples"], sharding: NamedSharding | None
+) -> tuple[PyTree[Array], Int32[Array, " padded"]]:
+    """Puts on each device the share of a test set that it is to evaluate.
+
+    Rows that make up a multiple of the number of devices are zero, their labels -1.
+    What is split already stays as it is. Every process holds all examples.
+
+    Args:
+      sharding: as in `evaluate_async`; None: everything to the default device.
+    """
+    if sharding is None:
+        return jax.device_put((inputs, labels))
+    if getattr(labels, "sharding", None) == sharding:
+        return inputs, labels
+
+    def split(leaf, fill):
+        leaf = np.asarray(leaf)
+        share = math.ceil(len(leaf) / sharding.mesh.size)
+
+        def rows(index):
+            part = leaf[index[0]]
+            if len(part) == share:
+                return part
+            widths = [(0, share - len(part))] + [(0, 0)] * (leaf.ndim - 1)
+            return np.pad(part, widths, constant_values=fill)
+
+        shape = (share * sharding.mesh.size, *leaf.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, rows)
+
+    labels = np.asarray(labels, np.int32)
+    return jax.tree.map(lambda leaf: split(leaf, 0), inputs), split(labels, -1)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("learner", "num_classes", "batch_size", "sharding")
+    jax.jit, static_argnames=("learner", "num_classes", "rows", "sharding")
 )
-def _count_rows(
-    learner, variables, inputs, labels, begin, num_classes, batch_size, sharding
-):
-    # The last batch reaches back to be full, and masks what was counted before: one
-    # compiled shape, nothing padded.
-    start = jnp.minimum(begin, labels.shape[0] - batch_size)
-    inputs, labels = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, batch_size),
-        (inputs, labels),
+def _count_shares(learner, variables, inputs, labels, num_classes, rows, sharding):
+    together = not devices.apart(sharding.mesh)
+
+    def share(variables, inputs, labels):
+        counts = _count_all(learner, variables, inputs, labels, num_classes, rows)
+        if together:
+            return jax.lax.psum(counts, sharding.spec[0])
+        return jax.tree.map(lambda x: x[None], counts)
+
+    return jax.shard_map(
+        share,
+        mesh=sharding.mesh,
+        in_specs=(P(), sharding.spec, sharding.spec),
+        out_specs=P() if together else sharding.spec,
+        check_vma=False,
+    )(variables, inputs, labels)
+
+
+@functools.partial(jax.jit, static_argnames=("learner", "num_classes", "batch_size"))
+def _count_all(learner, variables, inputs, labels, num_classes, batch_size):
+    """Counts of all examples, `batch_size` at a time."""
+    examples = labels.shape[0]
+    size = min(batch_size, examples)
+
+    def count_batch(begin):
+        # The last batch reaches back to be full, and masks what was counted before:
+        # one compiled shape, nothing padded.
+        start = jnp.minimum(begin, examples - size)
+        batch, truth = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
+            (inputs, labels),
+        )
+        real = (start + jnp.arange(size) >= begin) & (truth >= 0)
+        batch = Batch(batch, jnp.maximum(truth, 0), real.astype(jnp.float32))
+        return count(learner, variables, batch, num_classes)
+
+    if size == examples:
+        return count_batch(0)
+    empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(count_batch, 0))
+    return jax.lax.fori_loop(
+        0,
+        math.ceil(examples / size),
+        lambda b, total: jax.tree.map(jnp.add, total, count_batch(b * size)),
+        empty,
     )
-    mask = (start + jnp.arange(batch_size) >= begin).astype(jnp.float32)
-    batch = Batch(inputs, labels, mask)
-    if sharding is not None:
-        batch = jax.lax.with_sharding_constraint(batch, sharding)
-    return count(learner, variables, batch, num_classes)
 
 
 def evaluate(
@@ -569,7 +636,7 @@ def evaluate(
     labels: Int[ArrayLike, " examples"],
     num_classes: int,
     batch_size: int = 512,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Metrics:
     """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`."""
     return metrics(
@@ -577,22 +644,6 @@ def evaluate(
             learner, variables, inputs, labels, num_classes, batch_size, sharding
         )
     )
-
-
-def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
-    """Puts a tree on each device of a mesh; every process holds the whole tree."""
-    if mesh is None:
-        return jax.device_put(tree)
-    sharding = NamedSharding(mesh, P())
-
-    def put(leaf):
-        if sharding.is_fully_addressable or getattr(leaf, "sharding", None) == sharding:
-            return jax.device_put(leaf, sharding)
-        # device_put would send it to all processes, to compare it.
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
-
-    return jax.tree.map(put, tree)
 
 
 def example_of(inputs: PyTree) -> PyTree[jax.ShapeDtypeStruct]:

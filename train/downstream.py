@@ -33,7 +33,7 @@ from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, augmentation, configuration, models, training
+from gptfl_jax import artifacts, augmentation, configuration, devices, models, training
 from gptfl_jax.data import sources
 from gptfl_jax.launch import launch
 
@@ -140,7 +140,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
 
     mesh = data_mesh(settings.batch_size)
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    put = functools.partial(training.replicate, mesh=mesh)
+    put = functools.partial(devices.replicate, mesh=mesh)
     key = jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), _STAGE))
     order, advance = make_epoch(
         learner, optimizer, np.asarray(key), num_examples, settings.batch_size, split

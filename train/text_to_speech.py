@@ -707,7 +707,7 @@ def train_reader(
         size,
         split,
     )
-    put = functools.partial(training.replicate, mesh=mesh)
+    put = functools.partial(devices.replicate, mesh=mesh)
     state = put(training.init_state(learner, optimizer, key))
     examples = put((inputs, labels))
     for epoch in tqdm(range(epochs), desc="reader", mininterval=5):

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
+from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
 from gptfl_jax.fl.aggregation import Aggregation, accumulator, weighted_mean
@@ -31,7 +33,7 @@ from gptfl_jax.fl.diagnostics import (
     squared_norm,
 )
 from gptfl_jax.fl.normalisation import apply_policy
-from gptfl_jax.training import Batch, Learner, Variables, masked_mean, replicate
+from gptfl_jax.training import Batch, Learner, Variables, masked_mean
 
 
 class ServerState(NamedTuple):
@@ -104,7 +106,8 @@ class Algorithm(NamedTuple):
 
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
-    read on the host and the round cannot itself be compiled; where the server keeps
+    read on the host, and on several CPU devices of a process a round is several
+    programs: there it cannot itself be compiled; where the server keeps
     some that goes with it, no client may be in a cohort twice."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
@@ -125,6 +128,7 @@ def compose(
     diagnostics: bool = True,
     dropout: float = 0.0,
     batch_norm: str = "average",
+    collectives: bool | None = None,
 ) -> Algorithm:
     """An algorithm from its three parts.
 
@@ -145,6 +149,8 @@ def compose(
       diagnostics: whether to measure diversity, norms and drift.
       dropout: probability that a client of a cohort fails to report.
       batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
+      collectives: whether all devices of the mesh meet in an all-reduce, and a round is
+        one program; None: unless they are CPU devices of one process.
 
     Raises:
       ValueError: an unknown weighting or execution, or a value out of range.
@@ -153,7 +159,10 @@ def compose(
         raise ValueError(f"dropout {dropout}: takes a number in [0, 1)")
     rule = apply_policy(rule, batch_norm)
     combine = weighted_mean(weighting) if aggregation is None else aggregation
-    train = clients.make_cohort_trainer(
+    if collectives is None or mesh is None:
+        collectives = not devices.apart(mesh)
+    home = mesh if collectives else devices.leaders(mesh)
+    trainer = clients.make_cohort_trainer(
         rule,
         local,
         combine,
@@ -186,47 +195,105 @@ def compose(
             own=own,
         )
         # Where rounds leave it, so that the second one is not compiled again.
-        return state if mesh is None else replicate(state, mesh)
+        return devices.replicate(state, home)
 
-    @jax.jit
-    def compiled_round(
-        state: ServerState,
+    def train_part(
+        variables: Variables,
+        shared: Any,
+        round: Int[Array, ""],
         rows: PyTree,
         data: FederatedData,
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
-    ) -> tuple[ServerState, PyTree, RoundMetrics]:
-        # Clients fold their number into the key; these two are no client's number.
-        dropout_key = jax.random.fold_in(key, 2**32 - 1)
-        noise_key = jax.random.fold_in(key, 2**32 - 2)
+    ) -> tuple[clients.Part, PyTree, PyTree]:
+        """What a device does: (its part, own states of its clients, what all know)."""
         reports = None
         if dropout:
+            # Clients fold their number into the key; this is no client's number.
+            dropout_key = jax.random.fold_in(key, 2**32 - 1)
             reports = sampling.reports(dropout_key, cohort, dropout)
         described = clients.describe(data, cohort, key, local, reports)
         own = ()
         if rows:
             known, own = rows
-            first = first_own(state.variables, state.shared)
+            first = first_own(variables, shared)
             own = jax.tree.map(
                 lambda x, y: jnp.where(_column(known, x), x, y), own, first
             )
-        result = train(
-            state.variables,
-            state.shared,
-            own,
-            data,
-            described,
-            state.round,
-            noise_key,
+        part, own, table = trainer.train(variables, shared, own, data, described, round)
+        population = combine.weight(data.offsets[1:] - data.offsets[:-1]).sum()
+        return part, own, (table, described.size[:-1], population)
+
+    def on_mesh(*arguments):
+        part, own, known = train_part(*arguments)
+        part = clients.sum_over_devices(part) if collectives else _lifted(part)
+        return part, _lifted(own), known
+
+    if mesh is not None:
+        split, everywhere = P(clients.AXIS), P()
+        on_mesh = jax.shard_map(
+            on_mesh,
+            mesh=mesh,
+            in_specs=everywhere,
+            out_specs=(everywhere if collectives else split, split, everywhere),
+            check_vma=False,
         )
+
+    def update_server(
+        state: ServerState,
+        rows: PyTree,
+        part: clients.Part,
+        own: PyTree,
+        known: PyTree,
+        key: PRNGKeyArray,
+    ) -> tuple[ServerState, PyTree, RoundMetrics]:
+        """What follows from the sum of all parts."""
+        table, sizes, population = known
+        noise_key = jax.random.fold_in(key, 2**32 - 2)
+        result = trainer.combine(part, own, table, sizes, noise_key)
         if rows:
             took_part = result.stats.finite & (result.stats.steps > 0)
-            rows = _everywhere((known | took_part, result.own), mesh)
-        population = combine.weight(data.offsets[1:] - data.offsets[:-1]).sum()
-        share = result.weight / population
-        new, update = _server_step(rule, server, state, result, share)
-        metrics = _measure(rule, new, update, result, described, state, diagnostics)
-        return _everywhere(new, mesh), rows, metrics
+            rows = _everywhere((rows[0] | took_part, result.own), home)
+        new, update = _server_step(
+            rule, server, state, result, result.weight / population
+        )
+        metrics = _measure(rule, new, update, result, sizes, state, diagnostics)
+        return _everywhere(new, home), rows, metrics
+
+    @jax.jit
+    def round_of_all(state, rows, data, cohort, key):
+        train = train_part if mesh is None else on_mesh
+        trained = train(
+            state.variables, state.shared, state.round, rows, data, cohort, key
+        )
+        return update_server(state, rows, *trained, key)
+
+    @jax.jit
+    def train_apart(*arguments):
+        return on_mesh(*arguments)
+
+    @jax.jit
+    def update_apart(state, rows, part, own, known, key):
+        # Among processes; each has added what its devices brought.
+        part = jax.shard_map(
+            lambda part: clients.sum_over_devices(jax.tree.map(lambda x: x[0], part)),
+            mesh=home,
+            in_specs=P(clients.AXIS),
+            out_specs=P(),
+            check_vma=False,
+        )(part)
+        return update_server(state, rows, part, own, known, key)
+
+    def round_apart(state, rows, data, cohort, key):
+        sent = state.variables, state.shared, state.round, rows
+        sent = devices.to_everywhere(sent, mesh)
+        part, own, known = train_apart(*sent, data, cohort, key)
+        part = devices.sum_by_process(part, mesh)
+        own = devices.gather_by_process(own, mesh)
+        known = devices.from_everywhere(known, mesh)
+        return update_apart(state, rows, part, own, known, key)
+
+    run = round_of_all if collectives else round_apart
 
     def round(
         state: ServerState,
@@ -235,7 +302,7 @@ def compose(
         key: PRNGKeyArray,
     ) -> tuple[ServerState, RoundMetrics]:
         if not state.own:
-            new, _, metrics = compiled_round(state, (), data, cohort, key)
+            new, _, metrics = run(state, (), data, cohort, key)
             return new, metrics
         own, ids = state.own, np.asarray(cohort).tolist()
         if len(set(ids)) < len(ids) and jax.tree.leaves(state.shared):
@@ -246,7 +313,7 @@ def compose(
             )
         rows = _stack([own.rows.get(client, own.empty) for client in ids])
         bare = state._replace(own=())
-        new, rows, metrics = compiled_round(bare, rows, data, cohort, key)
+        new, rows, metrics = run(bare, rows, data, cohort, key)
         known = own.rows | dict(zip(ids, _unstack(rows), strict=True))
         return new._replace(own=own._replace(rows=known)), metrics
 
@@ -273,6 +340,11 @@ def _unstack(rows: PyTree) -> list[PyTree]:
 
 def _column(flags: Bool[Array, " cohort"], like: Array) -> Bool[Array, "cohort ..."]:
     return flags.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _lifted(tree: PyTree) -> PyTree:
+    """A device's arrays as its entry of arrays over all devices."""
+    return jax.tree.map(lambda x: x[None], tree)
 
 
 def _everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -303,9 +375,8 @@ def _server_step(rule, server, state, result, share):
     return new._replace(round=state.round + 1), update
 
 
-def _measure(rule, new, update, result, cohort, state, diagnostics):
+def _measure(rule, new, update, result, sizes, state, diagnostics):
     stats, spread = result.stats, result.spread
-    sizes = cohort.size[:-1]
     reported = sizes > 0
     counts = reported & stats.finite
     nan = jnp.full((), jnp.nan)

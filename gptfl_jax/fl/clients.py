@@ -9,15 +9,15 @@ Two ways to execute a cohort, with the same results:
 - "vmap": lanes of clients side by side, each step one batched computation; a client
   that is done waits, masked, for the longest of its lanes. For GPUs and TPUs.
 
-A cohort is split over the devices of a mesh axis `clients`, longest client first, and
-the sums of the devices meet in one all-reduce.
+A cohort is split over the devices of a mesh axis `clients`, longest client first. The
+sums of the devices meet in one all-reduce; those of a process's CPU devices, which must
+not wait for each other, when the devices are done (`gptfl_jax.devices`).
 
 Random draws depend on the client, not on the place where it is computed:
 `fold_in(round key, client)`, then on the epoch for the order of its examples and on the
 step for dropout and augmentation.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.devices import replicate
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import (
     Aggregation,
@@ -40,7 +41,7 @@ from gptfl_jax.fl.aggregation import (
     scale,
 )
 from gptfl_jax.fl.blocks import rows_at_once
-from gptfl_jax.training import Batch, Learner, Variables, replicate
+from gptfl_jax.training import Batch, Learner, Variables
 
 AXIS = "clients"
 """Mesh axis over which cohorts are split."""
@@ -249,6 +250,16 @@ class Spread(NamedTuple):
     """sum_i d_i / |d_i|."""
 
 
+class Part(NamedTuple):
+    """What one device brings home, or (after `sum_over_devices`) all of them."""
+
+    sums: Message
+    """Of the aggregation, over the device's clients."""
+    spread: Spread | None
+    stats: ClientStats
+    """Of the whole cohort and nobody, zero for clients of other devices."""
+
+
 class CohortResult(NamedTuple):
     """Combined over all clients and devices."""
 
@@ -259,6 +270,19 @@ class CohortResult(NamedTuple):
     """New own state of each client, [cohort, ...]."""
     weight: Float[Array, ""]
     """Of the clients that counted together, as `Aggregation.weight` gives it."""
+
+
+class CohortTrainer(NamedTuple):
+    """A cohort's training: what each device does, and what comes of it."""
+
+    train: Callable[..., tuple[Part, PyTree, Int32[Array, "devices slots"]]]
+    """(variables, shared, own, data, cohort, round) -> (the device's part, new own
+    state of its clients [slots, ...], which client of the cohort is in which slot). On
+    a mesh every device calls it, inside `jax.shard_map`."""
+    combine: Callable[..., CohortResult]
+    """(sum of all parts, own states [devices, slots, ...], clients by slot, examples of
+    each client [cohort], key) -> the result. On one device own states are [cohort, ...]
+    already."""
 
 
 def describe(
@@ -387,8 +411,8 @@ def make_cohort_trainer(
     lanes: int = 0,
     row_block: int | None = None,
     diagnostics: bool = True,
-) -> Callable[..., CohortResult]:
-    """Builds (variables, shared, own, data, cohort, round, key) -> CohortResult.
+) -> CohortTrainer:
+    """Builds the two halves of a cohort's training.
 
     Args:
       execution: "packed", "vmap", or "auto" for what suits the backend.
@@ -429,8 +453,7 @@ def make_cohort_trainer(
         data: FederatedData,
         cohort: Cohort,
         round: Int[Array, ""],
-        key: PRNGKeyArray,
-    ) -> CohortResult:
+    ) -> tuple[Part, PyTree, Int32[Array, "devices slots"]]:
         if row_block and jax.tree.leaves(split(variables)[1]):
             raise ValueError("row_block: a model with batch statistics takes 0")
         size = cohort.size.shape[0] - 1
@@ -446,48 +469,47 @@ def make_cohort_trainer(
         if row_block is None and execution == "packed":
             one = Context(variables, shared, jax.tree.map(_first, own))
             client = asked._replace(row_block=_suited_block(asked, one, data))
-        run = functools.partial(_run, client, aggregation, width, diagnostics)
+        positions = places = table[0]
+        if mesh is not None:
+            positions, places = table[lax.axis_index(AXIS)], jnp.arange(slots)
+            own = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), own)
+        context = Context(variables, shared, own)
+        *part, own = _run(
+            client,
+            aggregation,
+            width,
+            diagnostics,
+            context,
+            data,
+            cohort,
+            round,
+            positions,
+            places,
+        )
+        return Part(*part), own, table
 
-        def on_mesh(variables, shared, own, data, cohort, round, table):
-            *sums, own = run(
-                Context(variables, shared, jax.tree.map(lambda x: x[0], own)),
-                data,
-                cohort,
-                round,
-                table[0],
-                jnp.arange(slots),
-            )
-            return *_sum_over_devices(sums), jax.tree.map(lambda x: x[None], own)
-
-        if mesh is None:
-            context = Context(variables, shared, own)
-            sums, spread, stats, own = run(
-                context, data, cohort, round, table[0], table[0]
-            )
-        else:
-            everywhere, apart = P(), P(AXIS)
-            own = jax.tree.map(lambda x: x.at[table].get(mode="clip"), own)
-            sums, spread, stats, own = jax.shard_map(
-                on_mesh,
-                mesh=mesh,
-                in_specs=(everywhere, everywhere, apart)
-                + (everywhere, everywhere, everywhere, apart),
-                out_specs=(everywhere, everywhere, everywhere, apart),
-                check_vma=False,
-            )(variables, shared, own, data, cohort, round, table)
+    def combine(
+        part: Part,
+        own: PyTree,
+        table: Int32[Array, "devices slots"],
+        sizes: Int32[Array, " cohort"],
+        key: PRNGKeyArray,
+    ) -> CohortResult:
+        if mesh is not None:
             own = jax.tree.map(
                 lambda x: (
-                    jnp.zeros((size, *x.shape[2:]), x.dtype)
+                    jnp.zeros((*sizes.shape, *x.shape[2:]), x.dtype)
                     .at[table]
                     .set(x, mode="drop")
                 ),
                 own,
             )
+        sums, spread, stats = part
         stats = jax.tree.map(lambda x: x[:-1], stats)
         stats = stats._replace(finite=stats.finite > 0)
         total = stats.weights.sum()
         inverse = 1 / jnp.where(total > 0, total, 1)
-        weight = total * aggregation.weight(cohort.size).sum()
+        weight = total * aggregation.weight(sizes).sum()
         message = Message(
             aggregation.finish(sums.update, stats.weights, key),
             scale(sums.model_state, inverse),
@@ -495,7 +517,7 @@ def make_cohort_trainer(
         )
         return CohortResult(message, spread, stats, own, weight)
 
-    return train
+    return CohortTrainer(train, combine)
 
 
 def make_local_trainer(
@@ -650,7 +672,7 @@ def _run(
     return lax.fori_loop(0, chunks, chunk, (sums, spread, stats, context.own))
 
 
-def _sum_over_devices(tree: PyTree) -> PyTree:
+def sum_over_devices(tree: PyTree) -> PyTree:
     """`psum` over the axis `clients`, in one all-reduce.
 
     XLA combines those of one type. Integers, counts of one client each, go as floats,

@@ -11,6 +11,7 @@ epochs, but on the learner's plain loss and at the same learning rate in every r
 that measurements of different rounds compare.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
+from gptfl_jax import devices
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
@@ -148,7 +150,8 @@ def make_evaluation(
     own_start = clients.make_local_trainer(
         rule._replace(begin=lambda context: context.own), local, execution=execution
     )
-    devices = 1 if mesh is None else mesh.shape[clients.AXIS]
+    number_of_devices = 1 if mesh is None else mesh.shape[clients.AXIS]
+    together = not devices.apart(mesh)
 
     def count(variables, test: FederatedData, rows: _Rows) -> Int[Array, ""]:
         """Held-out examples of a client that the variables get right."""
@@ -181,42 +184,52 @@ def make_evaluation(
             rows,
         )
 
-    def everywhere(tree: PyTree) -> PyTree:
-        if mesh is None:
-            return tree
-        return lax.with_sharding_constraint(tree, clients.replicated(mesh))
-
     @jax.jit
-    def describe(
-        train, test, chosen, key
-    ) -> tuple[clients.Cohort, _Rows, ClientCounts]:
-        """Of each client chosen, and behind them of nobody; no counts yet."""
+    def describe(train, test, chosen, key) -> tuple[clients.Cohort, _Rows]:
+        """Of each client chosen, and behind them of nobody."""
         sizes = test.offsets[chosen + 1] - test.offsets[chosen]
         rows = _Rows(test.begins(chosen), sizes)
         rows = jax.tree.map(lambda x: jnp.append(x, jnp.zeros(1, x.dtype)), rows)
-        counts = ClientCounts(*(jnp.zeros(len(chosen) + 1, jnp.int32),) * 3)
-        cohort = clients.describe(train, chosen, key, local)
-        return everywhere((cohort, rows, counts))
+        described = clients.describe(train, chosen, key, local), rows
+        if mesh is None:
+            return described
+        return lax.with_sharding_constraint(described, clients.replicated(mesh))
 
-    @jax.jit
-    def evaluate(counts, positions, server, own, train, test, cohort, rows):
-        """Fills in the counts of the clients at `positions` among the chosen."""
+    def count_clients(number, positions, server, own, train, test, cohort, rows):
+        """Counts of all `number` clients chosen, but zero of those not at `positions`.
+
+        On a mesh `positions` and `own` are those of one device.
+        """
         entries, its_rows = jax.tree.map(lambda x: x[positions], (cohort, rows))
-        run = on_device
-        if mesh is not None:
-            apart, whole = P(clients.AXIS), P()
-            run = jax.shard_map(
-                on_device,
-                mesh=mesh,
-                in_specs=(whole, apart, whole, whole, apart, apart),
-                out_specs=apart,
-                check_vma=False,
-            )
-        before, after = run(server, own, train, test, entries, its_rows)
+        before, after = on_device(server, own, train, test, entries, its_rows)
         new = ClientCounts(its_rows.size, before, after)
-        return everywhere(
-            jax.tree.map(lambda x, y: x.at[positions].set(y), counts, new)
+        return jax.tree.map(
+            lambda x: jnp.zeros(number, jnp.int32).at[positions].set(x, mode="drop"),
+            new,
         )
+
+    @functools.partial(jax.jit, static_argnames="number")
+    def evaluate(number, positions, server, own, train, test, cohort, rows):
+        """`count_clients` on all devices: the sum, or apart [devices, number]."""
+        run = functools.partial(count_clients, number)
+        arguments = positions, server, own, train, test, cohort, rows
+        if mesh is None:
+            return run(*arguments)
+
+        def part(*arguments):
+            counts = run(*arguments)
+            if together:
+                return lax.psum(counts, clients.AXIS)
+            return jax.tree.map(lambda x: x[None], counts)
+
+        split, whole = P(clients.AXIS), P()
+        return jax.shard_map(
+            part,
+            mesh=mesh,
+            in_specs=(split, whole, split, whole, whole, whole, whole),
+            out_specs=whole if together else split,
+            check_vma=False,
+        )(*arguments)
 
     def measure(
         state: ServerState,
@@ -226,13 +239,14 @@ def make_evaluation(
         key: PRNGKeyArray,
     ) -> ClientCounts:
         number = len(chosen)
-        cohort, rows, counts = describe(train, test, chosen.astype(np.int32), key)
-        width = min(lanes, math.ceil(number / devices))
-        for first in range(0, number, devices * width):
-            positions = first + np.arange(devices * width, dtype=np.int32)
+        cohort, rows = describe(train, test, chosen.astype(np.int32), key)
+        width = min(lanes, math.ceil(number / number_of_devices))
+        total = None
+        for first in range(0, number, number_of_devices * width):
+            positions = first + np.arange(number_of_devices * width, dtype=np.int32)
             positions = np.minimum(positions, number)
             # Dealt in turn: every device gets large ones and small ones.
-            positions = positions.reshape(width, devices).T.ravel()
+            positions = positions.reshape(width, number_of_devices).T.ravel()
             starts = [
                 algorithm.start(state, int(chosen[min(position, number - 1)]))
                 for position in positions
@@ -240,8 +254,11 @@ def make_evaluation(
             server, own = starts[0], ()
             if not _the_same(starts):
                 server, own = (), _stack(starts)
-            counts = evaluate(counts, positions, server, own, train, test, cohort, rows)
-        return jax.tree.map(lambda x: x[:-1], counts)
+            if not together:
+                server, own = devices.replicate((server, own), mesh)
+            counts = evaluate(number, positions, server, own, train, test, cohort, rows)
+            total = counts if total is None else _add(total, counts)
+        return total if together else devices.add_up(total, mesh)
 
     return measure
 
@@ -255,3 +272,8 @@ def _the_same(trees: list[PyTree]) -> bool:
 @jax.jit
 def _stack(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+@jax.jit
+def _add(x: ClientCounts, y: ClientCounts) -> ClientCounts:
+    return jax.tree.map(jnp.add, x, y)

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Int32
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.training import replicate
+from gptfl_jax.devices import replicate, zeros_in_place
 
 Cohort = Int32[Array | np.ndarray, " cohort"]
 
@@ -142,7 +142,7 @@ def _sender(
 
         def gather(x: np.ndarray) -> np.ndarray:
             # Fresh arrays: on a CPU the device may use them in place.
-            result = np.zeros((capacity, *x.shape[1:]), x.dtype)
+            result = zeros_in_place((capacity, *x.shape[1:]), x.dtype)
             for client, begin in begins.items():
                 of_client = x[offsets[client] : offsets[client + 1]]
                 result[begin : begin + len(of_client)] = of_client

@@ -1,4 +1,7 @@
-"""Prints what is sent between devices in a round, as XLA has compiled it."""
+"""Prints what is sent between devices in a round, as XLA has compiled it.
+
+As on accelerators, where a round is one program.
+"""
 
 import re
 import sys
@@ -21,7 +24,7 @@ def main() -> None:
         np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int32),
     )
     local = clients.LocalTraining(optax.sgd(0.1), batch_size=8)
-    algorithm = algorithms.fedavg(learner, local, mesh=mesh)
+    algorithm = algorithms.fedavg(learner, local, mesh=mesh, collectives=True)
     state = algorithm.init(learner.init(jax.random.key(0)), len(SIZES))
     cohort = np.arange(COHORT_SIZE, dtype=np.int32)
     lowered = jax.jit(algorithm.round).lower(

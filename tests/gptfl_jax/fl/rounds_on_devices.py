@@ -23,11 +23,14 @@ class Compilations(logging.Handler):
 
     def __init__(self):
         super().__init__()
-        self.rounds = self.tests = 0
+        self.rounds = self.halves = self.tests = 0
 
     def emit(self, record):
         message = record.getMessage()
-        self.rounds += "Compiling jit(compiled_round)" in message
+        self.rounds += "Compiling jit(round_of_all)" in message
+        # On CPU devices of one process a round is two programs.
+        self.halves += "Compiling jit(train_apart)" in message
+        self.rounds += "Compiling jit(update_apart)" in message
         self.tests += "Compiling jit(evaluate)" in message
 
 
@@ -125,7 +128,7 @@ def train(algorithm, variables, rows) -> tuple[algorithms.ServerState, dict]:
         "params": np.concatenate([np.ravel(x) for x in leaves]).tolist(),
         "own": np.concatenate([x.ravel() for x in own]).tolist() if own else [],
         "metrics": {key: float(v) for key, v in metrics._asdict().items()},
-        "compilations": compilations.rounds,
+        "compilations": [compilations.rounds, compilations.halves],
     }
 
 

@@ -647,7 +647,7 @@ def test_a_round_is_compiled_once_for_all_cohorts(problem, caplog):
             cohort = sampling.cohort(jax.random.key(0), number, 7, 3)
             key = jax.random.key(number)
             state, _ = algorithm.round(state, problem.data, cohort, key)
-    assert caplog.text.count("Compiling jit(compiled_round)") == 1
+    assert caplog.text.count("Compiling jit(round_of_all)") == 1
 
 
 def test_a_client_twice_in_a_cohort_trains_in_two_orders(problem):

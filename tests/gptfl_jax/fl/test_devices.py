@@ -1,21 +1,33 @@
 """The same rounds on 1, 2 and 8 devices made of one CPU, each in its own process."""
 
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+COLLECTIVE = r" (?:all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
 PROGRAM = pathlib.Path(__file__).with_name("rounds_on_devices.py")
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[int, dict]:
+def dump(tmp_path_factory) -> pathlib.Path:
+    """Where XLA writes the programs of the run on 2 devices."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def results(dump) -> dict[int, dict]:
+    flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
     runs = {
         devices: subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(devices)], stdout=subprocess.PIPE
+            [sys.executable, str(PROGRAM), str(devices)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "XLA_FLAGS": flags.get(devices, "")},
         )
         for devices in (1, 2, 8)
     }
@@ -59,10 +71,20 @@ def test_a_round_has_one_all_reduce(devices, expected):
     assert found.strip() == expected
 
 
+def test_cpu_devices_of_a_process_never_wait_for_each_other(results, dump):
+    """No program of rounds, tests of clients and streaming has a collective."""
+    programs = list(dump.glob("*after_optimizations.txt"))
+    names = {path.name.split(".")[1] for path in programs}
+    assert {"jit_train_apart", "jit_update_apart", "jit_evaluate"} <= names
+    for path in programs:
+        assert not re.findall(COLLECTIVE, path.read_text()), path.name
+
+
 def test_a_round_is_compiled_once_on_a_mesh(results):
     for devices, cases in results.items():
         for case, result in cases.items():
-            assert result["compilations"] == 1, (devices, case)
+            halves = 1 if devices > 1 else 0
+            assert result["compilations"] == [1, halves], (devices, case)
 
 
 def test_streamed_rounds_are_those_of_data_on_the_devices(results):

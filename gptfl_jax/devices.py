@@ -1,0 +1,181 @@
+"""Devices of a mesh: arrays on each of them, and sums of what they computed.
+
+Accelerators, and processes, add in collective operations. The CPU devices of one
+process must not: they are threads of one pool. A device that waits in a collective
+keeps a thread, and with several programs in flight the threads that would finish the
+others are all waiting; and XLA ends the process when one device is a minute behind. So
+there (`apart`) a program has no collective. What each device computed is copied to the
+first device of its process, its leader, and added there by a program of its own, which
+starts when its inputs are ready: nothing waits in a thread. What processes have to add
+is left to a collective among the leaders, one device a process, where nobody shares a
+pool.
+
+All functions return without waiting for the devices.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+# XLA uses an array in place, on every CPU device, if it begins at such an address.
+_ALIGNMENT = 64
+
+
+def apart(mesh: Mesh | None) -> bool:
+    """Whether devices of the mesh are CPU devices of one process: see above."""
+    if mesh is None:
+        return False
+    local = mesh.local_devices
+    return len(local) > 1 and local[0].platform == "cpu"
+
+
+@functools.cache
+def leaders(mesh: Mesh) -> Mesh:
+    """The first device of each process, along the mesh's axis."""
+    first: dict[int, jax.Device] = {}
+    for device in mesh.devices.flat:
+        first.setdefault(device.process_index, device)
+    return Mesh(np.array(list(first.values())), mesh.axis_names)
+
+
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
+    """Puts a tree on each device of a mesh; every process holds the whole tree.
+
+    The CPU devices of a process share one copy of what comes from numpy.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = NamedSharding(mesh, P())
+    if apart(mesh):
+        at_home = NamedSharding(leaders(mesh), P())
+        if all(_is_at(leaf, at_home) for leaf in jax.tree.leaves(tree)):
+            return to_everywhere(tree, mesh)
+
+    def put(leaf):
+        if _is_at(leaf, sharding):
+            return leaf
+        if apart(mesh) and not isinstance(leaf, jax.Array):
+            leaf = _aligned(np.asarray(leaf))
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        # device_put would send it to all processes, to compare it.
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def _is_at(leaf, sharding: NamedSharding) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(
+        sharding, leaf.ndim
+    )
+
+
+def zeros_in_place(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An array to fill that CPU devices will use where it is, without a copy.
+
+    Once it is on a device, it must not be changed any more.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    """A copy that nobody changes and all devices of a CPU can use.
+
+    Or the array itself, where it is one.
+    """
+    if not x.flags.writeable and not x.ctypes.data % _ALIGNMENT:
+        return x
+    copy = zeros_in_place(x.shape, x.dtype)
+    copy[...] = x
+    return copy
+
+
+def sum_by_process(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
+    """[devices, ...] split over the mesh -> [processes, ...] split over its leaders."""
+    return _bring(tree, mesh, _add)
+
+
+def add_up(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
+    """[devices, ...] split over the mesh -> the sum over all, on the leaders."""
+    return _add_processes(sum_by_process(tree, mesh), leaders(mesh))
+
+
+def gather_by_process(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
+    """[devices, ...] split over the mesh -> the same, split over its leaders."""
+    return _bring(tree, mesh, _concatenate)
+
+
+def from_everywhere(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
+    """What is on every device -> the leaders' part of it; copies nothing."""
+    to = leaders(mesh)
+    leader = to.local_devices[0]
+
+    def part(leaf):
+        shard = next(s for s in leaf.addressable_shards if s.device == leader)
+        return _assembled(leaf.shape, to, P(), [shard.data])
+
+    return jax.tree.map(part, tree)
+
+
+def to_everywhere(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
+    """What is on the leaders -> on every device of their processes."""
+    leaves, structure = jax.tree.flatten(tree)
+    own = [leaf.addressable_shards[0].data for leaf in leaves]
+    copies = [jax.device_put(own, device) for device in mesh.local_devices]
+    placed = [
+        _assembled(leaf.shape, mesh, P(), parts)
+        for leaf, *parts in zip(leaves, *copies, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
+def _bring(tree, mesh, join):
+    to = leaders(mesh)
+    leader = to.local_devices[0]
+    leaves, structure = jax.tree.flatten(tree)
+    by_device = []
+    for device in mesh.local_devices:
+        parts = [
+            next(s.data for s in leaf.addressable_shards if s.device == device)
+            for leaf in leaves
+        ]
+        by_device.append(jax.device_put(parts, leader))
+    joined = join(by_device)
+    processes = to.devices.size
+    brought = [
+        _assembled((processes * x.shape[0], *x.shape[1:]), to, P(to.axis_names[0]), [x])
+        for x in joined
+    ]
+    return jax.tree.unflatten(structure, brought)
+
+
+def _assembled(shape, mesh: Mesh, spec: P, parts: Sequence[Array]) -> Array:
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_single_device_arrays(shape, sharding, list(parts))
+
+
+@jax.jit
+def _add(by_device: list[list[Array]]) -> list[Array]:
+    return [functools.reduce(jnp.add, parts) for parts in zip(*by_device, strict=True)]
+
+
+@jax.jit
+def _concatenate(by_device: list[list[Array]]) -> list[Array]:
+    return [jnp.concatenate(parts) for parts in zip(*by_device, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _add_processes(tree, mesh):
+    total = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
+    return jax.lax.with_sharding_constraint(total, NamedSharding(mesh, P()))
