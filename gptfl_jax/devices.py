@@ -13,6 +13,7 @@ pool.
 All functions return without waiting for the devices.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -20,12 +21,42 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 # XLA uses an array in place, on every CPU device, if it begins at such an address.
 _ALIGNMENT = 64
+
+
+def all_along(axis: str, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of all devices (or those given) along one axis; None for a single one."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh(
+        (len(devices),), (axis,), (jax.sharding.AxisType.Auto,), devices=devices
+    )
+
+
+def for_steps(batch_size: int) -> Mesh:
+    """Devices, along the axis `data`, that share the batch of a central training step.
+
+    As many as it has rows for; on a CPU one a process. A step ends with a sum over all
+    devices, and batch statistics need more of them within it; one CPU device works on
+    all cores in each of its operations.
+    """
+    everyone = Mesh(np.array(jax.devices()), ("data",))
+    if jax.default_backend() == "cpu":
+        return leaders(everyone)
+    of_process = max(batch_size // jax.process_count(), 1)
+    chosen, taken = [], collections.Counter()
+    for device in everyone.devices.flat:
+        taken[device.process_index] += 1
+        if taken[device.process_index] <= of_process:
+            chosen.append(device)
+    return Mesh(np.array(chosen), ("data",))
 
 
 def apart(mesh: Mesh | None) -> bool:
@@ -78,7 +109,7 @@ def _is_at(leaf, sharding: NamedSharding) -> bool:
     )
 
 
-def zeros_in_place(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def zeros_in_place(shape: Sequence[int], dtype: npt.DTypeLike) -> np.ndarray:
     """An array to fill that CPU devices will use where it is, without a copy.
 
     Once it is on a device, it must not be changed any more.

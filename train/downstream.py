@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
@@ -138,8 +138,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         clip_norm=settings.clip_norm,
     )
 
-    mesh = data_mesh(settings.batch_size)
+    mesh = devices.for_steps(settings.batch_size)
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    every_device = devices.all_along("data")
+    tests_split = NamedSharding(every_device, P("data")) if every_device else None
     put = functools.partial(devices.replicate, mesh=mesh)
     key = jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), _STAGE))
     order, advance = make_epoch(
@@ -168,9 +170,11 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         last_saved, started = epoch, time.perf_counter()
 
         examples = put((data.train.inputs, data.train.labels))
-        held_out = put(
-            [(d.inputs, d.labels) for d in (data.test, data.validation) if d]
-        )
+        held_out = [
+            training.split_examples(d.inputs, d.labels, tests_split)
+            for d in (data.test, data.validation)
+            if d
+        ]
         chunk = 1 if jax.default_backend() == "cpu" else min(steps_per_epoch, 128)
         bar = tqdm(
             total=settings.epochs * steps_per_epoch,
@@ -207,7 +211,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                         *arrays,
                         data.test.num_classes,
                         settings.eval_batch_size,
-                        split,
+                        tests_split,
                     )
                     for arrays in held_out
                 ]
@@ -292,22 +296,6 @@ def make_epoch(
         return jax.lax.scan(step, carry, first + jnp.arange(count))[0]
 
     return order, advance
-
-
-def data_mesh(batch_size: int) -> Mesh:
-    """Devices of all processes along the axis `data`, as many as a batch keeps busy.
-
-    A CPU device (a core) needs 64 rows to gain from a neighbour; an accelerator one.
-    """
-    least = 64 if jax.default_backend() == "cpu" else 1
-    wanted = batch_size // (least * jax.process_count())
-    count = min(max(wanted, 1), jax.local_device_count())
-    devices = [
-        device
-        for process in range(jax.process_count())
-        for device in [d for d in jax.devices() if d.process_index == process][:count]
-    ]
-    return Mesh(np.array(devices), ("data",))
 
 
 def _purpose(key_data: np.ndarray, purpose: int):

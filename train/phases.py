@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, convolution
+from gptfl_jax import artifacts, convolution, devices
 from gptfl_jax.configuration import UserError
 
 
@@ -33,18 +33,18 @@ class TrainState(NamedTuple):
 
 
 def data_mesh(section: str, settings: ConfigDict) -> Mesh:
-    """All devices, to split batches over.
+    """The devices that batches are split over.
 
     Raises:
         UserError: `settings.batch_size` is no multiple of their number.
     """
-    devices = jax.devices()
-    if settings.batch_size % len(devices):
+    mesh = devices.for_steps(settings.batch_size)
+    if settings.batch_size % mesh.size:
         raise UserError(
             f"config.{section}.batch_size = {settings.batch_size}: takes a multiple of "
-            f"the number of devices, {len(devices)}"
+            f"the number of devices, {mesh.size}"
         )
-    return Mesh(np.asarray(devices), ("data",))
+    return mesh
 
 
 def identity(config: ConfigDict, section: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, labels, models, training
+from gptfl_jax import artifacts, devices, labels, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, sources, synthesizers
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
@@ -697,7 +697,7 @@ def train_reader(
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(2e-3, epochs * steps), weight_decay=5e-4
     )
-    mesh = downstream.data_mesh(size)
+    mesh = devices.for_steps(size)
     split = NamedSharding(mesh, PartitionSpec("data"))
     order, advance = downstream.make_epoch(
         learner,

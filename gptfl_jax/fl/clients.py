@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.devices import replicate
+from gptfl_jax.devices import all_along, replicate
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import (
     Aggregation,
@@ -193,12 +193,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
     """A mesh of all devices (or those given) along `clients`; None for a single one."""
-    devices = jax.devices() if devices is None else devices
-    if len(devices) == 1:
-        return None
-    return jax.make_mesh(
-        (len(devices),), (AXIS,), (jax.sharding.AxisType.Auto,), devices=devices
-    )
+    return all_along(AXIS, devices)
 
 
 class Cohort(NamedTuple):

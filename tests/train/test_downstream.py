@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from federated import simulate
-from gptfl_jax import artifacts, configuration, training
+from gptfl_jax import artifacts, configuration, devices, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
 from train import downstream
@@ -233,7 +233,7 @@ def test_steps_in_a_loop_are_the_steps_one_by_one():
     learner = downstream.make_learner(config, data)
     # Not Adam: it would amplify rounding in the biases that instance norm makes void.
     optimizer = training.make_optimizer("sgd", 0.01)
-    mesh = downstream.data_mesh(1)
+    mesh = devices.for_steps(1)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     count = len(data.train.labels)
