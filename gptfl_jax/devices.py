@@ -90,7 +90,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
             return to_everywhere(tree, mesh)
 
     def put(leaf):
-        if _is_at(leaf, sharding):
+        if getattr(leaf, "sharding", None) == sharding:
             return leaf
         if apart(mesh) and not isinstance(leaf, jax.Array):
             leaf = _aligned(np.asarray(leaf))

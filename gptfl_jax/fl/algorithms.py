@@ -272,17 +272,23 @@ def compose(
     def train_apart(*arguments):
         return on_mesh(*arguments)
 
-    @jax.jit
     def update_apart(state, rows, part, own, known, key):
-        # Among processes; each has added what its devices brought.
+        def add_up(part):
+            part = jax.tree.map(lambda x: x[0], part)
+            # Among processes: each has added what its devices brought.
+            return clients.sum_over_devices(part) if home.size > 1 else part
+
         part = jax.shard_map(
-            lambda part: clients.sum_over_devices(jax.tree.map(lambda x: x[0], part)),
+            add_up,
             mesh=home,
             in_specs=P(clients.AXIS),
             out_specs=P(),
             check_vma=False,
         )(part)
         return update_server(state, rows, part, own, known, key)
+
+    if not collectives:
+        update_apart = jax.jit(update_apart, out_shardings=clients.replicated(home))
 
     def round_apart(state, rows, data, cohort, key):
         sent = state.variables, state.shared, state.round, rows
