@@ -1,6 +1,7 @@
 """Prints what is sent between devices in a round, as XLA has compiled it.
 
-As on accelerators, where a round is one program.
+As on accelerators, where a round is one program. The second line has what a round
+exported for them sends.
 """
 
 import re
@@ -27,11 +28,17 @@ def main() -> None:
     algorithm = algorithms.fedavg(learner, local, mesh=mesh, collectives=True)
     state = algorithm.init(learner.init(jax.random.key(0)), len(SIZES))
     cohort = np.arange(COHORT_SIZE, dtype=np.int32)
-    lowered = jax.jit(algorithm.round).lower(
-        state, clients.place(data, mesh), cohort, jax.random.key(1)
-    )
+    arguments = state, clients.place(data, mesh), cohort, jax.random.key(1)
+    lowered = jax.jit(algorithm.round).lower(*arguments)
     collective = r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
     print(*re.findall(collective, lowered.compile().as_text()))
+    algorithm = algorithms.fedavg(
+        learner, local, mesh=mesh, collectives=True, execution="vmap"
+    )
+    round = jax.jit(algorithm.round)
+    exported = jax.export.export(round, platforms=("cuda", "tpu"))(*arguments)
+    collective = r"stablehlo\.(all_[a-z]+|reduce_scatter|collective_[a-z]+)"
+    print(*sorted(set(re.findall(collective, exported.mlir_module()))))
 
 
 if __name__ == "__main__":

@@ -63,12 +63,15 @@ def test_personalisation_does_not_depend_on_the_devices(results, devices):
 
 @pytest.mark.parametrize("devices, expected", [(1, ""), (2, "all-reduce")])
 def test_a_round_has_one_all_reduce(devices, expected):
-    """XLA makes one of all sums, and nothing else is sent between devices."""
+    """XLA makes one of all sums, and nothing else is sent between devices.
+
+    Exported for "cuda" and "tpu", it asks for nothing but sums.
+    """
     program = PROGRAM.with_name("round_collectives.py")
     found = subprocess.check_output(
         [sys.executable, str(program), str(devices)], text=True
     )
-    assert found.strip() == expected
+    assert found.splitlines() == [expected, expected.replace("-", "_")]
 
 
 def test_cpu_devices_of_a_process_never_wait_for_each_other(results, dump):
