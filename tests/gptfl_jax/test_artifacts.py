@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Checkpoints, Metrics, Sample
+from gptfl_jax.artifacts.checkpoints import _is_key
 from gptfl_jax.configuration import UserError
 
 
@@ -83,7 +84,7 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
         """
         import os, signal, sys
         from gptfl_jax import artifacts
-        artifacts.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         artifacts.write_text(sys.argv[1], "new")
         """,
         path,
@@ -118,7 +119,7 @@ def test_a_failed_write_names_the_folder_and_leaves_nothing(
 
     old = {tmp_path / "a": b"1", tmp_path / "b": b"2"}
     artifacts.write_files(old)
-    monkeypatch.setattr(artifacts.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(artifacts.WriteError, match=says) as caught:
         artifacts.write_files(dict.fromkeys(old, b"new"))
     assert str(tmp_path) in str(caught.value)
@@ -356,7 +357,7 @@ def assert_same(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for leaf, same in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert type(leaf) is type(same)
-        if artifacts._is_key(leaf):
+        if _is_key(leaf):
             leaf, same = jax.random.key_data(leaf), jax.random.key_data(same)
         assert np.asarray(leaf).dtype == np.asarray(same).dtype
         np.testing.assert_array_equal(leaf, same)

@@ -1,0 +1,70 @@
+"""What the stages exchange on disk, written so that every kill is survivable.
+
+- `files`: a file appears whole or not at all;
+- `locking`: one run at a time in a folder;
+- `records`: files that grow a line a record, `metrics.jsonl`, `run.json`;
+- `samples`: `manifest.jsonl`, the synthetic samples of a folder;
+- `checkpoints`: the state of a run, over orbax.
+
+A full disk, a read-only folder and a folder in use raise `UserError`s that name the
+folder.
+"""
+
+from gptfl_jax.artifacts.checkpoints import (
+    CheckpointMismatch,
+    Checkpoints,
+    restore_checkpoint,
+)
+from gptfl_jax.artifacts.files import (
+    PathLike,
+    WriteError,
+    make_folder,
+    remove_leftovers,
+    write_bytes,
+    write_files,
+    write_json,
+    write_text,
+)
+from gptfl_jax.artifacts.locking import WorkdirInUse, lock
+from gptfl_jax.artifacts.records import (
+    Metrics,
+    append_records,
+    read_metrics,
+    read_records,
+    require,
+    write_run_record,
+)
+from gptfl_jax.artifacts.samples import (
+    ManifestError,
+    Sample,
+    append_samples,
+    read_manifest,
+    write_manifest,
+)
+
+__all__ = [
+    "CheckpointMismatch",
+    "Checkpoints",
+    "ManifestError",
+    "Metrics",
+    "PathLike",
+    "Sample",
+    "WorkdirInUse",
+    "WriteError",
+    "append_records",
+    "append_samples",
+    "lock",
+    "make_folder",
+    "read_manifest",
+    "read_metrics",
+    "read_records",
+    "remove_leftovers",
+    "require",
+    "restore_checkpoint",
+    "write_bytes",
+    "write_files",
+    "write_json",
+    "write_manifest",
+    "write_run_record",
+    "write_text",
+]
