@@ -1,15 +1,18 @@
 """What the stages exchange on disk, written so that every kill is survivable.
 
 - `files`: a file appears whole or not at all;
+- `checked_json`: JSON that others may have changed;
 - `locking`: one run at a time in a folder;
 - `records`: files that grow a line a record, `metrics.jsonl`, `run.json`;
 - `samples`: `manifest.jsonl`, the synthetic samples of a folder;
 - `checkpoints`: the state of a run, over orbax.
 
-A full disk, a read-only folder and a folder in use raise `UserError`s that name the
-folder.
+Files come back from disk as anyone may have left them: damaged ones raise `UserError`s
+that name the file and the remedy. So do a full disk, a read-only folder and a folder in
+use. No link below the workdir is followed for writing.
 """
 
+from gptfl_jax.artifacts.checked_json import read_json
 from gptfl_jax.artifacts.checkpoints import (
     CheckpointMismatch,
     Checkpoints,
@@ -20,6 +23,7 @@ from gptfl_jax.artifacts.files import (
     WriteError,
     make_folder,
     remove_leftovers,
+    require_no_link,
     write_bytes,
     write_files,
     write_json,
@@ -30,6 +34,7 @@ from gptfl_jax.artifacts.records import (
     Metrics,
     append_records,
     read_metrics,
+    read_metrics_until,
     read_records,
     require,
     write_run_record,
@@ -38,6 +43,8 @@ from gptfl_jax.artifacts.samples import (
     ManifestError,
     Sample,
     append_samples,
+    digest,
+    is_as_made,
     read_manifest,
     write_manifest,
 )
@@ -53,13 +60,18 @@ __all__ = [
     "WriteError",
     "append_records",
     "append_samples",
+    "digest",
+    "is_as_made",
     "lock",
     "make_folder",
+    "read_json",
     "read_manifest",
     "read_metrics",
+    "read_metrics_until",
     "read_records",
     "remove_leftovers",
     "require",
+    "require_no_link",
     "restore_checkpoint",
     "write_bytes",
     "write_files",

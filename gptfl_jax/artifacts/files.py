@@ -5,12 +5,15 @@ A full disk and a read-only folder raise `WriteError`s that name the folder.
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,12 +25,16 @@ from gptfl_jax.configuration import UserError
 
 PathLike = str | os.PathLike[str]
 
-# What a kill in the middle of a write leaves behind: `.name.<process id>`.
-_LEFTOVER = re.compile(r"\..+\.\d+")
+# What a kill in the middle of a write leaves behind. No one else gives such names.
+_ENDING = ".gptfl-part"
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}" + re.escape(_ENDING))
+_OF_EARLIER = re.compile(r"\.(?P<name>.+)\.\d+")
+# Files of one batch that are open at once.
+_OPEN_AT_ONCE = 64
 
 
 class WriteError(UserError):
-    """A file could not be written: disk full, or no right to write."""
+    """A file could not be written: disk full, no right to write, or a link."""
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -36,8 +43,8 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8 text; what is not Unicode is written as an escape."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -49,51 +56,82 @@ def write_files(files: Mapping[PathLike, bytes]) -> None:
     """`write_bytes` of many files, as a batch of images; folders are made as needed.
 
     Each file appears whole. They are flushed to disk side by side, which takes a
-    fraction of the time of one after the other.
+    fraction of the time of one after the other. A link in a file's place is replaced,
+    not followed.
     """
-    named = {pathlib.Path(path): data for path, data in files.items()}
-    folders = dict.fromkeys(path.parent for path in named)
-    # The form of these names is that of _LEFTOVER.
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in named}
+    named = [(pathlib.Path(path), data) for path, data in files.items()]
+    folders = dict.fromkeys(path.parent for path, _ in named)
+    for folder in folders:
+        make_folder(folder)
+    for start in range(0, len(named), _OPEN_AT_ONCE):
+        _write_together(named[start : start + _OPEN_AT_ONCE])
+    for folder in folders:
+        flush_folder(folder)
 
-    def write(path: pathlib.Path) -> None:
-        with explained(path.parent), open(temporary[path], "wb") as file:
-            file.write(named[path])
+
+def _write_together(files: Sequence[tuple[pathlib.Path, bytes]]) -> None:
+    temporary = [
+        path.with_name(f".{secrets.token_hex(8)}{_ENDING}") for path, _ in files
+    ]
+
+    def write(name: pathlib.Path, path: pathlib.Path, data: bytes) -> None:
+        with explained(path.parent):
+            file = stack.enter_context(open(name, "xb"))
+            # Held until the file has its own name: it is no leftover. Where a file
+            # system has no locks, no run can take the folder's, and none will sweep.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
-    for folder in folders:
-        make_folder(folder)
-    try:
-        if len(named) == 1:
-            write(*named)
-        else:
-            with ThreadPoolExecutor(min(16, len(named) or 1)) as pool:
-                list(pool.map(write, named))
-        for path in named:
-            with explained(path.parent):
-                os.replace(temporary[path], path)
-    except BaseException:
-        for path in temporary.values():
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
-    for folder in folders:
-        _flush_folder(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            if len(files) == 1:
+                write(temporary[0], *files[0])
+            else:
+                with ThreadPoolExecutor(16) as pool:
+                    list(pool.map(write, temporary, *zip(*files, strict=True)))
+            for name, (path, _) in zip(temporary, files, strict=True):
+                with explained(path.parent):
+                    os.replace(name, path)
+        except BaseException:
+            for name in temporary:
+                with contextlib.suppress(OSError):
+                    name.unlink(missing_ok=True)
+            raise
 
 
-def remove_leftovers(folder: PathLike) -> None:
+def remove_leftovers(folder: PathLike, names: Iterable[str] = ()) -> None:
     """Remove what kills in the middle of a write have left in a folder.
 
-    Not in those below it. Only for who holds the folder's lock: another run's write may
-    be under way.
+    Not in those below it, and nothing that is still being written.
+
+    Args:
+        names: of files that only this project writes there. Earlier versions left
+            parts of them as `.<name>.<process id>`, which go too. For who holds the
+            folder's lock.
     """
     if not os.path.isdir(folder):
         return
+    names = set(names)
     with explained(folder), os.scandir(folder) as entries:
-        leftovers = [each.path for each in entries if _LEFTOVER.fullmatch(each.name)]
-        for path in leftovers:
+        for entry in entries:
+            of_earlier = _OF_EARLIER.fullmatch(entry.name)
+            if of_earlier and of_earlier["name"] in names:
+                os.unlink(entry.path)
+            elif _LEFTOVER.fullmatch(entry.name):
+                _remove_unless_open(entry.path)
+
+
+def _remove_unless_open(path: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(folder: PathLike) -> pathlib.Path:
@@ -108,7 +146,61 @@ def make_folder(folder: PathLike) -> pathlib.Path:
     return folder
 
 
-def _flush_folder(folder: pathlib.Path) -> None:
+def require_no_link(path: PathLike, below: PathLike) -> None:
+    """Refuse a path that leads through a link, which may point anywhere.
+
+    Args:
+        below: the folder from which on links count; it may be one itself.
+
+    Raises:
+        WriteError: the path, or a folder between the two, is a link.
+    """
+    path, below = pathlib.Path(path), pathlib.Path(below)
+    for part in (path, *path.parents):
+        if part == below:
+            break
+        if part.is_symlink():
+            raise WriteError(
+                f"{part} is a link, and no link is followed for writing: remove it, "
+                "or put the whole --workdir where it leads to"
+            )
+
+
+def open_to_write(path: pathlib.Path) -> int:
+    """Open a file for reading and writing, which is made where it is missing.
+
+    Returns:
+        its descriptor.
+
+    Raises:
+        WriteError: no right to, or it is a link or no file.
+    """
+    require_no_link(path, path.parent)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with explained(path.parent):
+        descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise WriteError(f"{path} is no plain file: remove it")
+    return descriptor
+
+
+def read_plain(path: PathLike) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no plain file, as a pipe, which
+            would be waited for.
+    """
+    # Not to wait in open() for who writes into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no plain file")
+        return file.read()
+
+
+def flush_folder(folder: pathlib.Path) -> None:
     """Make renames in a folder durable, where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -132,28 +224,45 @@ def explained(folder: PathLike) -> Iterator[None]:
         raise WriteError(f"cannot write to {os.fspath(folder)}: {reason}") from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TOO_LARGE = (errno.EFBIG,)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def _write_failure(error: BaseException) -> str | None:
     """What a user can do about a failed write; None if it is another error."""
-    code = error.errno if isinstance(error, OSError) else None
-    # tensorstore, below orbax, raises ValueErrors with the system's text in them.
-    text = str(error)
-    if code in (errno.ENOSPC, errno.EDQUOT) or any(
-        os.strerror(each) in text for each in (errno.ENOSPC, errno.EDQUOT)
-    ):
+
+    def is_one_of(codes: Sequence[int]) -> bool:
+        # tensorstore, below orbax, raises ValueErrors with the system's text in them.
+        text = "" if isinstance(error, OSError) else str(error)
+        return getattr(error, "errno", None) in codes or any(
+            os.strerror(each) in text for each in codes
+        )
+
+    if is_one_of(_FULL):
         return (
             "the disk is full. Free some space and start again: the run goes on "
             "from what was written"
         )
-    if code in (errno.EROFS, errno.EACCES, errno.EPERM) or any(
-        os.strerror(each) in text for each in (errno.EROFS, errno.EACCES)
-    ):
+    if is_one_of(_TOO_LARGE):
+        return (
+            "a file is larger than this process or the disk allows. Raise the limit "
+            "(ulimit -f), or choose another --workdir, and start again: the run goes "
+            "on from what was written"
+        )
+    if is_one_of(_FORBIDDEN):
         return (
             "it is read-only or belongs to someone else. Choose another --workdir, "
             "or change its permissions"
         )
-    if code in (errno.ENOTDIR, errno.EEXIST):
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file stands where a folder is needed. Choose another --workdir"
-    return None
+    if error.errno == errno.EISDIR:
+        return "a folder stands where a file is needed. Choose another --workdir"
+    reason = error.strerror or str(error)
+    return f"{reason[:1].lower()}{reason[1:]}. Choose another --workdir"
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""One run at a time in a folder: a lock that no kill leaves behind."""
 
 import contextlib
 import datetime
@@ -14,8 +14,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gptfl_jax.artifacts.files import PathLike, WriteError, explained, make_folder
+from gptfl_jax.artifacts.files import (
+    PathLike,
+    WriteError,
+    make_folder,
+    open_to_write,
+    remove_leftovers,
+    require_no_link,
+)
 from gptfl_jax.configuration import UserError
+
+# The folders that this process holds, each with the descriptor of its lock file.
+_HELD: dict[str, int] = {}
 
 
 class WorkdirInUse(UserError):
@@ -23,23 +33,30 @@ class WorkdirInUse(UserError):
 
 
 @contextlib.contextmanager
-def lock(folder: PathLike) -> Iterator[None]:
+def lock(folder: PathLike, workdir: PathLike | None = None) -> Iterator[None]:
     """Hold a folder for this run; a second run is refused.
 
     The kernel drops the lock when the process ends, however it ends, so a kill leaves
-    nothing to clean up. Of several processes of one run the first takes the lock, and
-    all of them learn whether it got it, and whether they see the same folder.
+    no lock behind; parts of files that it has left in the folder are removed. Of
+    several processes of one run the first takes the lock, and all of them learn whether
+    it got it, and whether they see the same folder.
+
+    Args:
+        workdir: the folder that the user named; no link is followed from there to
+            `folder`. None: they are the same.
 
     Raises:
         WorkdirInUse: another run holds the folder.
-        WriteError: the folder cannot be written to.
+        WriteError: the folder cannot be written to, or leads through a link.
         UserError: it is not the same folder for all processes.
     """
     refusal: UserError | None = None
     descriptor = None
     if jax.process_index() == 0:
         try:
+            require_no_link(folder, folder if workdir is None else workdir)
             descriptor = _take_lock(pathlib.Path(folder))
+            remove_leftovers(folder)
         except UserError as error:
             refusal = error
     if jax.process_count() > 1:
@@ -51,16 +68,51 @@ def lock(folder: PathLike) -> Iterator[None]:
     try:
         if refusal is not None:
             raise refusal
-        yield
+        held = os.path.realpath(folder)
+        if descriptor is not None:
+            _HELD[held] = descriptor
+        try:
+            yield
+        finally:
+            _HELD.pop(held, None)
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
+def require_held(path: PathLike) -> None:
+    """Make sure that the locks of this process still keep others from a path.
+
+    Called before what two runs would mix: lines of a file, checkpoints.
+
+    Raises:
+        WorkdirInUse: the lock file of a folder above the path was deleted or replaced
+            since this process took it, so another run may have taken the new one.
+    """
+    path = os.path.realpath(path)
+    for folder, descriptor in list(_HELD.items()):
+        if path.startswith(os.path.join(folder, "")) and not _is_at(
+            descriptor, pathlib.Path(folder, ".lock")
+        ):
+            raise WorkdirInUse(
+                f"{folder}/.lock was deleted or replaced under this run, so another "
+                "run may be writing there too. It stops here: see that no other is "
+                "running, then start the same command again"
+            )
+
+
+def _is_at(descriptor: int, path: pathlib.Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except OSError:
+        return False
+
+
 def _take_lock(folder: pathlib.Path) -> int:
     make_folder(folder)
-    with explained(folder):
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / ".lock"
+    descriptor = open_to_write(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,6 +127,10 @@ def _take_lock(folder: pathlib.Path) -> int:
         raise WriteError(
             f"cannot lock {folder}: {error.strerror}. Choose another --workdir"
         ) from error
+    if not _is_at(descriptor, path):
+        # Deleted between opening and locking: take the one that is there now.
+        os.close(descriptor)
+        return _take_lock(folder)
     # Only for the message above: the lock is the kernel's, not this text.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -20,33 +20,47 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from gptfl_jax.artifacts import checked_json
 from gptfl_jax.artifacts.files import (
     PathLike,
     explained,
     make_folder,
+    open_to_write,
     plain,
+    read_plain,
+    remove_leftovers,
+    require_no_link,
     write_json,
     write_text,
 )
+from gptfl_jax.artifacts.locking import require_held
 from gptfl_jax.configuration import UserError
 
 
-def whole_lines(path: pathlib.Path) -> list[str]:
-    """The complete lines of a file; a last one without its newline is left out."""
+def whole_lines(path: PathLike) -> list[bytes]:
+    """The complete lines of a file; a last one without its newline is left out.
+
+    Raises:
+        UserError: it cannot be read. One that is not there has no lines.
+    """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return read_plain(path).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    return text.split("\n")[:-1]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path} cannot be read ({reason}): put the file back, or remove it"
+        ) from None
 
 
 def read_records(path: PathLike) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; what is torn or no object is left out."""
     records = []
-    for line in whole_lines(pathlib.Path(path)):
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    for line in whole_lines(path):
+        with contextlib.suppress(ValueError):
+            records.append(checked_json.parse(line, {}))
+    return records
 
 
 def append_records(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None:
@@ -56,12 +70,19 @@ def append_records(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None
 
 
 def append_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
-    """Append whole lines, durably, after cutting off a torn one."""
+    """Append whole lines, durably, after cutting off a torn one.
+
+    Raises:
+        WriteError: no right to, no space, or the file is a link.
+        WorkdirInUse: the lock that keeps other runs away was deleted.
+    """
+    require_held(path)
     make_folder(path.parent)
-    data = "".join(line + "\n" for line in lines).encode()
-    with explained(path.parent):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+    text = "".join(line + "\n" for line in lines)
+    data = text.encode(errors="backslashreplace")
+    descriptor = open_to_write(path)
+    try:
+        with explained(path.parent):
             # Processes of one run may share the file.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             end = _end_of_whole_lines(descriptor)
@@ -72,8 +93,8 @@ def append_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
             except OSError:
                 os.ftruncate(descriptor, end)
                 raise
-        finally:
-            os.close(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_at(descriptor: int, offset: int, data: bytes) -> None:
@@ -102,15 +123,29 @@ class Metrics:
         resume_after: the step of the checkpoint that the run goes on from; lines of
             later steps, written before the kill, are dropped because they come again.
             None starts the file anew.
+        last_line: the step of the last line that the run had written by then; None:
+            `resume_after`.
+
+    Raises:
+        UserError: the file does not reach that line.
     """
 
-    def __init__(self, path: PathLike, resume_after: int | None = None):
+    def __init__(
+        self,
+        path: PathLike,
+        resume_after: int | None = None,
+        last_line: int | None = None,
+    ):
         self.path = pathlib.Path(path)
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        kept = [] if resume_after is None else read_metrics(path)
-        kept = [line for line in kept if line["step"] <= resume_after]
+        require_no_link(self.path, self.path.parent)
+        remove_leftovers(self.path.parent, [self.path.name])
+        kept = []
+        if resume_after is not None:
+            last_line = resume_after if last_line is None else last_line
+            kept = read_metrics_until(path, last_line, resume_after)
         text = "".join(json.dumps(plain(line)) + "\n" for line in kept)
         write_text(self.path, text)
 
@@ -121,26 +156,60 @@ class Metrics:
             append_lines(self.path, [line])
 
 
+_LINE = {"step": "whole", "*": ("text", "flag", "null", "number")}
+
+
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; null is read as NaN. Torn lines are left out."""
+    """The lines of a `metrics.jsonl`; null is read as NaN. A torn last one is left out.
+
+    Raises:
+        UserError: a line is none of metrics, or its step does not follow the one before
+            it.
+    """
     path = pathlib.Path(path)
-    records = []
-    for number, line in enumerate(whole_lines(path), start=1):
+    lines: list[dict[str, Any]] = []
+    for number, content in enumerate(whole_lines(path), start=1):
         try:
-            record = json.loads(line)
-            record["step"] = int(record["step"])
-        except (ValueError, TypeError, KeyError):
+            line = checked_json.parse(content, _LINE)
+            if lines and line["step"] <= lines[-1]["step"]:
+                raise ValueError(f"step {line['step']} after {lines[-1]['step']}")
+        except ValueError as error:
+            start = content[:80].decode(errors="replace")
             raise UserError(
-                f"{path} line {number} is not a line of metrics: {line[:80]!r}. "
-                "Remove the line, or run the stage again"
+                f"{path} line {number} is not a line of metrics: {ascii(start)} "
+                f"({error}). Remove the line, or delete {path.parent} and run the "
+                "stage again"
             ) from None
-        records.append(
-            {
-                name: math.nan if value is None else value
-                for name, value in record.items()
-            }
+        lines.append(
+            {name: math.nan if each is None else each for name, each in line.items()}
         )
-    return records
+    return lines
+
+
+def read_metrics_until(
+    path: PathLike, last_line: int, step: int | None = None
+) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` up to a step that there is a checkpoint of.
+
+    Args:
+        last_line: the step of the last one that was written before the checkpoint; 0:
+            maybe none.
+        step: of the checkpoint; None: `last_line`.
+
+    Raises:
+        UserError: that line is missing, so the file has lost lines.
+    """
+    step = last_line if step is None else step
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    reached = lines[-1]["step"] if lines else None
+    if last_line and (reached is None or reached < last_line):
+        ends = "has no line" if reached is None else f"ends at step {reached}"
+        raise UserError(
+            f"{path} {ends}, but there is a checkpoint of step {step}: lines are lost. "
+            f"Put the file back from a copy, or delete {pathlib.Path(path).parent} to "
+            "run it anew"
+        )
+    return lines
 
 
 def require(path: PathLike, command: str) -> pathlib.Path:

@@ -1,13 +1,15 @@
 """`manifest.jsonl`: the synthetic samples of a folder and how each was made."""
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gptfl_jax.artifacts.files import PathLike, plain, write_bytes
+from gptfl_jax.artifacts import checked_json
+from gptfl_jax.artifacts.files import PathLike, plain, read_plain, write_bytes
 from gptfl_jax.artifacts.records import append_lines, whole_lines
 from gptfl_jax.configuration import UserError
 
@@ -28,6 +30,8 @@ class Sample(NamedTuple):
     speaker: number of the speaker vector; None, and not written, where none speaks.
     snr_db: signal-to-noise ratio of white noise added; None, and not written, where
         none was.
+    sha256: digest of the file, as hexadecimal digits; None, and not written, where it
+        is not known, as in manifests of earlier versions.
     """
 
     file: str
@@ -38,6 +42,7 @@ class Sample(NamedTuple):
     model: str
     speaker: int | None = None
     snr_db: float | None = None
+    sha256: str | None = None
 
 
 def read_manifest(folder: PathLike) -> list[Sample]:
@@ -67,8 +72,8 @@ def read_manifest(folder: PathLike) -> list[Sample]:
         )
         if not safe:
             raise ManifestError(
-                f"{path} line {number}: the file {sample.file!r} is outside {folder}. "
-                "Remove the line, or make the samples again"
+                f"{path} line {number}: the file {ascii(sample.file)} is outside "
+                f"{folder}. Remove the line, or make the samples again"
             )
         samples[sample.file] = sample
     return list(samples.values())
@@ -79,28 +84,48 @@ def _is_inside(root: pathlib.Path, path: str) -> bool:
     below = pathlib.PurePosixPath(path)
     if below.is_absolute() or ".." in below.parts:
         return False
-    return (root / below).resolve().is_relative_to(root)
-
-
-def _parse_sample(line: str, where: str) -> Sample:
     try:
-        record = json.loads(line)
-        sample = Sample(**record)
-    except (ValueError, TypeError) as error:
+        return (root / below).resolve().is_relative_to(root)
+    except (OSError, ValueError, RuntimeError):  # links in a circle, among others
+        return False
+
+
+_SHAPE = {
+    **{name: "text" for name in ("file", "label", "prompt", "model")},
+    "seed": "whole",
+    "guidance": ("null", "number"),
+    "speaker?": ("null", "whole"),
+    "snr_db?": ("null", "number"),
+    "sha256?": ("null", "text"),
+}
+
+
+def _parse_sample(line: bytes, where: str) -> Sample:
+    try:
+        record = checked_json.parse(line, _SHAPE)
+        for name in record.keys() - set(Sample._fields):
+            raise ValueError(f"{ascii(name)} is no field of it")
+    except ValueError as error:
         raise ManifestError(
             f"{where}: not a sample with {', '.join(Sample._fields)} ({error}). "
             "Remove the line, or make the samples again"
         ) from None
-    texts = (sample.file, sample.label, sample.prompt, sample.model)
-    whole = isinstance(sample.seed, int) and not isinstance(sample.seed, bool)
-    number = all(
-        value is None or isinstance(value, int | float)
-        for value in (sample.guidance, sample.snr_db)
-    )
-    whole &= sample.speaker is None or type(sample.speaker) is int
-    if not (all(isinstance(text, str) for text in texts) and whole and number):
-        raise ManifestError(f"{where}: a field has the wrong type: {line}")
-    return sample
+    return Sample(**record)
+
+
+def digest(content: bytes) -> str:
+    """What `Sample.sha256` holds, of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def is_as_made(path: PathLike, sample: Sample) -> bool:
+    """Whether a file is there, and has the content that its line says, if it says."""
+    try:
+        if sample.sha256 is None:
+            return os.path.isfile(path)
+        return digest(read_plain(path)) == sample.sha256
+    except OSError:
+        return False
 
 
 def append_samples(folder: PathLike, samples: Sequence[Sample]) -> None:
@@ -129,7 +154,7 @@ def _sample_lines(samples: Sequence[Sample]) -> list[str]:
     lines = []
     for sample in samples:
         record = sample._asdict()
-        for name in ("speaker", "snr_db"):
+        for name in ("speaker", "snr_db", "sha256"):
             if record[name] is None:
                 del record[name]
         lines.append(json.dumps(plain(record)))
