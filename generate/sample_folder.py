@@ -67,8 +67,7 @@ class SampleFolder:
       settings: what a sample's content depends on, by a name users know. A folder
         made with another value of any of them is refused; a value that starts with
         "sha256:" is not shown.
-      complete: whether a file is whole, as far as that can be seen at little cost; for
-        lines of earlier versions, which have no digest.
+      complete: whether a file is whole, as far as that can be seen at little cost.
     """
 
     def __init__(
@@ -183,9 +182,7 @@ class SampleFolder:
 
         def is_as_made(line: Sample) -> bool:
             path = self.folder / line.file
-            return artifacts.is_as_made(path, line) and (
-                line.sha256 is not None or self._complete(path)
-            )
+            return self._complete(path) and not artifacts.is_changed(path, line.sha256)
 
         bar = tqdm(
             total=len(lines), desc="checked", unit=" files", delay=2.0, disable=None

@@ -31,6 +31,7 @@ from gptfl_jax.artifacts.files import (
 )
 from gptfl_jax.artifacts.locking import WorkdirInUse, lock
 from gptfl_jax.artifacts.records import (
+    NUMBER,
     Metrics,
     append_records,
     read_metrics,
@@ -40,20 +41,23 @@ from gptfl_jax.artifacts.records import (
     write_run_record,
 )
 from gptfl_jax.artifacts.samples import (
+    CHANGED,
     ManifestError,
     Sample,
     append_samples,
     digest,
-    is_as_made,
+    is_changed,
     read_manifest,
     write_manifest,
 )
 
 __all__ = [
+    "CHANGED",
     "CheckpointMismatch",
     "Checkpoints",
     "ManifestError",
     "Metrics",
+    "NUMBER",
     "PathLike",
     "Sample",
     "WorkdirInUse",
@@ -61,7 +65,7 @@ __all__ = [
     "append_records",
     "append_samples",
     "digest",
-    "is_as_made",
+    "is_changed",
     "lock",
     "make_folder",
     "read_json",

@@ -2,7 +2,7 @@
 
 A shape says what a value should be. It is
 
-- a kind: "text", "whole" (a number without a fraction, below 2^64 in size), "number"
+- a kind: "text", "string" (text that may hold what is not Unicode), "whole" (a number without a fraction, below 2^64 in size), "number"
   (a finite one), "flag" (true or false), "null", "anything";
 - {"name": shape, ...}: a mapping with these entries, and maybe others; of a name that
   ends in "?" the entry may be missing, and "*" stands for every other name;
@@ -22,6 +22,7 @@ Shape = str | dict[str, Any] | list[Any] | tuple[Any, ...]
 
 _KINDS = {
     "text": "text",
+    "string": "text",
     "whole": "a whole number",
     "number": "a number",
     "flag": "true or false",
@@ -71,9 +72,8 @@ def parse(content: bytes, shape: Shape = "anything") -> Any:
         # Python's own limit; its message speaks of Python.
         limit = "integer string conversion" in str(error)
         raise ValueError("a number is too long" if limit else str(error)) from None
-    fault = _fault(value, shape, "")
-    if fault:
-        raise ValueError(fault)
+    if reason := fault(value, shape):
+        raise ValueError(reason)
     return value
 
 
@@ -81,8 +81,12 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _fault(value: Any, shape: Shape, name: str) -> str:
-    """What is wrong with a value; empty: nothing."""
+def fault(value: Any, shape: Shape, name: str = "") -> str:
+    """In what a value is not of a shape; empty: it is.
+
+    Args:
+        name: of the value, for the answer.
+    """
     match shape:
         case "anything":
             return ""
@@ -90,13 +94,13 @@ def _fault(value: Any, shape: Shape, name: str) -> str:
             right = _is_kind(value, shape)
             return "" if right else f"{_named(name)} is not {_KINDS[shape]}"
         case tuple():
-            faults = [_fault(value, each, name) for each in shape]
+            faults = [fault(value, each, name) for each in shape]
             return "" if "" in faults else faults[-1]
         case list():
             if not isinstance(value, list):
                 return f"{_named(name)} is not a list"
             faults = (
-                _fault(entry, shape[0], f"{name}[{index}]")
+                fault(entry, shape[0], f"{name}[{index}]")
                 for index, entry in enumerate(value)
             )
             return next(filter(None, faults), "")
@@ -108,8 +112,8 @@ def _fault(value: Any, shape: Shape, name: str) -> str:
             return f"{_named(f'{name}.{key}' if name else key)} is missing"
     for key, entry in value.items():
         of_key = shape.get(key, shape.get(f"{key}?", shape.get("*", "anything")))
-        if fault := _fault(entry, of_key, f"{name}.{key}" if name else key):
-            return fault
+        if reason := fault(entry, of_key, f"{name}.{key}" if name else key):
+            return reason
     return ""
 
 
@@ -123,6 +127,8 @@ def _is_kind(value: Any, kind: str) -> bool:
     match kind:
         case "text":
             return isinstance(value, str) and _is_unicode(value)
+        case "string":
+            return isinstance(value, str)
         case "whole":
             return type(value) is int and abs(value) < 2**64
         case "number":

@@ -221,7 +221,7 @@ class Checkpoints:
         part = self.folder / f".{step}{_WRITING}"
         with explained(self.folder):
             self._checkpointer.save(part, args=ocp.args.Composite(**items), force=True)
-        self._faults.pop(step, None)
+        self._faults[step] = ""
         self._metrics[step] = scalars or None
         gone = self._superfluous()
         for each in gone:

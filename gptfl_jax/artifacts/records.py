@@ -21,6 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gptfl_jax.artifacts import checked_json
+from gptfl_jax.artifacts.checked_json import Shape
 from gptfl_jax.artifacts.files import (
     PathLike,
     explained,
@@ -156,11 +157,18 @@ class Metrics:
             append_lines(self.path, [line])
 
 
-_LINE = {"step": "whole", "*": ("text", "flag", "null", "number")}
+# The values of a line of metrics; null stands for NaN.
+NUMBER = ("null", "number")
+_LINE = {"step": "whole", "*": ("text", "flag", *NUMBER)}
 
 
-def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+def read_metrics(
+    path: PathLike, fields: Mapping[str, Shape] = _LINE
+) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; null is read as NaN. A torn last one is left out.
+
+    Args:
+        fields: what a line holds besides its step, see `checked_json`.
 
     Raises:
         UserError: a line is none of metrics, or its step does not follow the one before
@@ -170,7 +178,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, content in enumerate(whole_lines(path), start=1):
         try:
-            line = checked_json.parse(content, _LINE)
+            line = checked_json.parse(content, {**_LINE, **fields})
             if lines and line["step"] <= lines[-1]["step"]:
                 raise ValueError(f"step {line['step']} after {lines[-1]['step']}")
         except ValueError as error:
@@ -187,7 +195,10 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
 
 
 def read_metrics_until(
-    path: PathLike, last_line: int, step: int | None = None
+    path: PathLike,
+    last_line: int,
+    step: int | None = None,
+    fields: Mapping[str, Shape] = _LINE,
 ) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` up to a step that there is a checkpoint of.
 
@@ -195,12 +206,13 @@ def read_metrics_until(
         last_line: the step of the last one that was written before the checkpoint; 0:
             maybe none.
         step: of the checkpoint; None: `last_line`.
+        fields: as `read_metrics` takes them.
 
     Raises:
         UserError: that line is missing, so the file has lost lines.
     """
     step = last_line if step is None else step
-    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    lines = [line for line in read_metrics(path, fields) if line["step"] <= step]
     reached = lines[-1]["step"] if lines else None
     if last_line and (reached is None or reached < last_line):
         ends = "has no line" if reached is None else f"ends at step {reached}"

@@ -113,17 +113,22 @@ def _parse_sample(line: bytes, where: str) -> Sample:
     return Sample(**record)
 
 
+CHANGED = "changed since it was made: start the generator again to make it anew"
+"""Said of a file that is not the one its line has the digest of."""
+
+
 def digest(content: bytes) -> str:
     """What `Sample.sha256` holds, of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
-def is_as_made(path: PathLike, sample: Sample) -> bool:
-    """Whether a file is there, and has the content that its line says, if it says."""
+def is_changed(path: PathLike, sha256: str | None) -> bool:
+    """Whether a file is another than the one its line has the digest of.
+
+    Not where it is missing or cannot be read, or the line has none.
+    """
     try:
-        if sample.sha256 is None:
-            return os.path.isfile(path)
-        return digest(read_plain(path)) == sample.sha256
+        return sha256 is not None and digest(read_plain(path)) != sha256
     except OSError:
         return False
 

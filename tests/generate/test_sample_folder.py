@@ -15,7 +15,7 @@ def planned(*files):
 
 
 def without_digests(folder):
-    """The lines of a manifest, but for the digests, which must be those of the files."""
+    """The lines of a manifest but for their digests, which are those of the files."""
     lines = artifacts.read_manifest(folder)
     for line in lines:
         content = (folder / line.file).read_bytes()
