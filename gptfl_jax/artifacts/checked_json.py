@@ -2,8 +2,9 @@
 
 A shape says what a value should be. It is
 
-- a kind: "text", "string" (text that may hold what is not Unicode), "whole" (a number without a fraction, below 2^64 in size), "number"
-  (a finite one), "flag" (true or false), "null", "anything";
+- a kind: "text", "string" (text that may hold what is not Unicode), "whole" (a number
+  without a fraction, below 2^64 in size), "number" (a finite one), "flag" (true or
+  false), "null", "anything";
 - {"name": shape, ...}: a mapping with these entries, and maybe others; of a name that
   ends in "?" the entry may be missing, and "*" stands for every other name;
 - [shape]: a list, all of whose entries have the shape;

@@ -97,7 +97,7 @@ class Checkpoints:
         record = self._read_record()
         self._best = record["best"] if record is not None and read_only else best
         self._has_digests = record is None or "digests" in record
-        steps = self._find_steps()
+        steps = [step for step in self._find_steps() if not self._is_torn(step)]
         if record is None and steps:
             raise UserError(
                 f"{self._record} is missing, which says what run the checkpoints "
@@ -112,7 +112,7 @@ class Checkpoints:
         if not read_only and jax.process_index() == 0:
             self._remove_leftovers()
             if not self._has_digests:
-                self._adopt(steps)
+                self._adopt()
             content = {"identity": identity, "best": best, "digests": "sha256"}
             write_json(self._record, content)
         self._has_digests |= not read_only
@@ -173,10 +173,24 @@ class Checkpoints:
                 if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
                     shutil.rmtree(path)
 
-    def _adopt(self, steps: Sequence[int]) -> None:
+    def _is_torn(self, step: int) -> bool:
+        """Whether a kill stopped an earlier version while it deleted a step.
+
+        One that was deleted by this version has another name.
+        """
+        needed = ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")
+        folder = self.folder / str(step)
+        return not self._has_digests and not all(
+            (folder / name).exists() for name in needed
+        )
+
+    def _adopt(self) -> None:
         """Give the steps of an earlier version the digests that they lack."""
-        for step in steps:
-            digests.write(self.folder / str(step))
+        for step in self._find_steps():
+            if self._is_torn(step):
+                self._delete(step)
+            else:
+                digests.write(self.folder / str(step))
 
     def _read_metrics(self, step: int) -> dict[str, float] | None:
         """The metrics of a step; None where it has none, or they are damaged."""
