@@ -1,4 +1,4 @@
-"""Every reader of records, fed with what is no record: it takes it or says so in a line.
+"""Readers of records, fed with what is none: they take it or say so in a line.
 
 What a reader takes goes on to those who use it, as far as that is quick.
 """
