@@ -157,6 +157,6 @@ def train_phase(
                 losses, clock, logged = [], now, done
             progress.update()
             if done % settings.checkpoint_every == 0 or done == num_steps:
-                checkpoints.save(done, state, {"logged": logged})
+                checkpoints.save(done, state, {"logged": float(logged)})
         progress.close()
     return jax.device_get(state.ema)
