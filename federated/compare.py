@@ -26,14 +26,13 @@ trained on synthetic data alone: real ones would be test examples of another tur
 
 import copy
 import itertools
-import json
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
 from federated import experiment, simulate
-from gptfl_jax import configuration
+from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
 from gptfl_jax.launch import launch
@@ -132,10 +131,14 @@ def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.federated.init == "random":
         return
     folder = simulate.initial_folder(config, workdir)
-    record = folder.parent / "run.json"
-    if not record.exists():
+    shape = {"config": {"train?": {"data?": "text"}}}
+    try:
+        record = artifacts.read_json(
+            folder.parent / "run.json", shape, f"delete {folder.parent} and train again"
+        )
+    except FileNotFoundError:
         return  # of another origin, or missing, which the run will say
-    trained = json.loads(record.read_text())["config"].get("train", {})
+    trained = record["config"].get("train", {})
     if trained.get("data", "synthetic") != "synthetic":
         raise UserError(
             f"{folder.parent} was trained with config.train.data = "

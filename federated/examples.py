@@ -11,6 +11,7 @@ from federated import experiment
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sound_pictures, sources
+from gptfl_jax.data.images import read_picture
 
 # Of a data set of sounds the report shows so many classes, and has so many to hear.
 _MOST_CLASSES, _MOST_HEARD = 12, 6
@@ -46,9 +47,14 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
     if not (workdir / "synthetic" / "manifest.jsonl").exists():
         return Examples({})
     source = experiment.load(config)
-    if source.sounds is not None:
-        return _sounds(source, workdir / "synthetic", columns)
-    return Examples(_pictures(source, workdir / "synthetic", columns))
+    try:
+        if source.sounds is not None:
+            return _sounds(source, workdir / "synthetic", columns)
+        return Examples(_pictures(source, workdir / "synthetic", columns))
+    except UserError as error:
+        # The numbers do not need them.
+        print(f"the report shows no synthetic examples: {error}", flush=True)
+        return Examples({})
 
 
 def _pictures(
@@ -65,12 +71,13 @@ def _pictures(
         picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
         images = []
         for pick in picks if files else ():
-            with Image.open(folder / files[pick]) as picture:
-                images.append(np.asarray(picture.convert("RGB")))
+            picture = read_picture(folder / files[pick], image_size=0, channels=3)
+            images.append(picture.pixels)
         made_by_class.append(images)
     made = None
-    shapes = {p.shape for images in made_by_class for p in images}
-    if len(shapes) == 1 and all(made_by_class):
+    every = [pixels for images in made_by_class for pixels in images]
+    shapes = {None if pixels is None else pixels.shape for pixels in every}
+    if len(shapes) == 1 and None not in shapes and all(made_by_class):
         made = np.array(made_by_class)
     sheets = {
         "synthetic, as generated": made,

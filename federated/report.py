@@ -50,7 +50,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from federated import examples, pictures
+from federated import examples, pictures, run_files
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
 from gptfl_jax.launch import launch
@@ -185,8 +185,8 @@ def load_runs(workdir: pathlib.Path, names: Sequence[str] = ()) -> list[Run]:
                     f"--config.federated.run={folder.name} --workdir={workdir}` "
                     "makes it."
                 )
-        config = json.loads(record_file.read_text())["config"]
-        metrics = artifacts.read_metrics(metrics_file)
+        config = run_files.read_config(folder)
+        metrics = run_files.read_metrics(folder)
         if not any("accuracy" in line for line in metrics):
             raise UserError(
                 f"{metrics_file}: no evaluated round yet. Wait for the run, or leave "
@@ -753,12 +753,10 @@ def client_accuracies(
     """(before, after fine-tuning) of the clients of all seeds, at their last test."""
     before, after = [], []
     for run in method.runs:
-        file = workdir / "federated" / run.folder / "client_accuracy.json"
-        if file.exists():
-            content = json.loads(file.read_text())
-            total = np.array(content["examples"])
-            before.append(np.array(content["right_before"]) / total)
-            after.append(np.array(content["right_after"]) / total)
+        found = run_files.read_client_accuracy(workdir / "federated" / run.folder)
+        if found is not None:
+            before.append(found[0])
+            after.append(found[1])
     return (np.concatenate(before), np.concatenate(after)) if before else None
 
 
@@ -946,7 +944,7 @@ def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]
         for file in sorted(workdir.rglob("run.json"))
         if (workdir / "federated") not in file.parents or file in shown
     ]
-    records = [json.loads(file.read_text()) for file in files]
+    records = [run_files.read_provenance(file) for file in files]
     return sorted(records, key=lambda record: str(record.get("date", "")))
 
 
@@ -1047,12 +1045,9 @@ def _clients(
         spread = ", and their standard deviation over the clients of a round"
     first = methods[0].runs[0]
     picture = None
-    partition_file = workdir / "federated" / first.folder / "partition.json"
-    if partition_file.exists():
-        saved = json.loads(partition_file.read_text())
-        picture = pictures.partition(
-            np.array(saved["label_counts"]), saved["class_names"]
-        )
+    partition = run_files.read_partition(workdir / "federated" / first.folder)
+    if partition is not None:
+        picture = pictures.partition(*partition)
     return [
         "<h2>The clients</h2>",
         '<p class="soft">Means over rounds and seeds; the update norm ± its standard '

@@ -46,7 +46,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from federated import experiment, pictures
+from federated import experiment, pictures, run_files
 from gptfl_jax import artifacts, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
@@ -136,8 +136,8 @@ def simulate(
       The last line of its metrics.
 
     Raises:
-      UserError: stage 2 is missing, the folder is in use or holds another run, or every
-        update of a cohort was NaN or infinite.
+      UserError: stage 2 is missing, the folder is in use, holds another run or has lost
+        lines of metrics.jsonl, or every update of a cohort was NaN or infinite.
     """
     if setting is None:
         setting = experiment.prepare(config)
@@ -150,7 +150,7 @@ def simulate(
             "files on all hosts",
         )
     variables = initial_weights(config, workdir, setting.learner)
-    with artifacts.lock(folder):
+    with artifacts.lock(folder, workdir):
         identity = _identity(config, variables)
         with artifacts.Checkpoints(
             folder / "checkpoints",
@@ -172,7 +172,8 @@ def simulate(
                     config, folder, setting, data, streamed, checkpoints, start
                 )
                 loop.run(state)
-    return artifacts.read_metrics(folder / "metrics.jsonl")[-1]
+    done = max(start.round or 0, config.federated.rounds)
+    return run_files.read_metrics(folder, done)[-1]
 
 
 class _Start(NamedTuple):
@@ -529,10 +530,13 @@ def outcome(name: str, last: dict[str, Any]) -> str:
     if last.get("dropped"):
         dropped = f", {last['dropped']} clients dropped in the last round"
     sent = (last["bytes_up"] + last["bytes_down"]) / 1e6
-    return (
-        f"{name}: accuracy {last['accuracy']:.4f}, macro F1 {last['macro_f1']:.4f}, "
-        f"loss {last['loss']:.4f} after {last['step']} rounds, {sent:,.1f} MB{dropped}"
-    )
+    tested = "not tested"
+    if "accuracy" in last:
+        tested = (
+            f"accuracy {last['accuracy']:.4f}, macro F1 {last['macro_f1']:.4f}, "
+            f"loss {last['loss']:.4f}"
+        )
+    return f"{name}: {tested} after {last['step']} rounds, {sent:,.1f} MB{dropped}"
 
 
 def main() -> None:

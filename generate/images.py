@@ -23,6 +23,7 @@ from generate import samples
 from generate.samples import samples_per_class
 from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
+from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
 from gptfl_jax.launch import launch
 
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{config.generate.num_steps} steps, {drawn} {scales}",
             is_whole_png,
             lambda: _load(config, planned),
-            write_preview,
+            draw_preview,
         ),
     )
 
@@ -102,18 +103,19 @@ def is_whole_png(path: pathlib.Path) -> bool:
         return False
 
 
-def write_preview(
-    path: pathlib.Path, shown: Mapping[str, Sequence[pathlib.Path]]
-) -> None:
-    """Writes the first images of each class as one picture."""
-    rows = []
+def draw_preview(shown: Mapping[str, Sequence[pathlib.Path]]) -> samples.Preview:
+    """The first images of each class as one picture."""
+    rows, broken = [], []
     for name, files in shown.items():
         pictures = []
         for file in files:
-            with Image.open(file) as image:
-                pictures.append(image.convert("RGB"))
+            read = read_picture(file, image_size=0, channels=3)
+            if read.pixels is None:
+                broken.append(f"{file}: {read.error}")
+            else:
+                pictures.append(Image.fromarray(read.pixels))
         rows.append((name, pictures))
-    samples.write_picture(path, samples.contact_sheet(rows))
+    return samples.Preview(samples.contact_sheet(rows), broken)
 
 
 def _settings(

@@ -65,7 +65,7 @@ def _make(
             "config.prompts.classes"
         )
     path, record = workdir / "prompts.json", workdir / "run.json"
-    before = path.read_bytes() if path.exists() else b""
+    before = path.read_bytes() if path.is_file() else b""
     artifacts.write_json(path, _content(config, request, selections))
     # Started again, it leaves the record of when they were made.
     if path.read_bytes() != before or not record.exists():

@@ -2,8 +2,9 @@
 
 The samples and their order are planned before anything is made, so the folder that a
 run ends with depends on the plan alone. A sample's file is written whole before its
-manifest line, and a sample counts as made when both are there: whenever a run is
-killed, the next one makes what has no line yet, over whatever file was left.
+manifest line, and a sample counts as made when both are there and the file is the one
+that the line has the digest of: whenever a run is killed, the next one makes what has
+no line yet, over whatever file was left, and what has changed since.
 """
 
 import collections
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import multihost
+from tqdm import tqdm
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Sample
@@ -88,14 +90,15 @@ class SampleFolder:
 
         Raises:
           UserError: the folder holds samples that the plan does not, or that were made
-            with other settings.
+            with other settings; or a folder or record of it is a link.
         """
+        self._refuse_links()
         artifacts.make_folder(self.folder)
-        made = self._check()
+        lines = self._check()
         if jax.process_index() == 0:
             artifacts.write_json(self.folder / _SETTINGS, self._settings)
             self._remove_leftovers()
-            self._put_in_order(made)
+            self._put_in_order(self._as_made(lines))
         wait_for_all("folder opened")
         return {sample.file for sample in artifacts.read_manifest(self.folder)}
 
@@ -107,7 +110,7 @@ class SampleFolder:
         """
         wait_for_all("samples made")
         if jax.process_index() == 0:
-            made = {sample.file for sample in artifacts.read_manifest(self.folder)}
+            made = {each.file: each for each in artifacts.read_manifest(self.folder)}
             self._put_in_order(made)
             missing = [s.file for s in self.planned if s.file not in made]
             if missing:
@@ -118,11 +121,16 @@ class SampleFolder:
                 )
         wait_for_all("folder closed")
 
-    def _check(self) -> set[str]:
-        """Files that have a line and are there; refuses what is not of this plan."""
+    def _refuse_links(self) -> None:
+        folders = {sample.file.rpartition("/")[0] for sample in self.planned}
+        for name in (*_RESERVED, *sorted(folders)):
+            artifacts.require_no_link(self.folder / name, self.folder.parent)
+
+    def _check(self) -> list[Sample]:
+        """The lines that are there; refuses what is not of this plan."""
         lines = artifacts.read_manifest(self.folder)
         if not lines:
-            return set()  # a run that made nothing binds no later one
+            return []  # a run that made nothing binds no later one
         earlier = self._earlier_settings()
         remedy = (
             f"delete {self.folder} to make all samples anew, "
@@ -156,37 +164,62 @@ class SampleFolder:
                 f"classes as it holds, {remedy}"
             )
         for line in lines:
-            if line != planned[line.file]:
+            if line._replace(sha256=None) != planned[line.file]:
                 raise UserError(
                     f"{self.folder}: the manifest has {line}, but this config plans "
                     f"{planned[line.file]}; {remedy}"
                 )
         # Settings of classes that are not in this plan (any more) stay on record.
         self._settings = {**earlier, **self._settings}
-        return {line.file for line in lines if self._complete(self.folder / line.file)}
+        return lines
+
+    def _as_made(self, lines: Sequence[Sample]) -> dict[str, Sample]:
+        """The lines whose files are as they were made; says how many are not.
+
+        Every file is read: at 1 GB/s and 0.1 ms a file, 75,750 pictures of 32x32 take
+        8 s, of 512x512 a minute where the disk can give them.
+        """
+
+        def is_as_made(line: Sample) -> bool:
+            path = self.folder / line.file
+            return self._complete(path) and not artifacts.is_changed(path, line.sha256)
+
+        bar = tqdm(
+            total=len(lines), desc="checked", unit=" files", delay=2.0, disable=None
+        )
+        found = {}
+        with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            for line, right in zip(lines, pool.map(is_as_made, lines), strict=True):
+                bar.update()
+                if right:
+                    found[line.file] = line
+        wrong = [line.file for line in lines if line.file not in found]
+        if wrong:
+            print(
+                f"{self.folder}: {len(wrong):,} samples are gone or not as they were "
+                f"made (the first: {wrong[0]}); they are made again",
+                flush=True,
+            )
+        return found
 
     def _earlier_settings(self) -> dict[str, Any] | None:
         path = self.folder / _SETTINGS
+        remedy = f"delete {self.folder} to make all samples anew"
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            return artifacts.read_json(path, {}, remedy)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); delete {self.folder} to make all "
-                "samples anew"
-            ) from error
-        return settings if isinstance(settings, dict) else None
 
     def _remove_leftovers(self) -> None:
-        parents = {
-            self.folder / sample.file.rpartition("/")[0] for sample in self.planned
-        }
-        for folder in {self.folder, *parents}:
-            artifacts.remove_leftovers(folder)
+        names: dict[str, set[str]] = {"": set(_RESERVED)}
+        for sample in self.planned:
+            parent, _, name = sample.file.rpartition("/")
+            names.setdefault(parent, set()).add(name)
+        for parent, ours in names.items():
+            artifacts.remove_leftovers(self.folder / parent, ours)
 
-    def _put_in_order(self, made: set[str]) -> None:
-        samples = [sample for sample in self.planned if sample.file in made]
+    def _put_in_order(self, made: Mapping[str, Sample]) -> None:
+        samples = [made[each.file] for each in self.planned if each.file in made]
         artifacts.write_manifest(self.folder, samples)
 
 
@@ -245,12 +278,12 @@ class SampleWriter:
             self._encode,
             [jax.tree.map(lambda leaf, row=row: leaf[row], values) for row in rows],
         )
-        files = {
-            self._folder / sample.file: content
-            for sample, content in zip(samples, contents, strict=True)
-        }
+        files, lines = {}, []
+        for sample, content in zip(samples, contents, strict=True):
+            files[self._folder / sample.file] = content
+            lines.append(sample._replace(sha256=artifacts.digest(content)))
         artifacts.write_files(files)
-        artifacts.append_samples(self._folder, samples)
+        artifacts.append_samples(self._folder, lines)
         self._on_written(samples)
 
     def __enter__(self) -> Self:

@@ -32,6 +32,16 @@ from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
 
+# The shape of prompts.json.
+_PROMPTS_FILE = {
+    "prompts": {"*": ["text"]},
+    "made?": {
+        "method?": "text",
+        "guidance_choices?": ["number"],
+        "config?": {"*": "anything"},
+    },
+}
+
 
 def read_prompts(
     workdir: pathlib.Path, config: ConfigDict
@@ -47,18 +57,12 @@ def read_prompts(
     """
     command = f"python -m generate.prompts --config=... --workdir={workdir}"
     path = artifacts.require(workdir / "prompts.json", command)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        prompts, made = content["prompts"], content.get("made", {})
-        made_with = made.get("config", {})
-        usable = isinstance(made_with, dict) and len(prompts) > 0
-        for sentences in prompts.values():
-            usable &= isinstance(sentences, list) and len(sentences) > 0
-            usable &= all(isinstance(sentence, str) for sentence in sentences)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        raise UserError(f"{path} holds no prompts by class: make it with `{command}`")
+    remedy = f"it holds no prompts by class: make it with `{command}`"
+    content = artifacts.read_json(path, _PROMPTS_FILE, remedy)
+    prompts, made = content["prompts"], content.get("made", {})
+    made_with = made.get("config", {})
+    if not prompts or not all(prompts.values()):
+        raise UserError(f"{path}: {remedy}")
     for name, value in json.loads(json.dumps(prompt_settings(config))).items():
         if made_with.get(name, value) != value:
             raise UserError(
@@ -151,6 +155,15 @@ class Maker(NamedTuple):
     """The file of one sample, from its row of these arrays."""
 
 
+class Preview(NamedTuple):
+    """A picture of samples."""
+
+    picture: Image.Image | None
+    """None where no file can be shown."""
+    broken: Sequence[str]
+    """Files that cannot be shown, each with the reason."""
+
+
 class Work(NamedTuple):
     """What one program makes; how it is made in the end is the same for all."""
 
@@ -165,8 +178,8 @@ class Work(NamedTuple):
     """As `SampleFolder` takes it."""
     load: Callable[[], Maker]
     """Called only where something is missing."""
-    write_preview: Callable[[pathlib.Path, Mapping[str, Sequence[pathlib.Path]]], None]
-    """Called with the picture's path, and the files of each class on it."""
+    draw_preview: Callable[[Mapping[str, Sequence[pathlib.Path]]], Preview]
+    """The picture of the files of each class."""
 
 
 def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
@@ -264,12 +277,14 @@ def settings(
 
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], tile: int = 64
-) -> Image.Image:
-    """Images in rows, each with the name of its class before it.
+) -> Image.Image | None:
+    """Images in rows, each with the name of its class before it; None without any.
 
     Small images are enlarged by a whole factor without smoothing, large ones shrunk,
     to tiles of `tile` to 2 x `tile` pixels. More than 25 classes go side by side.
     """
+    if not any(images for _, images in rows):
+        return None
     largest = max(max(image.size) for _, images in rows for image in images)
     side = largest * max(1, tile // largest) if largest < 2 * tile else 2 * tile
     font = ImageFont.load_default(size=14)
@@ -295,13 +310,6 @@ def contact_sheet(
     return sheet
 
 
-def write_picture(path: pathlib.Path, picture: Image.Image) -> None:
-    """Writes a PNG, whole or not at all."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    artifacts.write_bytes(path, file.getvalue())
-
-
 def _shown(
     config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
 ) -> dict[str, list[pathlib.Path]]:
@@ -319,8 +327,19 @@ def _preview(
     config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
 ) -> None:
     shown = _shown(config, work, folder)
-    if shown:
-        work.write_preview(folder.folder / "preview.png", shown)
+    if not shown:
+        return
+    preview = work.draw_preview(shown)
+    for each in preview.broken:
+        print(
+            f"left out of the preview, {each}. Delete the file and start again: it is "
+            "made anew",
+            flush=True,
+        )
+    if preview.picture is not None:
+        file = io.BytesIO()
+        preview.picture.save(file, "PNG")
+        artifacts.write_bytes(folder.folder / "preview.png", file.getvalue())
 
 
 class _EarlyPreview:

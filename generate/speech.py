@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import soundfile
 from ml_collections import ConfigDict
 
 from generate import samples
@@ -64,7 +63,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{voices}, at most {options.max_seconds:g} s",
             audio.is_whole_wav,
             lambda: _load(config, vocoder, speakers),
-            write_preview,
+            draw_preview,
         ),
     )
 
@@ -119,20 +118,23 @@ def _encode(clip: tuple[np.ndarray, ...], rate: int, trim_db: float) -> bytes:
     return audio.encode_wav(wave, rate)
 
 
-def write_preview(
-    path: pathlib.Path, shown: Mapping[str, Sequence[pathlib.Path]]
-) -> None:
-    """Writes waveforms and spectrograms of clips, all to one scale of time."""
-    clips = {
-        name: [soundfile.read(file, dtype="float32", always_2d=True) for file in files]
-        for name, files in shown.items()
-    }
-    seconds = max(len(w) / rate for each in clips.values() for w, rate in each)
+def draw_preview(shown: Mapping[str, Sequence[pathlib.Path]]) -> samples.Preview:
+    """Waveforms and spectrograms of clips, all to one scale of time."""
+    waves: dict[str, list[np.ndarray]] = {name: [] for name in shown}
+    broken = []
+    for name, files in shown.items():
+        for file in files:
+            try:
+                waves[name].append(audio.read(file))
+            except UserError as error:
+                broken.append(str(error))
+    rate = audio.SAMPLE_RATE_HZ
+    seconds = max((len(w) for each in waves.values() for w in each), default=0) / rate
     rows = [
-        (name, [sound_pictures.draw(wave[:, 0], rate, seconds) for wave, rate in each])
-        for name, each in clips.items()
+        (name, [sound_pictures.draw(wave, rate, seconds) for wave in each])
+        for name, each in waves.items()
     ]
-    samples.write_picture(path, samples.contact_sheet(rows, tile=128))
+    return samples.Preview(samples.contact_sheet(rows, tile=128), broken)
 
 
 def _settings(

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gptfl_jax import artifacts, hub, prompting
+from gptfl_jax.artifacts import checked_json
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators.chat import Chat
 from gptfl_jax.generators.decoding import Decoding
@@ -109,12 +110,29 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     return settings | {"seed": config.seed}
 
 
+# The shape of a line of prompts_drawn.jsonl.
+_DRAWN = {
+    **dict.fromkeys(("class", "source"), "text"),
+    "numbers": ["whole"],
+    "sentences": ["text"],
+}
+
+
 class _Store:
     """The file of sentences."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._records = artifacts.read_records(path)
+        for record in self._records:
+            fault = checked_json.fault(record, _DRAWN)
+            if not fault and len(record["numbers"]) != len(record["sentences"]):
+                fault = "there are more numbers than sentences, or fewer"
+            if fault:
+                raise UserError(
+                    f"{path}: a line holds no drawn sentences ({fault}). Remove the "
+                    "line, or the file: what is missing is drawn again"
+                )
 
     def of(self, name: str, settings: dict[str, Any]) -> "_Drawn":
         """The sentences of a class that were drawn with these settings."""

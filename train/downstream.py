@@ -49,7 +49,7 @@ _FREE_TO_CHANGE = ("run", "eval_every", "eval_batch_size", "checkpoint_every")
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains `config.model` as `config.train` says, or continues to."""
     folder = workdir / config.train.run
-    with artifacts.lock(folder):
+    with artifacts.lock(folder, workdir):
         data = load_data(config, workdir)
         train(config, folder, data)
 
@@ -165,7 +165,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             artifacts.write_run_record(folder, config)
         log = folder / "metrics.jsonl"
         metrics = artifacts.Metrics(log, resume_after=epoch or None)
-        past = artifacts.read_metrics(log) if epoch else []
+        past = artifacts.read_metrics(log, _line(best)) if epoch else []
         highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
         last_saved, started = epoch, time.perf_counter()
 
@@ -240,7 +240,14 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     last_saved = epoch
                     highest = max(highest, scalars[best]) if best else highest
         saved.wait()
-        _report(artifacts.read_metrics(log), saved.best_step(), data)
+        past = artifacts.read_metrics(log, _line(best))
+        lines = {line["step"]: line for line in past}
+        if (best_epoch := saved.best_step()) not in lines:
+            raise configuration.UserError(
+                f"{log} has no line of epoch {best_epoch}, the best one: put the file "
+                f"back from a copy, or delete {folder} to train again"
+            )
+        _report(lines, best_epoch, data)
 
 
 def make_epoch(
@@ -323,8 +330,13 @@ def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     }
 
 
-def _report(lines: list[dict[str, Any]], best_epoch: int, data: Data) -> None:
-    tests = {line["step"]: line for line in lines}
+def _line(best: str | None) -> dict[str, Any]:
+    """What a line of metrics.jsonl holds, as far as it is read again."""
+    names = ("accuracy", "macro_f1", "loss", *([best] if best else []))
+    return dict.fromkeys(names, artifacts.NUMBER)
+
+
+def _report(tests: dict[int, dict[str, Any]], best_epoch: int, data: Data) -> None:
     examples = f"{len(data.test.labels):,} real test examples"
     for name, epoch in (("last", max(tests)), ("best", best_epoch)):
         line = tests[epoch]

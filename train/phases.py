@@ -130,7 +130,10 @@ def train_phase(
         start = checkpoints.latest_step()
         if start is not None:
             state = checkpoints.restore(state)
-        metrics = artifacts.Metrics(folder / "metrics.jsonl", resume_after=start)
+        # The last step that has a line: `log_every` may have changed since.
+        saved = {} if start is None else checkpoints.metrics(start)
+        logged = int(saved.get("logged", 0))
+        metrics = artifacts.Metrics(folder / "metrics.jsonl", start, last_line=logged)
         progress = tqdm(
             total=num_steps, initial=start or 0, desc=name, mininterval=5, unit="step"
         )
@@ -151,9 +154,9 @@ def train_phase(
                     done, loss=mean, steps_per_second=len(losses) / (now - clock)
                 )
                 progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                losses, clock = [], now
+                losses, clock, logged = [], now, done
             progress.update()
             if done % settings.checkpoint_every == 0 or done == num_steps:
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, {"logged": float(logged)})
         progress.close()
     return jax.device_get(state.ema)

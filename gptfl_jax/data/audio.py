@@ -74,6 +74,8 @@ class Clip(NamedTuple):
     duration_s: float = 0.0
     """0 reaches to the end of the file."""
     noise: Noise | None = None
+    sha256: str | None = None
+    """Digest of the file, where one is known."""
 
 
 # Waveforms --------------------------------------------------------------------------
@@ -322,6 +324,8 @@ def extract(
         try:
             if broken is not None:
                 _require_whole(clips[index].path)
+                if artifacts.is_changed(clips[index].path, clips[index].sha256):
+                    raise UserError(artifacts.CHANGED)
             return _features_of(clips[index], settings, cache, background)
         except UserError as error:
             if broken is None:

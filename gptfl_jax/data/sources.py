@@ -13,7 +13,8 @@ import pathlib
 import pickle
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -400,8 +401,8 @@ def synthetic_sounds(
 
     Returns:
       (features [examples, frames, bands], lengths [examples]) in the order of the
-      manifest, and a report of the files left out: unreadable or truncated, gone, or of
-      a class that is not in `class_names`.
+      manifest, and a report of the files left out: unreadable or truncated, gone,
+      changed since they were made, or of a class that is not in `class_names`.
 
     Raises:
       UserError: there is no such folder, a manifest line leaves the folder, or no clip
@@ -410,7 +411,7 @@ def synthetic_sounds(
     folder = pathlib.Path(folder)
     command = "python -m generate.speech --config=... --workdir=..."
     artifacts.require(folder / "manifest.jsonl", command)
-    files, labels, left_out = _list_synthetic(folder, class_names)
+    files, labels, digests, left_out = _list_synthetic(folder, class_names)
     settings = sounds.settings
     # With so many samples there are `frames` frames.
     longest_s = (frames * settings.hop - 1) / settings.sample_rate_hz
@@ -418,7 +419,7 @@ def synthetic_sounds(
     settings = settings._replace(max_duration_s=limit_s)
     broken: dict[int, str] = {}
     features, lengths = audio.extract(
-        [audio.Clip(folder / file) for file in files],
+        [audio.Clip(folder / file, sha256=digests.get(file)) for file in files],
         settings,
         sounds.cache,
         "synthetic clips",
@@ -452,16 +453,18 @@ def synthetic_pictures(
 
     Returns:
       the pictures in the order of the manifest (or of the file names), and a report of
-      the files left out: unreadable or truncated, gone, not RGB or grey, of another
-      size than most, or of a class that is not in `class_names`.
+      the files left out: unreadable or truncated, gone, changed since they were made,
+      not RGB or grey, of another size than most, or of a class that is not in
+      `class_names`.
 
     Raises:
       UserError: there is no such folder, a manifest line leaves the folder, or no
         picture could be used.
     """
     folder = pathlib.Path(folder)
-    files, labels, left_out = _list_synthetic(folder, class_names)
-    read = _Reader(image_size, channels, modes=("RGB", "L"))
+    files, labels, digests, left_out = _list_synthetic(folder, class_names)
+    digests = {folder / file: digest for file, digest in digests.items()}
+    read = _Reader(image_size, channels, modes=("RGB", "L"), digests=digests)
     paths = [folder / file for file in files]
     pictures = list(images.read_pictures(paths, read, "synthetic pictures"))
     usual = _most_common([p.size for p in pictures if p.pixels is not None])
@@ -498,12 +501,16 @@ def _require_any(
 
 def _list_synthetic(
     folder: pathlib.Path, class_names: Sequence[str]
-) -> tuple[list[str], list[int], list[tuple[str, str]]]:
-    """File names and labels by the manifest, or by the original's file names."""
+) -> tuple[list[str], list[int], dict[str, str], list[tuple[str, str]]]:
+    """File names, labels, digests by name, and what is left out.
+
+    By the manifest, or by the original's file names.
+    """
+    digests = {}
     if (folder / "manifest.jsonl").exists():
-        entries = [
-            (sample.file, sample.label) for sample in artifacts.read_manifest(folder)
-        ]
+        made = artifacts.read_manifest(folder)
+        entries = [(sample.file, sample.label) for sample in made]
+        digests = {sample.file: sample.sha256 for sample in made if sample.sha256}
     else:
         artifacts.require(
             folder, "python -m generate.images --config=... --workdir=..."
@@ -523,7 +530,7 @@ def _list_synthetic(
             labels.append(number[label])
         else:
             left_out.append((file, f"label {label!r} is not a class"))
-    return files, labels, left_out
+    return files, labels, digests, left_out
 
 
 class _Reader(NamedTuple):
@@ -531,8 +538,11 @@ class _Reader(NamedTuple):
     channels: int
     modes: tuple[str, ...] | None = None
     crop: bool = False
+    digests: Mapping[pathlib.Path, str] = types.MappingProxyType({})
 
     def __call__(self, path: pathlib.Path) -> images.Picture:
+        if artifacts.is_changed(path, self.digests.get(path)):
+            return images.Picture(None, (0, 0), "", artifacts.CHANGED)
         return images.read_picture(
             path, self.image_size, self.channels, self.modes, self.crop
         )

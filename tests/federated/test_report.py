@@ -276,7 +276,7 @@ def test_page_is_self_contained(workdir):
     assert (workdir / "report.html").read_text() == page
 
 
-def test_synthetic_beside_real(workdir):
+def test_synthetic_beside_real(workdir, capsys):
     from PIL import Image
 
     samples = []
@@ -298,6 +298,15 @@ def test_synthetic_beside_real(workdir):
     assert (
         "real, of the training clients (8x8)" in (workdir / "report.html").read_text()
     )
+
+    # Damaged samples are shown no more, and end nothing.
+    for damaged in (workdir / "synthetic").glob("*/*_0.png"):
+        damaged.write_bytes(damaged.read_bytes()[:50])
+    assert len(examples.load(make_config(), workdir, 2).sheets) == 2
+    for damaged in (workdir / "synthetic").glob("*/*.png"):
+        damaged.write_bytes(b"")
+    report.run(make_config(), workdir)
+    assert "report shows no synthetic examples: " in capsys.readouterr().out
 
 
 def in_turns(workdir, accuracies, **options):

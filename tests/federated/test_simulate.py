@@ -316,6 +316,58 @@ def test_folder_of_another_run_is_refused(tmp_path, setting):
         )
 
 
+def test_lost_and_damaged_records(tmp_path, setting, capsys):
+    config = make_config()
+    simulate.simulate(config, tmp_path, setting)
+    folder = tmp_path / "federated" / "fedavg-random-s0"
+    file, record = folder / "metrics.jsonl", folder / "checkpoints" / "identity.json"
+    whole, identity = file.read_bytes(), record.read_bytes()
+    before, lines = weights(folder, setting), lines_without_seconds(folder)
+
+    # Lines are lost: of a run that is done, and of one that would go on.
+    shorter = b"".join(whole.splitlines(keepends=True)[:3])
+    for rounds in (6, 8):
+        for content, ends in ((shorter, "ends at step 2"), (b"", "has no line")):
+            file.write_bytes(content)
+            says = f"metrics.jsonl {ends}, but there is a checkpoint of step 6"
+            with pytest.raises(UserError, match=says):
+                simulate.simulate(make_config(rounds=rounds), tmp_path, setting)
+            assert file.read_bytes() == content
+    file.write_bytes(whole)
+
+    # What the checkpoints are of is lost: other settings are not taken for theirs.
+    record.unlink()
+    with pytest.raises(UserError, match="identity.json is missing.*delete"):
+        simulate.simulate(make_config(batch_size=8), tmp_path, setting)
+    record.write_bytes(identity)
+
+    # The last step is damaged: the run goes on from the one before, to the same end.
+    for path in (folder / "checkpoints" / "6" / "default" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    simulate.simulate(config, tmp_path, setting)
+    out, error = capsys.readouterr()
+    assert "/checkpoints is damaged (default/d/" in error
+    assert "has changed): checkpoint 4 is taken\n" in error
+    assert "goes on after round 4" in out
+    assert lines_without_seconds(folder) == lines
+    np.testing.assert_allclose(weights(folder, setting), before, rtol=0, atol=1e-6)
+
+
+def test_links_below_the_workdir_are_refused(tmp_path, setting):
+    (tmp_path / "outside").mkdir()
+    workdir = tmp_path / "workdir"
+    for name in ("federated", "federated/fedavg-random-s0", "checkpoints"):
+        run = workdir / "federated" / "fedavg-random-s0"
+        link = run / name if name == "checkpoints" else workdir / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path / "outside")
+        with pytest.raises(UserError, match=f"{link} is a link, and no link is follow"):
+            simulate.simulate(make_config(), workdir, setting)
+        link.unlink()
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
 def test_cohort_larger_than_the_clients_is_refused(tmp_path, setting):
     config = make_config(partition="natural", cohort_size=12)
     with pytest.raises(ConfigError, match=r"federated\.cohort_size = 12.*11"):

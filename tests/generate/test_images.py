@@ -393,6 +393,42 @@ def test_missing_or_foreign_prompts(tmp_path):
     assert len(artifacts.read_manifest(tmp_path / "synthetic")) == 6
 
 
+def test_changed_pictures_are_made_again(workdir, uninterrupted, capsys):
+    images.run(make_config(), workdir)
+    bird, other = (
+        workdir / "synthetic" / name / f"{name}_00000.png"
+        for name in ("bird", "hot_dog")
+    )
+    bird.write_bytes(other.read_bytes())
+    whole = bytearray(other.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    other.write_bytes(whole)
+    capsys.readouterr()
+    images.run(make_config(), workdir)
+    assert "2 samples are gone or not as they were made" in capsys.readouterr().out
+    assert content(workdir) == uninterrupted
+
+
+def test_a_preview_leaves_broken_pictures_out(workdir, capsys):
+    """Which only lines of an earlier version let through, as they have no digest."""
+    images.run(make_config(), workdir)
+    folder = workdir / "synthetic"
+    lines = [each._replace(sha256=None) for each in artifacts.read_manifest(folder)]
+    artifacts.write_manifest(folder, lines)
+    broken = []
+    for damaged in lines[:1], lines[1:6]:
+        for path in (folder / each.file for each in damaged):
+            whole = path.read_bytes()
+            path.write_bytes(whole[:20] + bytes(len(whole) - 40) + whole[-20:])
+            broken.append(path)
+        capsys.readouterr()
+        images.run(make_config(), workdir)
+        out = capsys.readouterr().out
+        for path in broken:
+            assert f"left out of the preview, {path}: cannot be decoded" in out
+        assert "Delete the file and start again: it is made anew" in out
+
+
 def test_a_workdir_in_use_is_refused(workdir):
     with artifacts.lock(workdir):
         with pytest.raises(artifacts.WorkdirInUse, match="in use by another run"):

@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import numpy as np
@@ -13,8 +14,21 @@ def planned(*files):
     return [Sample(file, "a", "an a", 1, None, "m") for file in files]
 
 
+def without_digests(folder):
+    """The lines of a manifest but for their digests, which are those of the files."""
+    lines = artifacts.read_manifest(folder)
+    for line in lines:
+        content = (folder / line.file).read_bytes()
+        assert line.sha256 == hashlib.sha256(content).hexdigest()
+    return [line._replace(sha256=None) for line in lines]
+
+
 def folder_of(path, files, complete=lambda path: path.exists(), **settings):
     return sample_folder.SampleFolder(path, planned(*files), settings, complete)
+
+
+def encode(row: np.ndarray) -> bytes:
+    return bytes(row)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +63,14 @@ def test_lines_and_files_decide_what_is_made(tmp_path):
     (tmp_path / ".manifest.jsonl.123").write_bytes(b"left over")
     (tmp_path / "a" / ".2.99").write_bytes(b"left over")
     (tmp_path / "a" / ".keep").write_bytes(b"not ours")
+    (tmp_path / "a" / ".profile.20240101").write_bytes(b"not ours")
+    (tmp_path / "a" / f".{'0' * 16}.gptfl-part").write_bytes(b"left over")
     folder = folder_of(tmp_path, files, steps=2)
     assert folder.open() == {"a/0", "a/1"}
     assert artifacts.read_manifest(tmp_path) == planned("a/0", "a/1")
     assert sorted(os.listdir(tmp_path)) == ["a", "manifest.jsonl", "settings.json"]
-    assert sorted(os.listdir(tmp_path / "a")) == [".keep", "0", "1", "2"]
+    kept = [".keep", ".profile.20240101", "0", "1", "2"]
+    assert sorted(os.listdir(tmp_path / "a")) == kept
     with pytest.raises(UserError, match="2 samples are missing .the first: a/2"):
         folder.close()
 
@@ -76,6 +93,45 @@ def make(folder):
             artifacts.write_bytes(folder.folder / sample.file, b"x")
             artifacts.append_samples(folder.folder, [sample])
     folder.close()
+
+
+def test_changed_samples_are_made_again(tmp_path, capsys):
+    files = [f"a/{number}" for number in range(5)]
+
+    def write(numbers):
+        with sample_folder.SampleWriter(tmp_path, encode, lambda _: None) as writer:
+            samples = planned(*(files[number] for number in numbers))
+            writer.put(samples, range(len(samples)), np.uint8(numbers)[:, None])
+
+    folder = folder_of(tmp_path, files)
+    folder.open()
+    write([0, 1, 2, 3, 4])
+    folder.close()
+    manifest = (tmp_path / "manifest.jsonl").read_bytes()
+    assert folder_of(tmp_path, files).open() == set(files)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "a" / "1").write_bytes(b"\x03")  # one bit
+    (tmp_path / "a" / "3").unlink()
+    assert folder_of(tmp_path, files).open() == {"a/0", "a/2", "a/4"}
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: 2 samples are gone or not as they were made (the first: a/1); "
+        "they are made again\n"
+    )
+    write([1, 3])
+    folder.close()
+    assert (tmp_path / "manifest.jsonl").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("name", ["a", "settings.json", "manifest.jsonl", ""])
+def test_links_in_the_folder_are_refused(tmp_path, name):
+    folder, outside = tmp_path / "synthetic", tmp_path / "outside"
+    outside.mkdir()
+    if name:
+        folder.mkdir()
+    os.symlink(outside, folder / name if name else folder)
+    with pytest.raises(UserError, match="is a link, and no link is followed"):
+        folder_of(folder, ["a/0"]).open()
+    assert os.listdir(outside) == []
 
 
 def test_other_settings_are_refused(tmp_path):
@@ -131,10 +187,6 @@ def test_a_line_that_leaves_the_folder_is_refused(tmp_path):
         folder.open()
 
 
-def encode(row: np.ndarray) -> bytes:
-    return bytes(row)
-
-
 def test_writer_writes_files_then_lines_in_order(tmp_path):
     written = []
     with sample_folder.SampleWriter(tmp_path, encode, written.append) as writer:
@@ -143,7 +195,7 @@ def test_writer_writes_files_then_lines_in_order(tmp_path):
             samples = planned(f"a/{number}-0", f"a/{number}-2")
             writer.put(samples, [0, 2], batch)
     files = [f"a/{number}-{row}" for number in range(20) for row in (0, 2)]
-    assert artifacts.read_manifest(tmp_path) == planned(*files)
+    assert without_digests(tmp_path) == planned(*files)
     assert [sample.file for samples in written for sample in samples] == files
     for number in range(20):
         for row in (0, 2):
@@ -167,7 +219,7 @@ def test_writer_keeps_what_was_written_before_an_error(tmp_path):
             for number in range(9):
                 writer.put(planned(f"a/{number}"), [0], np.zeros((1, 2), np.uint8))
             raise KeyboardInterrupt
-    made = artifacts.read_manifest(tmp_path)
+    made = without_digests(tmp_path)
     assert len(made) >= 6  # all but those that were still waiting
     assert made == planned(*(f"a/{number}" for number in range(len(made))))
     assert all((tmp_path / sample.file).exists() for sample in made)

@@ -3,6 +3,9 @@ import json
 import math
 import os
 import pathlib
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
-from gptfl_jax.artifacts import Checkpoints, Metrics, Sample
+from gptfl_jax.artifacts import Checkpoints, Metrics, Sample, digests
+from gptfl_jax.artifacts.checkpoints import _is_key
 from gptfl_jax.configuration import UserError
 
 
@@ -26,6 +31,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen:
     """A second process that runs `code`."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +89,7 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
         """
         import os, signal, sys
         from gptfl_jax import artifacts
-        artifacts.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         artifacts.write_text(sys.argv[1], "new")
         """,
         path,
@@ -96,9 +102,52 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
     artifacts.write_text(path, "new")
     assert path.read_text() == "new"
     (tmp_path / ".hidden").write_text("")
-    artifacts.remove_leftovers(tmp_path)
+    (tmp_path / ".profile.20240101").write_text("a user's")
+    (tmp_path / ".f.txt.4711").write_text("of an earlier version")
+    artifacts.remove_leftovers(tmp_path, ["f.txt"])
     artifacts.remove_leftovers(tmp_path / "none")
-    assert files_below(tmp_path) == [".hidden", "f.txt"]
+    assert files_below(tmp_path) == [".hidden", ".profile.20240101", "f.txt"]
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path):
+    writer = python(
+        """
+        import os, sys
+        from gptfl_jax import artifacts
+
+        def wait(*_):
+            print("written", flush=True)
+            sys.stdin.readline()
+            return replace(*_)
+
+        replace, os.replace = os.replace, wait
+        artifacts.write_text(sys.argv[1], "new")
+        """,
+        tmp_path / "report.html",
+    )
+    try:
+        assert writer.stdout.readline() == "written\n"
+        artifacts.remove_leftovers(tmp_path)
+        writer.communicate("go on\n", timeout=60)
+    finally:
+        writer.kill()
+    assert files_below(tmp_path) == ["report.html"]
+
+
+def test_more_files_than_may_be_open_at_once_are_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        artifacts.write_files({tmp_path / str(i): b"x" for i in range(500)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(files_below(tmp_path)) == 500
+
+
+def test_text_that_is_not_unicode_comes_back(tmp_path):
+    artifacts.write_json(tmp_path / "a.json", {"argv": ["caf\udce9"]})
+    content = artifacts.read_json(tmp_path / "a.json", {"argv": ["string"]}, "")
+    assert content == {"argv": ["caf\udce9"]}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +157,8 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
         (errno.EDQUOT, "the disk is full"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "read-only"),
+        (errno.EFBIG, "a file is larger than this process or the disk allows"),
+        (errno.EIO, "input/output error. Choose another --workdir"),
     ],
 )
 def test_a_failed_write_names_the_folder_and_leaves_nothing(
@@ -118,7 +169,7 @@ def test_a_failed_write_names_the_folder_and_leaves_nothing(
 
     old = {tmp_path / "a": b"1", tmp_path / "b": b"2"}
     artifacts.write_files(old)
-    monkeypatch.setattr(artifacts.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(artifacts.WriteError, match=says) as caught:
         artifacts.write_files(dict.fromkeys(old, b"new"))
     assert str(tmp_path) in str(caught.value)
@@ -132,6 +183,108 @@ def test_other_errors_are_not_called_write_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(artifacts.WriteError, match="a file stands where a folder"):
         artifacts.write_text(tmp_path / "file" / "f.json", "")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a system without /proc")
+@pytest.mark.parametrize("name", ["/proc/x", "/dev/null/x", "/proc/stat", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
+    with pytest.raises(artifacts.WriteError, match="cannot write to .*another --work"):
+        artifacts.make_folder(tmp_path / name)
+
+
+def test_files_larger_than_allowed_end_with_a_line(tmp_path):
+    process = python(
+        """
+        import resource, sys
+        import numpy as np
+        from gptfl_jax import artifacts
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        noise = np.random.default_rng(0).random(100_000)
+        metrics = artifacts.Metrics(sys.argv[1] + "/m.jsonl")
+        metrics.write(1)
+        def save(tree):
+            with artifacts.Checkpoints(sys.argv[1] + "/c") as checkpoints:
+                checkpoints.save(1, tree)
+
+        for write in (
+            lambda: artifacts.write_bytes(sys.argv[1] + "/f", bytes(200_000)),
+            lambda: metrics.write(2, text="x" * 200_000),
+            lambda: save({"x": noise}),
+        ):
+            try:
+                write()
+            except artifacts.WriteError as error:
+                print(error)
+        """,
+        tmp_path,
+    )
+    output, errors = process.communicate(timeout=60)
+    lines = output.splitlines()
+    assert len(lines) == 3, errors
+    for line in lines:
+        assert f"cannot write to {tmp_path}" in line and "ulimit -f" in line
+    assert artifacts.read_metrics(tmp_path / "m.jsonl") == [{"step": 1}]
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".lock", "manifest.jsonl", "metrics.jsonl", "r.jsonl", "checkpoints", "sub"],
+)
+def test_no_link_is_followed_for_writing(tmp_path, name):
+    folder, outside = tmp_path / "workdir", tmp_path / "outside"
+    folder.mkdir()
+    is_folder = name in ("checkpoints", "sub")
+    if is_folder:
+        outside.mkdir()
+    else:
+        outside.write_text("precious\n")
+    (folder / name).symlink_to(outside)
+    write = {
+        ".lock": lambda: artifacts.lock(folder).__enter__(),
+        "manifest.jsonl": lambda: artifacts.append_samples(folder, SAMPLES),
+        "metrics.jsonl": lambda: Metrics(folder / name),
+        "r.jsonl": lambda: artifacts.append_records(folder / name, [{}]),
+        "checkpoints": lambda: Checkpoints(folder / name),
+        "sub": lambda: artifacts.lock(folder / name / "run", folder).__enter__(),
+    }[name]
+    with pytest.raises(artifacts.WriteError) as caught:
+        write()
+    assert str(caught.value) == (
+        f"{folder / name} is a link, and no link is followed for writing: remove it, "
+        "or put the whole --workdir where it leads to"
+    )
+    if is_folder:
+        assert os.listdir(outside) == []
+    else:
+        assert outside.read_text() == "precious\n"
+    # What appears whole takes the place of a link.
+    if not is_folder:
+        artifacts.write_text(folder / name, "new")
+        assert outside.read_text() == "precious\n"
+        assert (folder / name).read_text() == "new"
+
+
+def test_a_workdir_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    workdir = tmp_path / "workdir"
+    workdir.symlink_to(tmp_path / "disk")
+    with artifacts.lock(workdir / "run", workdir), artifacts.lock(workdir):
+        Metrics(workdir / "run" / "metrics.jsonl").write(1)
+        with Checkpoints(workdir / "run" / "checkpoints") as checkpoints:
+            checkpoints.save(1, {"x": 1})
+    assert artifacts.read_metrics(tmp_path / "disk/run/metrics.jsonl") == [{"step": 1}]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_pipe_in_a_files_place_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}.* .?no plain file"):
+        with artifacts.lock(tmp_path):
+            Metrics(tmp_path / name, resume_after=1)
 
 
 # Locks
@@ -174,6 +327,64 @@ def test_lock_is_released_by_an_error(tmp_path):
             _ = 1 / 0
     with artifacts.lock(tmp_path / "made"):
         pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "with its folder"])
+def test_a_lock_that_is_deleted_under_a_run_stops_it(tmp_path, how):
+    folder = tmp_path / "run"
+    with artifacts.lock(folder):
+        metrics = Metrics(folder / "metrics.jsonl")
+        metrics.write(1)
+        with Checkpoints(folder / "c") as checkpoints:
+            checkpoints.save(1, {"x": 1})
+            checkpoints.wait()
+            if how == "with its folder":
+                shutil.rmtree(folder)
+            else:
+                (folder / ".lock").unlink()
+            if how == "replaced":
+                (folder / ".lock").write_text("")
+            says = f"{folder}/.lock was deleted or replaced .* start the same command"
+            for write in (
+                lambda: metrics.write(2),
+                lambda: artifacts.append_samples(folder / "synthetic", SAMPLES),
+                lambda: checkpoints.save(2, {"x": 2}),
+            ):
+                with pytest.raises(artifacts.WorkdirInUse, match=says):
+                    write()
+        # Other folders are written to as ever.
+        Metrics(tmp_path / "other.jsonl").write(1)
+    if how == "with its folder":
+        assert not folder.exists()
+    else:
+        assert artifacts.read_metrics(folder / "metrics.jsonl") == [{"step": 1}]
+        assert not (folder / "c" / "2").exists()
+    with artifacts.lock(folder):
+        Metrics(folder / "metrics.jsonl").write(2)
+
+
+def test_a_lock_deleted_while_a_step_is_written_keeps_it_from_its_name(tmp_path):
+    with artifacts.lock(tmp_path), pytest.raises(artifacts.WorkdirInUse):
+        with Checkpoints(tmp_path / "c") as checkpoints:
+            write = digests.write
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    digests,
+                    "write",
+                    lambda folder: ((tmp_path / ".lock").unlink(), write(folder)),
+                )
+                checkpoints.save(1, {"x": 1})
+                checkpoints.wait()
+    assert not (tmp_path / "c" / "1").exists()
+
+
+def test_a_lock_sweeps_what_kills_have_left(tmp_path):
+    (tmp_path / f".{'0' * 16}.gptfl-part").write_text("x")
+    (tmp_path / ".profile.20240101").write_text("a user's")
+    (tmp_path / ".metrics.jsonl.4711").write_text("of an earlier version")
+    with artifacts.lock(tmp_path):
+        Metrics(tmp_path / "metrics.jsonl")
+    assert files_below(tmp_path) == [".lock", ".profile.20240101", "metrics.jsonl"]
 
 
 # Manifest
@@ -326,10 +537,41 @@ def test_resumed_metrics_drop_what_comes_again(tmp_path):
     assert artifacts.read_metrics(path) == []
 
 
-def test_damaged_metrics_name_the_line(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"value": 2}\n')
-    with pytest.raises(UserError, match="m.jsonl line 2 is not a line of metrics"):
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"value": 2}', "step is missing"),
+        (b'{"step": 2.5}', "step is not a whole number"),
+        (b'{"step": 1}', "step 1 after 1"),
+        (b'{"step": 2, "a": NaN}', "NaN is no number of JSON"),
+        (b'{"step": 2, "a": 1e999}', "a is not a number"),
+        (b'{"step": 2, "\xff": 1}', "byte 14 is not UTF-8"),
+        (b'{"step": ' + 5000 * b"9" + b"}", "a number is too long"),
+        (100_000 * b"[", "nested too deeply"),
+    ],
+)
+def test_damaged_metrics_name_the_line(tmp_path, line, says):
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match="m.jsonl line 2 is not a line of met") as error:
         artifacts.read_metrics(tmp_path / "m.jsonl")
+    assert f"({says}). Remove the line, or" in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_metrics_that_have_lost_lines_are_missed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(
+        UserError, match="has no line, but .* checkpoint of step 3: lin"
+    ):
+        Metrics(path, resume_after=3)
+    artifacts.append_records(path, [{"step": 1}, {"step": 2}])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="ends at step 2, but .* step 3.* or delete"):
+        Metrics(path, resume_after=3)
+    assert path.read_bytes() == before
+    # A run that does not write a line each step says which is the last.
+    Metrics(path, resume_after=3, last_line=2)
+    assert artifacts.read_metrics_until(path, 2) == [{"step": 1}, {"step": 2}]
 
 
 # Checkpoints
@@ -356,7 +598,7 @@ def assert_same(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for leaf, same in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert type(leaf) is type(same)
-        if artifacts._is_key(leaf):
+        if _is_key(leaf):
             leaf, same = jax.random.key_data(leaf), jax.random.key_data(same)
         assert np.asarray(leaf).dtype == np.asarray(same).dtype
         np.testing.assert_array_equal(leaf, same)
@@ -527,21 +769,187 @@ def test_another_identity_may_follow_where_nothing_was_saved(tmp_path):
         Checkpoints(tmp_path, {"model": "a"})
 
 
-def test_damaged_checkpoint_is_named(tmp_path):
-    state = {"x": np.arange(3.0)}
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state)
-        checkpoints.save(2, state)
-    for path in (tmp_path / "2").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(b"damaged")
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(
-            UserError, match="checkpoint 2 in .* cannot be read"
-        ) as error:
-            checkpoints.restore(state)
-        assert f"Delete {tmp_path / '2'} to go on" in str(error.value)
-        np.testing.assert_array_equal(checkpoints.restore(state, 1)["x"], state["x"])
+def saved_steps(folder: pathlib.Path, steps: int = 3) -> dict:
+    """A folder of checkpoints 1, 2, ..., of which the second is the best."""
+    with Checkpoints(folder, {"m": 1}, keep=steps, best="a") as checkpoints:
+        for step in range(1, steps + 1):
+            tree = {"x": np.arange(3.0) * step, "deep": {"y": np.int32(step)}}
+            checkpoints.save(step, tree, {"a": 1.0 - (step - 2) ** 2})
+    return {"x": np.zeros(3), "deep": {"y": np.int32(0)}}
+
+
+def flip(path: pathlib.Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_of_a_step_is_noticed(tmp_path, capsys):
+    """In each of its files, the digests among them, at several places."""
+    template = saved_steps(tmp_path)
+    files = [path for path in (tmp_path / "3").rglob("*") if path.is_file()]
+    names = {str(path.relative_to(tmp_path / "3")) for path in files}
+    assert {"SHA256SUMS", "_CHECKPOINT_METADATA", "metrics/metrics"} < names
+    draw = np.random.default_rng(0)
+    for path in files:
+        size = 8 * path.stat().st_size
+        for bit in {0, size - 1, *draw.integers(0, size, 4).tolist()}:
+            flip(path, bit)
+            with Checkpoints(tmp_path, read_only=True) as checkpoints:
+                assert checkpoints.latest_step() == 2, (path, bit)
+                assert checkpoints.restore(template)["deep"]["y"] == 2
+            flip(path, bit)
+            error = capsys.readouterr().err
+            name = "SHA256SUMS" if path.name == "SHA256SUMS" else path.name
+            assert error.count("\n") == 1 and (name in error or "SHA" in name)
+            assert error.startswith(f"checkpoint 3 in {tmp_path} is damaged (")
+            assert error.endswith("): checkpoint 2 is taken\n")
+    assert artifacts.restore_checkpoint(tmp_path, template)["deep"]["y"] == 3
+
+
+@pytest.mark.parametrize("damage", ["lost", "empty", "truncated"])
+def test_files_that_are_gone_or_cut_are_noticed(tmp_path, damage):
+    template = saved_steps(tmp_path)
+    for path in (tmp_path / "3").rglob("*"):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if damage == "lost":
+            path.unlink()
+        else:
+            path.write_bytes(b"" if damage == "empty" else content[:-1])
+        assert artifacts.restore_checkpoint(tmp_path, template)["deep"]["y"] == 2
+        path.write_bytes(content)
+
+
+def test_a_run_goes_on_from_the_step_before_a_damaged_one(tmp_path, capsys):
+    template = saved_steps(tmp_path)
+    for path in (tmp_path / "3" / "default" / "d").iterdir():
+        path.write_bytes(b"damaged")
+    with Checkpoints(tmp_path, {"m": 1}, keep=3, best="a") as checkpoints:
+        with pytest.raises(UserError, match="checkpoint 3 in .* cannot be read") as no:
+            checkpoints.restore(template, 3)
+        assert f"Delete {tmp_path / '3'} to go on" in str(no.value)
+        assert checkpoints.latest_step() == 2 and checkpoints.steps() == [1, 2]
+        # The step comes again, and takes the place of the damaged one.
+        checkpoints.save(3, template | {"x": np.full(3, 9.0)}, {"a": 0.0})
+        checkpoints.wait()
+        assert checkpoints.restore(template)["x"][0] == 9
+    capsys.readouterr()
+    assert artifacts.restore_checkpoint(tmp_path, template)["x"][0] == 9
+    assert capsys.readouterr().err == ""
+
+
+def test_the_next_best_is_taken_for_a_damaged_best_one(tmp_path, capsys):
+    template = saved_steps(tmp_path)
+    flip(tmp_path / "2" / "metrics" / "metrics", 20)
+    assert artifacts.restore_checkpoint(tmp_path, template, "best")["deep"]["y"] == 3
+    flip(tmp_path / "2" / "metrics" / "metrics", 20)
+    flip(tmp_path / "2" / "default" / "_METADATA", 20)
+    capsys.readouterr()
+    assert artifacts.restore_checkpoint(tmp_path, template, "best")["deep"]["y"] == 3
+    says = (
+        "checkpoint 2 in .* is damaged .default/_METADATA has changed.: .* 3 is taken"
+    )
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_no_whole_step_is_said_so(tmp_path):
+    template = saved_steps(tmp_path, 2)
+    for step in "12":
+        (tmp_path / step / "default" / "manifest.ocdbt").write_bytes(b"")
+    for checkpoints in (
+        Checkpoints(tmp_path, read_only=True),
+        Checkpoints(tmp_path, {"m": 1}, best="a"),
+    ):
+        with checkpoints, pytest.raises(UserError) as caught:
+            checkpoints.restore(template)
+        assert str(caught.value) == (
+            f"no checkpoint in {tmp_path} is whole (2: default/manifest.ocdbt has "
+            "changed; 1: default/manifest.ocdbt has changed): put the files back from "
+            f"a copy, or delete {tmp_path.parent} to start anew"
+        )
+
+
+def test_checkpoints_without_their_record_are_refused(tmp_path):
+    template = saved_steps(tmp_path)
+    record = (tmp_path / "identity.json").read_bytes()
+    (tmp_path / "identity.json").unlink()
+    for options in ({"read_only": True}, {"identity": {"m": 2}}, {"best": "a"}):
+        with pytest.raises(UserError, match="identity.json is missing.*or delete"):
+            Checkpoints(tmp_path, **options)
+    (tmp_path / "identity.json").write_bytes(record.replace(b'"a"', b'"b"'))
+    with pytest.raises(UserError, match="no checkpoint in .* has the metric 'b'"):
+        artifacts.restore_checkpoint(tmp_path, template, "best")
+
+
+def test_checkpoints_of_an_earlier_version_are_read_and_get_digests(tmp_path):
+    template = saved_steps(tmp_path)
+    torn = tmp_path / "4" / "default"
+    torn.mkdir(parents=True)
+    (torn / "_METADATA").write_bytes(b"{}")
+    for path in tmp_path.glob("*/SHA256SUMS"):
+        path.unlink()
+    artifacts.write_json(tmp_path / "identity.json", {"identity": {}, "best": "a"})
+    assert artifacts.restore_checkpoint(tmp_path, template)["deep"]["y"] == 3
+    assert artifacts.restore_checkpoint(tmp_path, template, "best")["deep"]["y"] == 2
+    with Checkpoints(tmp_path, keep=3, best="a") as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+    assert not torn.parent.exists()
+    flip(tmp_path / "3" / "default" / "_METADATA", 99)
+    assert artifacts.restore_checkpoint(tmp_path, template)["deep"]["y"] == 2
+
+
+def test_a_step_opens_with_plain_orbax_and_sha256sum(tmp_path):
+    saved_steps(tmp_path)
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(tmp_path, item_handlers=handler) as manager:
+        assert list(manager.all_steps()) == [1, 2, 3]
+        restored = manager.restore(3, args=ocp.args.PyTreeRestore())
+    np.testing.assert_array_equal(restored["x"], [0, 3, 6])
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    subprocess.run(check, cwd=tmp_path / "3", check=True)
+
+
+@pytest.mark.parametrize("moment", ["deleting", "digests", "naming"])
+def test_kill_in_the_middle_of_a_step_leaves_nothing_for_ever(tmp_path, moment):
+    process = python(
+        """
+        import os, shutil, signal, sys
+        import numpy as np
+        from gptfl_jax.artifacts import Checkpoints, checkpoints, digests
+
+        def die(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with Checkpoints(sys.argv[1], {"m": 1}, keep=1) as saved:
+            saved.save(1, {"x": np.ones(3)})
+            saved.wait()
+            match sys.argv[2]:
+                case "deleting":
+                    remove, folder = os.unlink, None
+                    os.unlink = lambda *a, **k: (remove(*a, **k), die())
+                case "digests":
+                    digests.write = die
+                case "naming":
+                    os.replace = die
+            saved.save(2, {"x": np.full(3, 2.0)})
+        """,
+        tmp_path,
+        moment,
+    )
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    last = 2 if moment == "deleting" else 1
+    (tmp_path / ".profile.20240101").write_text("a user's")
+    (tmp_path / "5.orbax-checkpoint-tmp-1").mkdir()
+    restored = artifacts.restore_checkpoint(tmp_path, {"x": np.zeros(3)})
+    np.testing.assert_array_equal(restored["x"], last)
+    with Checkpoints(tmp_path, {"m": 1}, keep=1) as checkpoints:
+        assert checkpoints.steps() == [last]
+        checkpoints.save(3, {"x": np.full(3, 3.0)})
+    left = sorted(os.listdir(tmp_path))
+    assert left == [".profile.20240101", "3", "identity.json"]
 
 
 def test_kill_while_saving_leaves_the_last_good_one(tmp_path):

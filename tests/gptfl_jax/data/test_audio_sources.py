@@ -243,6 +243,16 @@ def test_broken_synthetic_clips_are_reported_and_left_out(fsdd, tmp_path):
         "2/2_00002.wav": "truncated, or no WAV file",
         "3/3_00003.wav": "no such file",
     }
+
+    # A clip that is whole, but another one than its line has the digest of.
+    line = artifacts.read_manifest(folder)[1]
+    content = (folder / line.file).read_bytes()
+    line = line._replace(sha256=artifacts.digest(content))
+    artifacts.write_manifest(folder, [line])
+    assert sources.load_synthetic(folder, source)[1].left_out == ()
+    (folder / line.file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="1/1_00001.wav, changed since it was made: "):
+        sources.load_synthetic(folder, source)
     assert "2 synthetic clips loaded; 4 left out:" in str(report)
     # Content that only the decoder can refuse.
     (folder / "1/1_00001.wav").write_bytes(content[:8] + b"WAVE" + content[12:20] * 99)

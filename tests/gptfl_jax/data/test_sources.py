@@ -312,6 +312,22 @@ def test_broken_pictures_are_reported_and_left_out(synthetic):
     assert "2 synthetic pictures loaded; 5 left out:" in str(report)
 
 
+def test_pictures_that_changed_since_they_were_made_are_left_out(synthetic):
+    """Whole pictures, but other ones than the manifest has the digests of."""
+    lines = [
+        line._replace(sha256=artifacts.digest((synthetic / line.file).read_bytes()))
+        for line in artifacts.read_manifest(synthetic)
+    ]
+    artifacts.write_manifest(synthetic, lines)
+    whole, report = sources.synthetic_pictures(synthetic, CLASSES)
+    assert report == sources.LoadReport(6)
+    save(synthetic / "cat/cat_2.png", np.full((32, 32, 3), 99))
+    data, report = sources.synthetic_pictures(synthetic, CLASSES)
+    rest = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(data.inputs, whole.inputs[rest])
+    assert report == sources.LoadReport(5, (("cat/cat_2.png", artifacts.CHANGED),))
+
+
 def test_manifest_line_that_leaves_the_folder_is_refused(synthetic):
     save(synthetic.parent / "secret.png", np.zeros((32, 32, 3)))
     artifacts.append_samples(

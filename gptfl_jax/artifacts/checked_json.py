@@ -1,0 +1,151 @@
+"""JSON that others may have changed: read strictly, and held against what it should be.
+
+A shape says what a value should be. It is
+
+- a kind: "text", "string" (text that may hold what is not Unicode), "whole" (a number
+  without a fraction, below 2^64 in size), "number" (a finite one), "flag" (true or
+  false), "null", "anything";
+- {"name": shape, ...}: a mapping with these entries, and maybe others; of a name that
+  ends in "?" the entry may be missing, and "*" stands for every other name;
+- [shape]: a list, all of whose entries have the shape;
+- a tuple of shapes, of which one is enough.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from gptfl_jax.artifacts.files import PathLike, read_plain
+from gptfl_jax.configuration import UserError
+
+Shape = str | dict[str, Any] | list[Any] | tuple[Any, ...]
+
+_KINDS = {
+    "text": "text",
+    "string": "text",
+    "whole": "a whole number",
+    "number": "a number",
+    "flag": "true or false",
+    "null": "null",
+}
+
+
+def read_json(path: PathLike, shape: Shape, remedy: str) -> Any:
+    """Read a file of JSON.
+
+    Args:
+        remedy: what a user can do about a damaged file, as "delete it".
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it cannot be read, or is of another shape; the message has the
+            remedy.
+    """
+    path = pathlib.Path(path)
+    try:
+        return parse(read_plain(path), shape)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(f"{path}: cannot be read ({reason}); {remedy}")
+
+
+def parse(content: bytes, shape: Shape = "anything") -> Any:
+    """The value of UTF-8 JSON.
+
+    Raises:
+        ValueError: it is no JSON, as NaN and the infinities are none, or of another
+            shape. The message says what is wrong, in a line without control characters.
+    """
+    try:
+        value = json.loads(content.decode(), parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON at byte {error.pos + 1}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        # Python's own limit; its message speaks of Python.
+        limit = "integer string conversion" in str(error)
+        raise ValueError("a number is too long" if limit else str(error)) from None
+    if reason := fault(value, shape):
+        raise ValueError(reason)
+    return value
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def fault(value: Any, shape: Shape, name: str = "") -> str:
+    """In what a value is not of a shape; empty: it is.
+
+    Args:
+        name: of the value, for the answer.
+    """
+    match shape:
+        case "anything":
+            return ""
+        case str():
+            right = _is_kind(value, shape)
+            return "" if right else f"{_named(name)} is not {_KINDS[shape]}"
+        case tuple():
+            faults = [fault(value, each, name) for each in shape]
+            return "" if "" in faults else faults[-1]
+        case list():
+            if not isinstance(value, list):
+                return f"{_named(name)} is not a list"
+            faults = (
+                fault(entry, shape[0], f"{name}[{index}]")
+                for index, entry in enumerate(value)
+            )
+            return next(filter(None, faults), "")
+    if not isinstance(value, dict):
+        return f"{_named(name)} is not a mapping"
+    required = [key for key in shape if key != "*" and not key.endswith("?")]
+    for key in required:
+        if key not in value:
+            return f"{_named(f'{name}.{key}' if name else key)} is missing"
+    for key, entry in value.items():
+        of_key = shape.get(key, shape.get(f"{key}?", shape.get("*", "anything")))
+        if reason := fault(entry, of_key, f"{name}.{key}" if name else key):
+            return reason
+    return ""
+
+
+def _named(name: str) -> str:
+    """A name for a message, which may come from the file; empty is the whole value."""
+    name = name if len(name) <= 80 else f"{name[:79]}\u2026"
+    return ascii(name)[1:-1] if name else "what it holds"
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    match kind:
+        case "text":
+            return isinstance(value, str) and _is_unicode(value)
+        case "string":
+            return isinstance(value, str)
+        case "whole":
+            return type(value) is int and abs(value) < 2**64
+        case "number":
+            whole = type(value) is int and abs(value) < 2**64
+            return whole or (isinstance(value, float) and math.isfinite(value))
+        case "flag":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+    raise ValueError(f"{kind!r} is no kind of value")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: a lone half of a pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
