@@ -3,14 +3,18 @@
   python -m benchmarks.fl_round --workload w1 --data DIR --rounds 5
 
 trains the same clients in the same rounds as the scripts of other simulators, and
-prints one line of JSON with their fields. DIR holds `w1.npz` and `w2.npz`: examples
-sorted by client (x, y, offsets), the clients of every round (schedule), num_classes,
-batch, lr.
+prints one line of JSON with their fields. DIR holds a file a workload, as `w1.npz`:
+examples sorted by client (x, y, offsets), the clients of every round (schedule),
+num_classes, batch, lr. The peers' own generator makes w1 and w2,
+`benchmarks.peers.make_data` the others.
 
 | workload | what |
 | --- | --- |
 | w1 | 28x28x1, 62 classes, 100 clients a round, CNN of arXiv 1602.05629, batch 20 |
 | w2 | 32x32x3, 10 classes, 16 of 100 clients a round, ConvNet 3 x 128, batch 32 |
+| w3 | w2 with ResNet-20 and its batch norm |
+| w4 | 160 frames x 128 bands, 35 classes, 10 of 50 clients, conv-GRU, batch 16 |
+| w5 | w2 at 64x64 with ResNet-20 of width 64 (ResNet-18's channels), group norm |
 
 One local epoch of SGD. Round 0 compiles and is reported apart; rates are medians over
 the rounds after it. `share_of_matmul_rate` relates the operations of a direct
@@ -23,31 +27,34 @@ from benchmarks import measure  # First: it starts the clock.
 
 # ruff: isort: split
 import argparse
+import functools
 import itertools
 import json
+import math
 import os
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.extend import core
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from gptfl_jax import convolution, training
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import algorithms, clients, streaming
-from gptfl_jax.models import cnn, convnet
+from gptfl_jax.models import audio_conv_rnn, cnn, convnet, resnet
 
-MODELS = {"w1": cnn.Model, "w2": convnet.Model}
-
-# Multiplications and additions for an example, forward and backward; the first layer
-# needs no gradient of its input.
-FLOPS = {
-    "w1": 2
-    * (2 * 28**2 * 25 * 32 + 3 * (14**2 * 25 * 32 * 64 + 3136 * 512 + 512 * 62)),
-    "w2": 2 * (2 * 32**2 * 27 * 128 + 3 * ((16**2 + 8**2) * 9 * 128**2 + 2048 * 10)),
+MODELS = {
+    "w1": cnn.Model,
+    "w2": convnet.Model,
+    "w3": resnet.Model,
+    "w4": audio_conv_rnn.Model,
+    "w5": functools.partial(resnet.Model, width=64, norm="group"),
 }
 
 
@@ -70,7 +77,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", choices=sorted(MODELS), default="w1")
-    parser.add_argument("--data", required=True, help="folder of w1.npz and w2.npz")
+    parser.add_argument("--data", required=True, help="folder of w1.npz, ...")
     parser.add_argument("--rounds", type=int, default=5, help="timed, after round 0")
     parser.add_argument("--lr", type=float, help="instead of the workload's")
     parser.add_argument(
@@ -126,7 +133,9 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         state, metrics = algorithm.round(state, data, cohort, key)
         jax.block_until_ready((state, metrics))
         rounds.end()
-    peak_mb, processes = memory.peak_mb, memory.processes
+    report = measure.report(
+        "gptfl-jax", arguments.workload, rounds, memory, sizes[schedule]
+    )
     tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
 
     def loss(variables):
@@ -134,34 +143,55 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
             learner, variables, x[tested], y[tested], num_classes, batch_size=500
         ).loss
 
-    wall, cpu = np.array(rounds.wall_s[1:]), np.array(rounds.cpu_s[1:])
-    examples = sizes[schedule[1 : len(rounds.wall_s)]].sum(1)
-    rate = float(np.median(examples / wall))
     matmul = matmul_rate(mesh)
+    operations = operations_an_example(learner, x[:1], y[:1])
+    share = report["examples_per_s"] * operations / matmul
     return dict(
-        peer="gptfl-jax",
-        workload=arguments.workload,
-        rounds=len(wall),
-        median_s_per_round=round(float(np.median(wall)), 3),
-        best_s_per_round=round(float(wall.min()), 3),
-        clients_per_s=round(float(np.median(schedule.shape[1] / wall)), 2),
-        examples_per_s=round(rate, 1),
-        best_examples_per_s=round(float((examples / wall).max()), 1),
-        cpu_ms_per_example=round(1000 * float(np.median(cpu / examples)), 3),
-        first_round_s=round(rounds.wall_s[0], 2),
-        startup_to_first_round_s=round(rounds.startup_s, 2),
-        peak_pss_mb=round(peak_mb),
-        procs=processes,
+        **report,
         loss_before=round(float(loss(variables)), 4),
         loss_after=round(float(loss(state.variables)), 4),
-        rounds_s=[round(seconds, 3) for seconds in rounds.wall_s[1:]],
         matmul_gflops=round(matmul / 1e9, 1),
-        share_of_matmul_rate=round(rate * FLOPS[arguments.workload] / matmul, 3),
+        share_of_matmul_rate=round(share, 3),
         client_execution=arguments.client_execution,
         data_placement=arguments.data_placement,
         devices=jax.device_count(),
         jax=jax.__version__,
     )
+
+
+def operations_an_example(learner: training.Learner, x: Array, y: Array) -> int:
+    """Multiplications and additions of convolutions and products, all of them direct.
+
+    Forward and backward; the first layer needs no gradient of its input.
+    """
+    variables = jax.eval_shape(learner.init, jax.random.key(0))
+    batch = training.Batch(x, y, np.ones(1, np.float32))
+    with convolution.form("lax"):
+        jaxpr = jax.make_jaxpr(learner.loss)(variables, batch, jax.random.key(0))
+    products = _products(jaxpr.jaxpr)
+    return 3 * sum(products) - products[0]
+
+
+def _products(jaxpr: Any, times: int = 1) -> list[int]:
+    """Operations of each convolution and matrix product, in their order."""
+    found = []
+    for equation in jaxpr.eqns:
+        inner = times * equation.params.get("length", 1)
+        for parameter in equation.params.values():
+            parameter = getattr(parameter, "jaxpr", parameter)
+            if isinstance(parameter, core.Jaxpr):
+                found += _products(parameter, inner)
+        out = equation.outvars[0].aval
+        if equation.primitive.name == "conv_general_dilated":
+            taps = math.prod(equation.invars[1].aval.shape[:-1])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            taps = math.prod(left[axis] for axis in contracted)
+        else:
+            continue
+        found.append(2 * times * math.prod(out.shape) * taps)
+    return found
 
 
 def matmul_rate(mesh: jax.sharding.Mesh | None) -> float:

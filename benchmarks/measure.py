@@ -4,8 +4,10 @@ Import this first: the start-up time is counted from here. Linux only (/proc).
 """
 
 import os
+import statistics
 import threading
 import time
+from collections.abc import Sequence
 
 START = time.perf_counter()
 
@@ -103,3 +105,42 @@ class Memory(threading.Thread):
         total, processes = memory_mb(os.getpid())
         if total > self.peak_mb:
             self.peak_mb, self.processes = total, processes
+
+
+def report(
+    name: str,
+    workload: str,
+    rounds: Rounds,
+    memory: Memory,
+    sizes: Sequence[Sequence[int]],
+    **more: object,
+) -> dict:
+    """What every simulator says of a workload.
+
+    Args:
+      name: of the simulator.
+      sizes: examples of each client of each round, round 0 among them.
+      more: further fields.
+    """
+    wall = rounds.wall_s[1:]
+    examples = [int(sum(cohort)) for cohort in sizes[1 : len(rounds.wall_s)]]
+    rates = [n / seconds for n, seconds in zip(examples, wall, strict=True)]
+    cpu = [s / n for n, s in zip(examples, rounds.cpu_s[1:], strict=True)]
+    clients = [len(sizes[0]) / seconds for seconds in wall]
+    return dict(
+        peer=name,
+        workload=workload,
+        rounds=len(wall),
+        median_s_per_round=round(statistics.median(wall), 3),
+        best_s_per_round=round(min(wall), 3),
+        clients_per_s=round(statistics.median(clients), 2),
+        examples_per_s=round(statistics.median(rates), 1),
+        best_examples_per_s=round(max(rates), 1),
+        cpu_ms_per_example=round(1000 * statistics.median(cpu), 3),
+        first_round_s=round(rounds.wall_s[0], 2),
+        startup_to_first_round_s=round(rounds.startup_s, 2),
+        peak_pss_mb=round(memory.peak_mb),
+        procs=memory.processes,
+        rounds_s=[round(seconds, 3) for seconds in wall],
+        **more,
+    )

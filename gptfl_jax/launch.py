@@ -35,7 +35,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gptfl_jax import configuration
+from gptfl_jax import compilation_cache, configuration
 from gptfl_jax.configuration import ConfigError, UserError
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -53,6 +53,7 @@ class _Command(NamedTuple):
     overrides: list[tuple[str, str]]
     workdir: pathlib.Path
     cpu_devices: int | None
+    compilation_cache: bool
     distributed: bool
     coordinator_address: str | None
     num_processes: int | None
@@ -97,8 +98,11 @@ def launch(
         if command.distributed:
             _go_on_in_a_child(program)
         _start_jax(command, config)
+        kept_in = _start_compilation_cache(command)
         with _stopping_together(program, command.heartbeat_timeout_s):
             _announce(program, command)
+            if jax.process_index() == 0:
+                print(f"{program}: compilation cache: {kept_in}", flush=True)
             agree(
                 json.dumps([program, config.to_dict()], default=str).encode(),
                 "was started with another config than process 0: start the same "
@@ -173,6 +177,13 @@ def _define_flags() -> flags.FlagValues:
         None,
         "JAX devices to make of a CPU; default: one a core.",
         lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "compilation_cache",
+        True,
+        "Keep what is compiled for the next start, in the user's cache folder or that "
+        "of JAX_COMPILATION_CACHE_DIR; --nocompilation_cache: do not.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -252,6 +263,7 @@ def _read_command(argv: Sequence[str]) -> _Command:
         overrides=overrides,
         workdir=pathlib.Path(values.workdir).expanduser(),
         cpu_devices=values.cpu_devices,
+        compilation_cache=values.compilation_cache,
         distributed=distributed,
         coordinator_address=values.coordinator_address,
         num_processes=values.num_processes,
@@ -408,6 +420,14 @@ def _start_jax(command: _Command, config: ConfigDict) -> None:
             raise UserError(
                 f"JAX could not join the other processes: {error}"
             ) from error
+
+
+def _start_compilation_cache(command: _Command) -> str:
+    """Where compiled code is kept, or why it is not."""
+    if command.compilation_cache:
+        return compilation_cache.start()
+    jax.config.update("jax_enable_compilation_cache", False)
+    return "off"
 
 
 def _without_echoes(report: Callable, unraisable: Any) -> None:

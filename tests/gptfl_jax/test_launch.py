@@ -116,6 +116,7 @@ def test_runs_a_program_and_says_where_first(folder):
     assert (code, errors) == (0, "")
     assert output.splitlines() == [
         "echo: mine.py:alpha=0.25 -> runs/x, on 3 CPU devices",
+        f"echo: compilation cache: {os.environ['JAX_COMPILATION_CACHE_DIR']}",
         f"run 7 0.25 {pathlib.Path('runs/x')}",
         "devices 3 3",
         "dtype float64",
@@ -123,12 +124,13 @@ def test_runs_a_program_and_says_where_first(folder):
 
 
 def test_makes_a_device_of_every_core(folder):
-    arguments = ("--config", "mine.py", "--workdir", "w")
+    arguments = ("--config", "mine.py", "--workdir", "w", "--nocompilation_cache")
     overrides = ("--config.federated.rounds", "9")
     code, output, errors = outcome(start(folder, *arguments, *overrides))
     assert (code, errors) == (0, "")
     cores = len(os.sched_getaffinity(0))
     assert output.splitlines()[1:] == [
+        "echo: compilation cache: off",
         "run 9 0.1 w",
         f"devices {cores} {cores}",
         "dtype float32",
