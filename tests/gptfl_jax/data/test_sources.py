@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import sources
+from gptfl_jax.data import datasets, sources
 
 
 def test_digits_blocks_are_copies_of_one_form():
@@ -143,7 +143,7 @@ def test_cifar10(tmp_path, form):
     assert source.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert source.test.labels.tolist() == [5, 4]
     assert source.test.class_names == tuple(f"name{i}" for i in range(10))
-    assert source.mean == pytest.approx(sources.IMAGENET_MEAN)
+    assert source.mean == pytest.approx(datasets.IMAGENET_MEAN)
 
 
 @pytest.mark.parametrize("binary", [False, True])
