@@ -180,10 +180,10 @@ def test_cifar_pickles_are_not_executed(tmp_path, capsys):
     write_cifar10_python(tmp_path / "cifar-10-batches-py")
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(UserError, match="forbidden global builtins.print"):
+    with pytest.raises(UserError, match="names builtins.print, which is forbidden"):
         sources.load("cifar10", str(tmp_path))
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(UserError, match="test_batch: not a safe pickle"):
+    with pytest.raises(UserError, match=r"test_batch: no file of CIFAR \("):
         sources.load("cifar10", str(tmp_path))
     file.unlink()
     with pytest.raises(UserError, match="test_batch is missing"):
