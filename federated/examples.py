@@ -10,7 +10,7 @@ from PIL import Image
 from federated import experiment
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import audio, sound_pictures, sources
+from gptfl_jax.data import audio, images, sound_pictures, sources
 
 # Of a data set of sounds the report shows so many classes, and has so many to hear.
 _MOST_CLASSES, _MOST_HEARD = 12, 6
@@ -63,13 +63,13 @@ def _pictures(
     for name in class_names:
         files = [sample.file for sample in samples if sample.label == name]
         picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
-        images = []
+        pictures = []
         for pick in picks if files else ():
-            with Image.open(folder / files[pick]) as picture:
-                images.append(np.asarray(picture.convert("RGB")))
-        made_by_class.append(images)
+            with images.opened(folder / files[pick]) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        made_by_class.append(pictures)
     made = None
-    shapes = {p.shape for images in made_by_class for p in images}
+    shapes = {p.shape for pictures in made_by_class for p in pictures}
     if len(shapes) == 1 and all(made_by_class):
         made = np.array(made_by_class)
     sheets = {

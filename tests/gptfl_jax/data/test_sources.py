@@ -306,7 +306,7 @@ def test_broken_pictures_are_reported_and_left_out(synthetic):
     reasons = dict(report.left_out)
     assert reasons["cat/x.png"] == "label 'cab' is not a class"
     assert reasons["cat/cat_0.png"].startswith("cannot be decoded")
-    assert reasons["car/car_1.png"] == "no such file"
+    assert reasons["car/car_1.png"] == "cannot be read (No such file or directory)"
     assert reasons["cat/cat_2.png"] == "size 32x16, most are 32x32"
     assert reasons["car/car_3.png"] == "mode RGBA, not RGB or L"
     assert "2 synthetic pictures loaded; 5 left out:" in str(report)
