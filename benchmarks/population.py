@@ -36,7 +36,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import training
 from gptfl_jax.data import partition
-from gptfl_jax.data.sources import Dataset
+from gptfl_jax.data.datasets import Dataset
 from gptfl_jax.fl import algorithms, clients, diagnostics, sampling
 
 CLASSES = 10

@@ -69,13 +69,13 @@ def _pictures(
     for name in class_names:
         files = [sample.file for sample in samples if sample.label == name]
         picks = np.linspace(0, len(files) - 1, columns).round().astype(int)
-        images = []
+        pictures = []
         for pick in picks if files else ():
             picture = read_picture(folder / files[pick], image_size=0, channels=3)
-            images.append(picture.pixels)
-        made_by_class.append(images)
+            pictures.append(picture.pixels)
+        made_by_class.append(pictures)
     made = None
-    every = [pixels for images in made_by_class for pixels in images]
+    every = [pixels for pictures in made_by_class for pixels in pictures]
     shapes = {None if pixels is None else pixels.shape for pixels in every}
     if len(shapes) == 1 and None not in shapes and all(made_by_class):
         made = np.array(made_by_class)

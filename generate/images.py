@@ -21,7 +21,7 @@ from PIL import Image
 
 from generate import samples
 from generate.samples import samples_per_class
-from gptfl_jax import hub
+from gptfl_jax import hub, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
@@ -95,11 +95,11 @@ def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
 def is_whole_png(path: pathlib.Path) -> bool:
     """Whether a file begins and ends as a PNG does."""
     try:
-        with open(path, "rb") as file:
+        with user_files.open_plain(path) as file:
             begin = file.read(8)
             file.seek(-12, 2)
             return begin == b"\x89PNG\r\n\x1a\n" and file.read()[4:8] == b"IEND"
-    except OSError:
+    except (OSError, user_files.Unreadable):
         return False
 
 

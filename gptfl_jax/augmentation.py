@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from gptfl_jax.configuration import AUGMENTATION, ConfigError
 from gptfl_jax.data.audio import SpecAugment
-from gptfl_jax.data.sources import Source
+from gptfl_jax.data.datasets import Source
 from gptfl_jax.training import Augmentation
 
 

@@ -1,30 +1,22 @@
 """Released models: a folder, a shipped asset or a Hugging Face repository, as arrays.
 
 Weights are read from safetensors files, or from what `torch.save` writes (`.bin`,
-`.pth`), without torch. Nothing in a file is ever executed: pickles are read with a
-list of the few names that a file of weights needs.
+`.pth`), without torch. Nothing in a file is ever executed.
 """
 
-import collections
 import hashlib
-import io
 import json
-import math
 import os
 import pathlib
-import pickle
 import re
-import struct
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, safe_pickle, torch_files
 from gptfl_jax.configuration import UserError
 
 PathLike = str | os.PathLike[str]
@@ -284,7 +276,7 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
             raise BadWeights(
                 f"{path}: damaged ({error}): download the file again"
             ) from error
-    weights = read_torch(path)
+    weights = _read_torch(path)
     if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
         weights = weights["state_dict"]
     if not isinstance(weights, Mapping) or not all(
@@ -293,6 +285,20 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     ):
         raise BadWeights(f"{path}: holds no weights by name: is it the right file?")
     return dict(weights)
+
+
+def _read_torch(path: pathlib.Path) -> Any:
+    try:
+        return torch_files.read(path)
+    except safe_pickle.Forbidden as error:
+        raise BadWeights(
+            f"{path}: refused: {error}: it could run code, and weights do not need "
+            "it. Use the model's safetensors files, or plain weights without it"
+        ) from error
+    except safe_pickle.Damaged as error:
+        raise BadWeights(
+            f"{path}: damaged or not written by torch.save ({error}): download it again"
+        ) from error
 
 
 def write_weights(path: PathLike, weights: Mapping[str, np.ndarray]) -> None:
@@ -319,6 +325,14 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
             f"{index}: the files it names do not hold {missing[0]}: download them again"
         )
     return weights
+
+
+def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
+    """The error for a folder without weights under any of the names."""
+    return BadWeights(
+        f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
+        "again"
+    )
 
 
 # Tokenizers -------------------------------------------------------------------------
@@ -372,182 +386,3 @@ def load_tokenizer(
         raise UserError(
             f"{folder}: damaged ({error}): download the model again"
         ) from error
-
-
-# What torch.save writes -------------------------------------------------------------
-
-_DTYPES = {
-    "BoolStorage": np.dtype(np.bool_),
-    "ByteStorage": np.dtype(np.uint8),
-    "CharStorage": np.dtype(np.int8),
-    "ShortStorage": np.dtype(np.int16),
-    "IntStorage": np.dtype(np.int32),
-    "LongStorage": np.dtype(np.int64),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "FloatStorage": np.dtype(np.float32),
-    "DoubleStorage": np.dtype(np.float64),
-}
-# The first number of a file written before torch 1.6.
-_OLD_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-class _Storage(NamedTuple):
-    """Stands for a class such as `torch.FloatStorage` while a pickle is read."""
-
-    dtype: np.dtype
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
-    """What `torch._utils._rebuild_tensor_v2` makes, as a view; nothing is trusted."""
-    numbers = (offset, *shape, *strides)
-    if (
-        not isinstance(storage, np.ndarray)
-        or len(shape) != len(strides)
-        or not all(isinstance(n, int) and n >= 0 for n in numbers)
-    ):
-        raise pickle.UnpicklingError("a tensor of impossible form")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.size:
-        raise pickle.UnpicklingError("a tensor that reaches beyond its data")
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:],
-        tuple(shape),
-        tuple(step * storage.itemsize for step in strides),
-        writeable=False,
-    )
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-} | {
-    (module, name): _Storage(dtype)
-    for name, dtype in _DTYPES.items()
-    for module in ("torch", "torch.storage")
-}
-
-
-class _Forbidden(pickle.UnpicklingError):
-    pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads tensors and containers; whatever else a pickle names is refused."""
-
-    def __init__(
-        self, file: io.BufferedIOBase, load_storage: Callable[..., np.ndarray]
-    ):
-        super().__init__(file, encoding="utf-8")
-        self._load_storage = load_storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, storage, key, _, size, *view = pid
-        if (
-            kind != "storage"
-            or not isinstance(storage, _Storage)
-            or not isinstance(key, str)
-            or not isinstance(size, int)
-            or size < 0
-            or any(part is not None for part in view)
-        ):
-            raise pickle.UnpicklingError("a storage of unknown kind")
-        return self._load_storage(storage.dtype, key, size)
-
-
-def read_torch(path: PathLike) -> Any:
-    """What `torch.save` wrote, with numpy arrays for tensors.
-
-    Reads tensors, numbers, strings and the built-in containers; both the zip form and
-    that of torch before 1.6.
-
-    Raises:
-      BadWeights: if the file is damaged, or names anything that is neither.
-    """
-    path = pathlib.Path(path)
-    try:
-        if zipfile.is_zipfile(path):
-            return _read_torch_zip(path)
-        with open(path, "rb") as file:
-            return _read_torch_old(file)
-    except _Forbidden as error:
-        raise BadWeights(
-            f"{path}: refused: it names {error}, which could run code and which "
-            "weights do not need. Use the model's safetensors files, or plain "
-            "weights without it"
-        ) from error
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise BadWeights(
-            f"{path}: damaged or not written by torch.save ({error}): download it again"
-        ) from error
-
-
-def _read_torch_zip(path: pathlib.Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        root = next(
-            name.removesuffix("data.pkl")
-            for name in archive.namelist()
-            if name.count("/") <= 1 and name.endswith("data.pkl")
-        )
-        order = "<"
-        if f"{root}byteorder" in archive.namelist():
-            order = {b"little": "<", b"big": ">"}[archive.read(f"{root}byteorder")]
-        storages: dict[str, np.ndarray] = {}
-
-        def load_storage(dtype, key, size):
-            if key not in storages:
-                data = archive.read(f"{root}data/{key}")
-                storages[key] = _native(data, dtype, order)
-            if storages[key].size < size or storages[key].dtype != dtype:
-                raise pickle.UnpicklingError("a storage of the wrong size")
-            return storages[key][:size]
-
-        with archive.open(f"{root}data.pkl") as file:
-            return _Unpickler(file, load_storage).load()
-
-
-def _read_torch_old(file: io.BufferedIOBase) -> Any:
-    storages: dict[str, np.ndarray] = {}
-
-    def load_storage(dtype, key, size):
-        # The data follow the pickle: tensors are views of an array that is filled then.
-        return storages.setdefault(key, np.empty(size, dtype))
-
-    def load():
-        return _Unpickler(file, load_storage).load()
-
-    if load() != _OLD_MAGIC:
-        raise pickle.UnpicklingError("no file of torch.save")
-    load()  # version of the protocol
-    system = load()
-    order = "<" if system.get("little_endian", True) else ">"
-    value = load()
-    for key in load():
-        (size,) = struct.unpack(order + "q", file.read(8))
-        storage = storages[key]
-        if size != storage.size:
-            raise pickle.UnpicklingError("a storage of the wrong size")
-        storage[:] = _native(file.read(storage.nbytes), storage.dtype, order)
-    return value
-
-
-def _native(data: bytes, dtype: np.dtype, order: str) -> np.ndarray:
-    raw = np.frombuffer(data, np.dtype(f"{order}u{dtype.itemsize}"))
-    return raw.astype(raw.dtype.newbyteorder("=")).view(dtype)
-
-
-def missing_weights(names: Iterable[str], folder: PathLike) -> BadWeights:
-    """The error for a folder without weights under any of the names."""
-    return BadWeights(
-        f"{os.fspath(folder)}: holds none of {', '.join(names)}: download the model "
-        "again"
-    )

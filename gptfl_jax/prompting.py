@@ -11,8 +11,8 @@ GPT-FL (arXiv 2306.02210).
 import io
 import json
 import pathlib
-import pickle
 import re
+import reprlib
 import string
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Key, PRNGKeyArray
 
-from gptfl_jax import labels
+from gptfl_jax import labels, safe_pickle, user_files
 from gptfl_jax.configuration import UserError
 
 # Unconditional guidance ("ucg") draws each sample's guidance scale from these.
@@ -128,7 +128,7 @@ def imported(request: Request) -> dict[str, list[str]]:
             if labels.same_name(key, name) or labels.same_name(key, phrase)
         ]
         if len(found) != 1:
-            holds = ", ".join(found or list(lists)[:12])
+            holds = ", ".join(key[:80] for key in found or list(lists)[:12])
             raise UserError(
                 f"config.prompts.imported_file = {request.imported_file!r}: holds "
                 f"{'more than one' if found else 'no'} list for class {name!r}, "
@@ -209,48 +209,53 @@ def _template(request: Request, method: str, takes: set[str]) -> str:
     return template
 
 
-class _ContainerUnpickler(pickle.Unpickler):
-    """Reads containers, text and numbers; nothing that would have to be imported."""
-
-    def find_class(self, module: str, name: str) -> object:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is forbidden")
+# A hundred times the longest lists of the paper; JSON takes up to 20 times its size.
+_MOST_BYTES = 2**25
 
 
 def read_prompt_lists(path: pathlib.Path) -> dict[str, list[str]]:
     """Reads class name to sentences from a pickle or JSON, executing nothing.
 
     Raises:
-      UserError: the file cannot be read, is no such pickle or JSON, or asks for a
-        global (which a pickle of plain lists never does).
+      UserError: the file cannot be read, is no such pickle or JSON, or names anything
+        to import (which a pickle of plain lists never does).
     """
 
-    def refused(reason: object) -> UserError:
-        return UserError(
-            f"{path}: {reason}; prompt lists are a pickled dict or a JSON object of "
-            "class name to list of sentences"
-        )
+    def refused(reason: str) -> user_files.Unreadable:
+        remedy = "name a pickled dict or JSON object of class name to list of sentences"
+        return user_files.Unreadable(path, reason, remedy)
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; it should hold prompts") from error
+    content = user_files.read_bytes(path, _MOST_BYTES)
     try:
         if content.lstrip()[:1] == b"{":
             lists = json.loads(content)
             if isinstance(lists.get("prompts"), dict):
                 lists = lists["prompts"]
         else:
-            lists = _ContainerUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # a broken pickle raises almost anything
-        raise refused(f"cannot be read: {error}") from error
+            lists = safe_pickle.load(io.BytesIO(content))
+    except (ValueError, RecursionError) as error:
+        raise refused(f"cannot be read ({user_files.brief(error)})") from error
     if not isinstance(lists, dict) or not lists:
         raise refused(f"holds {type(lists).__name__}, or nothing")
+    if sum(_length(sentences) for sentences in lists.values()) > len(content):
+        raise refused("holds one list several times")
     for name, sentences in lists.items():
-        if not isinstance(name, str) or not isinstance(sentences, list | tuple):
-            raise refused(f"{name!r} has no list of sentences")
-        if not all(isinstance(sentence, str) for sentence in sentences):
-            raise refused(f"the list of {name!r} holds something else than text")
+        if not _is_text(name) or not isinstance(sentences, list | tuple):
+            raise refused(f"{reprlib.repr(name)} has no list of sentences")
+        if not all(map(_is_text, sentences)):
+            raise refused(
+                f"the list of {reprlib.repr(name)} holds something else than text"
+            )
     return {name: list(sentences) for name, sentences in lists.items()}
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else 0
+
+
+def _is_text(value: object) -> bool:
+    """Whether something is text that can be written: halves of pairs cannot."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 class Selection(NamedTuple):

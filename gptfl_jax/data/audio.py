@@ -23,7 +23,7 @@ import soundfile
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 from tqdm import tqdm
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, user_files
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data.noise import Noise, add_noise
 
@@ -31,6 +31,13 @@ SAMPLE_RATE_HZ = 16_000
 
 # Of the windows that loudness is measured in, and of what is left of the silence.
 _WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
+
+# Of one recording, and of all that are in work at a time, whatever their number: 70
+# minutes at 16 kHz. A sample takes up to 20 bytes on the way to its features.
+_SAMPLES = user_files.Allowance(2**26)
+_MOST_BYTES = 8 * _SAMPLES.most
+# Spectra are computed of so many frames at a time: 80 s by default, in 200 MB.
+_FRAMES = 8192
 
 # Below this power a band is silent; -100 dB.
 _POWER_FLOOR = 1e-10
@@ -99,21 +106,51 @@ def read(
     Raises:
       UserError: the file is missing, damaged or empty, or ends before the part begins.
     """
+    with _read(path, sample_rate_hz, start_s, duration_s) as waveform:
+        return waveform
+
+
+@contextlib.contextmanager
+def _read(
+    path: str | os.PathLike | io.BytesIO,
+    sample_rate_hz: int,
+    start_s: float,
+    duration_s: float,
+) -> Iterator[Float32[np.ndarray, " samples"]]:
+    """`read`; meanwhile other threads leave the memory that the samples need."""
     name = getattr(path, "name", path)
-    with _opened(path) as file:
-        rate, frames = file.samplerate, file.frames
-        start = round(start_s * rate)
-        if frames and start >= frames:
-            raise UserError(
-                f"{name}: has {frames / rate:g} s, hence no sample at {start_s:g} s"
-            )
-        file.seek(start)
-        count = round(duration_s * rate) if duration_s else -1
-        samples = file.read(count, dtype="float32", always_2d=True)
-    if not len(samples) or not np.isfinite(samples).all():
-        what = "samples that are no numbers" if len(samples) else "no sound"
-        raise UserError(f"{name}: holds {what}: get the file again")
-    return resample(samples.mean(1), rate, sample_rate_hz)
+    with contextlib.ExitStack() as stack:
+        with _opened(path) as file:
+            rate, frames = file.samplerate, file.frames
+            start = round(start_s * rate)
+            if frames and start >= frames:
+                raise UserError(
+                    f"{name}: has {frames / rate:g} s, hence no sample at {start_s:g} s"
+                )
+            count = frames - start
+            if duration_s:
+                count = min(count, round(duration_s * rate))
+            needed = max(count * file.channels, count * sample_rate_hz // rate)
+            if needed > _SAMPLES.most:
+                raise user_files.Unreadable(
+                    name,
+                    f"holds {count / rate:,.0f} s of {file.channels} channels at {rate}"
+                    f" Hz, which are {needed:,} samples, more than {_SAMPLES.most:,}",
+                    "cut it into parts",
+                )
+            stack.enter_context(_SAMPLES.hold(needed))
+            file.seek(start)
+            samples = file.read(count, dtype="float32", always_2d=True)
+        if not len(samples) or not np.isfinite(samples).all():
+            what = "samples that are no numbers" if len(samples) else "no sound"
+            raise UserError(f"{name}: holds {what}: get the file again")
+        try:
+            waveform = resample(samples.mean(1), rate, sample_rate_hz)
+        except Exception as error:  # at a rate that no recorder has
+            reason = f"cannot be resampled from {rate} Hz ({user_files.brief(error)})"
+            raise user_files.Unreadable(name, reason) from error
+        del samples
+        yield waveform
 
 
 def duration_s(path: str | os.PathLike) -> float:
@@ -128,14 +165,16 @@ def duration_s(path: str | os.PathLike) -> float:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike | io.BytesIO) -> Iterator[soundfile.SoundFile]:
-    try:
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except (soundfile.SoundFileError, OSError) as error:
-        name = getattr(path, "name", path)
-        raise UserError(
-            f"{name}: cannot be read as sound ({error}): get the file again"
-        ) from error
+    name = getattr(path, "name", path)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, io.BytesIO):
+            path = stack.enter_context(user_files.open_plain(path, _MOST_BYTES))
+        try:
+            with soundfile.SoundFile(path) as file:
+                yield file
+        except (soundfile.SoundFileError, OSError) as error:
+            reason = f"cannot be read as sound ({user_files.brief(error)})"
+            raise user_files.Unreadable(name, reason) from error
 
 
 def resample(
@@ -256,8 +295,12 @@ def _mel_power(waveform, settings):
     padded = np.pad(waveform.astype(np.float64), size // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: settings.hop]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
-    power = np.abs(np.fft.rfft(frames * window)) ** 2
-    return power @ _mel_filters(settings.sample_rate_hz, size, settings.num_mels)
+    filters = _mel_filters(settings.sample_rate_hz, size, settings.num_mels)
+    parts = [
+        np.abs(np.fft.rfft(frames[start : start + _FRAMES] * window)) ** 2 @ filters
+        for start in range(0, len(frames), _FRAMES)
+    ]
+    return np.concatenate(parts)
 
 
 def _decibels(power):
@@ -316,7 +359,7 @@ def extract(
 
     @functools.lru_cache(maxsize=256)
     def background(path: str) -> tuple[bytes, np.ndarray]:
-        content = _read_bytes(path)
+        content = user_files.read_bytes(path, _MOST_BYTES)
         waveform = read(_as_file(content, path), settings.sample_rate_hz)
         return hashlib.sha256(content).digest(), waveform
 
@@ -365,10 +408,10 @@ def encode_wav(wave: Float[np.ndarray, " samples"], rate: int) -> bytes:
 def is_whole_wav(path: str | os.PathLike) -> bool:
     """Whether a file is a WAV file and as long as its first bytes say."""
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
+        with user_files.open_plain(path) as file:
             begin = file.read(12)
-    except OSError:
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, user_files.Unreadable):
         return False
     named = int.from_bytes(begin[4:8], "little")
     return begin[:4] + begin[8:] == b"RIFFWAVE" and named == size - 8
@@ -401,7 +444,7 @@ def _features_of(
     background: Callable[[str], tuple[bytes, np.ndarray]],
 ) -> tuple[np.ndarray, pathlib.Path | None]:
     """The features, and where to keep them when they are new."""
-    content = _read_bytes(clip.path)
+    content = user_files.read_bytes(clip.path, _MOST_BYTES)
     digest, added = b"", None
     if clip.noise is not None and clip.noise.recording:
         digest, added = background(clip.noise.recording)
@@ -412,21 +455,15 @@ def _features_of(
         key.update(repr((_CACHE_VERSION, *settings, heard)).encode() + digest)
         name = key.hexdigest()
         kept = pathlib.Path(cache) / name[:2] / f"{name}.npy"
-        features = _from_cache(kept)
+        features = _from_cache(kept, settings.num_bands)
         if features is not None:
             return features, None
     file = _as_file(content, clip.path)
-    waveform = read(file, settings.sample_rate_hz, clip.start_s, clip.duration_s)
-    if clip.noise is not None:
-        waveform = add_noise(waveform, clip.noise, added)
-    return compute(waveform, settings), kept
-
-
-def _read_bytes(path: str | os.PathLike) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    rate = settings.sample_rate_hz
+    with _read(file, rate, clip.start_s, clip.duration_s) as waveform:
+        if clip.noise is not None:
+            waveform = add_noise(waveform, clip.noise, added)
+        return compute(waveform, settings), kept
 
 
 def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
@@ -435,11 +472,13 @@ def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
     return file
 
 
-def _from_cache(path: pathlib.Path) -> np.ndarray | None:
+def _from_cache(path: pathlib.Path, num_bands: int) -> np.ndarray | None:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):  # there is none, or a damaged one
+        kept = user_files.array_from(user_files.read_bytes(path, _MOST_BYTES))
+    except (ValueError, user_files.Unreadable):  # there is none, or a damaged one
         return None
+    fits = kept.dtype == np.float32 and kept.ndim == 2 and kept.shape[1] == num_bands
+    return kept if fits else None
 
 
 def _to_bytes(array: np.ndarray) -> bytes:

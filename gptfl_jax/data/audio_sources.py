@@ -28,7 +28,7 @@ from tqdm import tqdm
 from gptfl_jax import labels as label_sets
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
-from gptfl_jax.data.sources import Dataset, Sounds, Source
+from gptfl_jax.data.datasets import Dataset, Sounds, Source
 
 Options = Mapping[str, Any] | ConfigDict | None
 

@@ -1,9 +1,10 @@
 """Pictures to arrays: decoding, box-filter resizing, and conversion of channels."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,18 @@ import PIL.Image
 from jaxtyping import Shaped, UInt8
 from tqdm import tqdm
 
+from gptfl_jax import user_files
+
 # ITU-R BT.601 luma, what "grey" means to every picture library.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+# Pillow tells formats by their content, and knows some that start other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Of one picture, and of all that are decoded at a time: a pixel takes up to 20 bytes on
+# the way to an array. The largest cameras have 50 megapixels.
+_PIXELS = user_files.Allowance(2**26)
+# A file needs no more than its pixels: 8 bytes each, and as much again for the rest.
+_MOST_BYTES = 16 * _PIXELS.most
 
 
 def box_resize(
@@ -85,6 +96,29 @@ class Picture(NamedTuple):
     error: str = ""
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
+    """A picture, decoded.
+
+    Raises:
+      Unreadable: the file is missing, damaged, or of none of the known formats; or it
+        has more pixels than a picture may have.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(user_files.open_plain(path, _MOST_BYTES))
+        try:
+            image = stack.enter_context(PIL.Image.open(file, formats=_FORMATS))
+            width, height = image.size
+            if width * height > _PIXELS.most:
+                raise ValueError(f"{width}x{height} pixels, more than {_PIXELS.most:,}")
+            stack.enter_context(_PIXELS.hold(width * height))
+            image.load()
+        except Exception as error:  # Pillow reports broken files as almost anything
+            reason = f"cannot be decoded ({user_files.brief(error)})"
+            raise user_files.Unreadable(path, reason) from error
+        yield image
+
+
 def read_picture(
     path: pathlib.Path,
     image_size: int,
@@ -104,30 +138,22 @@ def read_picture(
       with a broken file in them are common, and what to do is the caller's decision.
     """
     try:
-        with PIL.Image.open(path) as image:
+        with opened(path) as image:
             size, mode = image.size, image.mode
             if modes is not None and mode not in modes:
                 return Picture(
                     None, size, mode, f"mode {mode}, not {' or '.join(modes)}"
                 )
-            image.load()
             pixels = _to_array(image)
-    except FileNotFoundError:
-        return Picture(None, (0, 0), "", "no such file")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        PIL.Image.DecompressionBombError,
-    ) as error:
-        # Pillow reports broken files as any of these.
-        return Picture(None, (0, 0), "", f"cannot be decoded ({error})")
-    if crop:
-        height, width = pixels.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    return Picture(convert(pixels[None], image_size, channels)[0], size, mode)
+            if crop:
+                height, width = pixels.shape[:2]
+                side = min(height, width)
+                top, left = (height - side) // 2, (width - side) // 2
+                pixels = pixels[top : top + side, left : left + side]
+            pixels = convert(pixels[None], image_size, channels)[0]
+    except user_files.Unreadable as error:
+        return Picture(None, (0, 0), "", error.reason)
+    return Picture(pixels, size, mode)
 
 
 def _to_array(image: PIL.Image.Image) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
 from gptfl_jax import configuration
-from gptfl_jax.data.sources import Dataset
+from gptfl_jax.data.datasets import Dataset
 
 # Beside the seed in the generator of `hold_out`.
 _HOLD_OUT = 1

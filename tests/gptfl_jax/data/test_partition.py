@@ -3,7 +3,7 @@ import pytest
 
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
-from gptfl_jax.data.sources import Dataset
+from gptfl_jax.data.datasets import Dataset
 
 ALPHAS = (1e-300, 1e-5, 0.1, 1.0, 1e7)
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.data import sources
+from gptfl_jax.data import datasets, sources
 
 
 def test_digits_blocks_are_copies_of_one_form():
@@ -143,7 +143,7 @@ def test_cifar10(tmp_path, form):
     assert source.train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert source.test.labels.tolist() == [5, 4]
     assert source.test.class_names == tuple(f"name{i}" for i in range(10))
-    assert source.mean == pytest.approx(sources.IMAGENET_MEAN)
+    assert source.mean == pytest.approx(datasets.IMAGENET_MEAN)
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -180,10 +180,10 @@ def test_cifar_pickles_are_not_executed(tmp_path, capsys):
     write_cifar10_python(tmp_path / "cifar-10-batches-py")
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(UserError, match="forbidden global builtins.print"):
+    with pytest.raises(UserError, match="names builtins.print, which is forbidden"):
         sources.load("cifar10", str(tmp_path))
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(UserError, match="test_batch: not a safe pickle"):
+    with pytest.raises(UserError, match=r"test_batch: no file of CIFAR \("):
         sources.load("cifar10", str(tmp_path))
     file.unlink()
     with pytest.raises(UserError, match="test_batch is missing"):
@@ -306,7 +306,7 @@ def test_broken_pictures_are_reported_and_left_out(synthetic):
     reasons = dict(report.left_out)
     assert reasons["cat/x.png"] == "label 'cab' is not a class"
     assert reasons["cat/cat_0.png"].startswith("cannot be decoded")
-    assert reasons["car/car_1.png"] == "no such file"
+    assert reasons["car/car_1.png"] == "cannot be read (No such file or directory)"
     assert reasons["cat/cat_2.png"] == "size 32x16, most are 32x32"
     assert reasons["car/car_3.png"] == "mode RGBA, not RGB or L"
     assert "2 synthetic pictures loaded; 5 left out:" in str(report)
