@@ -53,7 +53,7 @@ from PIL import Image
 from federated import examples, pictures
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 SYNTHETIC_ONLY = "Synthetic only"
 # Fields that may differ between runs of one method, as their seed may.
@@ -615,7 +615,12 @@ def _draw(
         mean, low, high = back(mean), back(mean - std), back(mean + std)
     # A single round is a point, which a line would not show.
     marker = "o" if len(rounds) == 1 else None
-    line = {"label": method.name, "linewidth": 1.8, "marker": marker, **options}
+    line = {
+        "label": pictures.text(method.name),
+        "linewidth": 1.8,
+        "marker": marker,
+        **options,
+    }
     axes.plot(rounds, mean, **line, **style)
     if band and (high > low).any():
         axes.fill_between(
@@ -770,7 +775,7 @@ def client_accuracy_histograms(
     found = [(method, pair) for method, pair in found if pair is not None]
     if not found:
         return None
-    names = [textwrap.fill(method.name, 34) for method, _ in found]
+    names = [textwrap.fill(pictures.text(m.name), 34) for m, _ in found]
     figure, axes = pictures.axes(
         "accuracy of a client on its held-out examples, %",
         "",
@@ -1174,6 +1179,7 @@ def page(
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes report.json, report.html and report.png and prints the table."""
+    prepare(config)
     runs = load_runs(workdir, config.report.runs)
     methods = methods_of(runs)
     start = synthetic_only(methods)

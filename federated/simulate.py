@@ -45,10 +45,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from federated import experiment, pictures
-from gptfl_jax import artifacts, training
+from gptfl_jax import artifacts, interruption, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
 from gptfl_jax.fl import (
@@ -58,7 +57,8 @@ from gptfl_jax.fl import (
     streaming,
 )
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
-from gptfl_jax.launch import agree, launch
+from gptfl_jax.launch import agree, launch, prepare
+from gptfl_jax.progress import Progress
 
 # The streams of draws from the seed; a result depends on these numbers.
 _STAGE = 3
@@ -360,14 +360,8 @@ class _Loop:
             )
         with (
             contextlib.closing(rows),
-            tqdm(
-                total=federated.rounds,
-                initial=start,
-                desc=self.name,
-                unit="round",
-                disable=None if jax.process_index() == 0 else True,
-                leave=False,
-            ) as bar,
+            interruption.deferred("round"),
+            Progress(federated.rounds, "round", start, self.name, leave=False) as bar,
         ):
             for done in range(start, federated.rounds):
                 cohort, data = rows.send(metrics)
@@ -375,10 +369,11 @@ class _Loop:
                 state, metrics = self.setting.algorithm.round(state, data, cohort, key)
                 number = done + 1
                 last = number == federated.rounds
+                stops = not last and interruption.should_save()
                 tested = last or number % federated.eval_every == 0
                 every = federated.personalisation_every
                 clients_tested = every and (last or number % every == 0)
-                saved = last or number % federated.checkpoint_every == 0
+                saved = last or stops or number % federated.checkpoint_every == 0
                 pending.append(
                     _Pending(
                         number,
@@ -388,8 +383,14 @@ class _Loop:
                         state if saved else None,
                     )
                 )
-                while len(pending) > (0 if last else 1):
+                while len(pending) > (0 if last or stops else 1):
                     self._finish(pending.popleft(), bar)
+                if stops:
+                    self.checkpoints.wait()
+                    raise interruption.Interrupted(
+                        f"{self.name} is saved after round {number} of "
+                        f"{federated.rounds}; the same command goes on from there"
+                    )
 
     def _rows(
         self, cohorts: Iterable[Int32[Array, " cohort"]]
@@ -442,7 +443,7 @@ class _Loop:
             state, self.tested_data, self.held_out, self.tested_clients, key
         )
 
-    def _finish(self, pending: _Pending, bar: tqdm) -> None:
+    def _finish(self, pending: _Pending, bar: Progress) -> None:
         """Waits for a round, writes its line, and saves where that is due."""
         line = {}
         if pending.metrics is not None:
@@ -460,7 +461,7 @@ class _Loop:
         if pending.counts is not None:
             tested = training.metrics(pending.counts)
             line |= tested._asdict()
-            bar.set_postfix_str(f"accuracy {tested.accuracy:.3f}", refresh=False)
+            bar.note(f"accuracy {tested.accuracy:.3f}")
         if pending.of_clients is not None:
             line |= self._of_clients(pending.round, pending.of_clients)
         now = time.perf_counter()
@@ -522,6 +523,7 @@ def _key(seed: int, stream: int) -> PRNGKeyArray:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
+    prepare(config)
     last = simulate(config, workdir)
     _say(outcome(run_name(config), last))
 

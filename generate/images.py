@@ -24,11 +24,12 @@ from generate.samples import samples_per_class
 from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the samples that are missing, and the contact sheet."""
+    prepare(config)
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples_per_class(config, list(prompts))
     guidance = guidance_scales(config, made_prompts)

@@ -182,6 +182,10 @@ def _write_failure(error: BaseException) -> str | None:
         )
     if code in (errno.ENOTDIR, errno.EEXIST):
         return "a file stands where a folder is needed. Choose another --workdir"
+    if code == errno.EFBIG:
+        return "a file would be larger than the system allows (ulimit -f)"
+    if code in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+        return f"{os.strerror(code)}. Choose another --workdir"
     return None
 
 

@@ -103,12 +103,12 @@ def load(
     Raises:
       UserError: no such source, an option it does not take, missing or broken files.
     """
-    available = _sources()
-    if name not in available:
+    known = available()
+    if name not in known:
         raise configuration.UserError(
-            f"config.data.source = {name!r}: takes one of {', '.join(available)}"
+            f"config.data.source = {name!r}: takes one of {', '.join(known)}"
         )
-    function = available[name]
+    function = known[name]
     takes = inspect.signature(function).parameters
     unknown = sorted(set(options) - (set(takes) - {"folder", "image_size", "channels"}))
     if unknown:
@@ -143,7 +143,8 @@ def load(
     )
 
 
-def _sources() -> dict[str, Callable[..., Source]]:
+def available() -> dict[str, Callable[..., Source]]:
+    """The sources there are, by name."""
     from gptfl_jax.data import audio_sources  # which imports this module
 
     functions = globals() | vars(audio_sources)
