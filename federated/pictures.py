@@ -110,6 +110,8 @@ def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     bars.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     longest = max(len(str(name)) for name in class_names)
     figure.legend(
+        title="class",
+        title_fontsize=7,
         frameon=False,
         fontsize=7,
         ncols=min(len(class_names), 10, max(1, 80 // (longest + 5))),
@@ -131,7 +133,7 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     some = ""
     if len(shown) < len(counts):
         some = f", {len(shown):,} of {len(counts):,}"
-    styled(above, f"clients by most frequent label{some}", "")
+    styled(above, f"clients by most frequent label{some}", "class")
     image = above.imshow(
         share[shown].T,
         aspect="auto",

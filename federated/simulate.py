@@ -47,7 +47,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from federated import experiment, pictures
-from gptfl_jax import artifacts, interruption, training
+from gptfl_jax import artifacts, configuration, interruption, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
 from gptfl_jax.fl import (
@@ -152,10 +152,11 @@ def simulate(
         )
     variables = initial_weights(config, workdir, setting.learner)
     with artifacts.lock(folder):
-        identity = _identity(config, variables)
+        identity = _identity(config, setting, variables)
         with artifacts.Checkpoints(
             folder / "checkpoints",
             identity,
+            remedy="Give this run a name of its own (--config.federated.run=NAME)",
             keep=config.federated.keep_checkpoints,
             best="accuracy",
         ) as checkpoints:
@@ -185,18 +186,22 @@ class _Start(NamedTuple):
     bytes_down: int
 
 
-def _identity(config: ConfigDict, variables: training.Variables) -> dict[str, Any]:
+def _identity(
+    config: ConfigDict, setting: experiment.Setting, variables: training.Variables
+) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
     fields = experiment.plain(config)
     fields = {
         "seed": config.seed,
         **{name: fields[name] for name in experiment.SECTIONS},
     }
+    fields["data"] = configuration.data_identity(config, setting.fingerprint)
     federated = fields["federated"]
     for name in _FREE_TO_CHANGE:
         del federated[name]
     if config.federated.learning_rate_schedule == "cosine":
-        federated["rounds"] = config.federated.rounds
+        what = "rounds, over which the cosine schedule lowers the learning rate,"
+        federated[what] = config.federated.rounds
     if config.federated.init != "random":
         # Stage 2 run again, or another model: the weights say so, not the path.
         federated["initial_weights"] = _digest(variables)

@@ -94,7 +94,7 @@ def _classes(config: ConfigDict) -> tuple[str, ...]:
     if config.data.source in labels.known_data_sets():
         return labels.label_set(config.data.source).classes
     data = config.data
-    return sources.load(data.source, data.folder, **data.options).train.class_names
+    return sources.class_names(data.source, data.folder, **data.options)
 
 
 def _content(

@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import re
+import subprocess
 import sys
 import time
 import zlib
@@ -555,6 +556,7 @@ class Checkpoints:
         keep: how many of the last ones to keep.
         best: the metric whose largest value marks the best one, which is kept as well.
         read_only: open an existing folder without touching it.
+        remedy: what to do about checkpoints of another run, beside other folders.
 
     Raises:
         CheckpointMismatch: the folder holds checkpoints of another identity.
@@ -568,7 +570,9 @@ class Checkpoints:
         keep: int = 2,
         best: str | None = None,
         read_only: bool = False,
+        remedy: str = "",
     ):
+        self._remedy = f"{remedy}, choose" if remedy else "Choose"
         self.folder = pathlib.Path(folder).absolute()
         if read_only and not self.folder.is_dir():
             raise UserError(f"{folder} is missing: there are no checkpoints to read")
@@ -641,7 +645,7 @@ class Checkpoints:
             raise CheckpointMismatch(
                 f"the checkpoints in {self.folder} are of another run: "
                 + "; ".join(differing)
-                + ". Choose another --workdir, or delete that folder"
+                + f". {self._remedy} another --workdir, or delete that folder"
             )
 
     def save(
@@ -938,8 +942,30 @@ def require(path: PathLike, command: str) -> pathlib.Path:
     return path
 
 
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package is in, "+" where it was changed.
+
+    None of an installed package, or where git is missing.
+    """
+    root = pathlib.Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head, changes = (
+            subprocess.run(
+                [*git, *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
 def write_run_record(folder: PathLike, config: ConfigDict) -> None:
-    """Write `run.json`: the command, the config, versions, devices and the date."""
+    """Write `run.json`: command, config, versions, commit, devices and date."""
     if jax.process_index() != 0:
         return
     packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -952,6 +978,7 @@ def write_run_record(folder: PathLike, config: ConfigDict) -> None:
         "argv": sys.orig_argv,
         "config": config,
         "versions": versions,
+        "commit": _commit(),
         "platform": platform.platform(),
         "processes": jax.process_count(),
         "devices": [f"{device.platform}:{device.id}" for device in jax.devices()],

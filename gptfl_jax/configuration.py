@@ -970,6 +970,18 @@ def validate(config: ConfigDict) -> None:
     _check_together(config)
 
 
+# Options of sources that say where files lie or come from, not what is in them.
+_OF_PLACES = ("cache", "download")
+
+
+def data_identity(config: ConfigDict, fingerprint: str) -> dict[str, Any]:
+    """What of `config.data` a run belongs to: all but places, and what lies there."""
+    data = config.data.to_dict()
+    del data["folder"]
+    data["options"] = {k: v for k, v in data["options"].items() if k not in _OF_PLACES}
+    return {**data, "content": fingerprint}
+
+
 def _check_together(config: ConfigDict) -> None:
     """The rules that bind several fields."""
     if "prompts" in config:

@@ -21,7 +21,6 @@ import functools
 import math
 import pathlib
 import time
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +40,7 @@ from gptfl_jax import (
     training,
 )
 from gptfl_jax.data import sources
+from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress
 
@@ -162,7 +162,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
 
     best = "validation_accuracy" if data.validation is not None else None
     identity = _identity(config, data)
-    with artifacts.Checkpoints(folder / "checkpoints", identity, best=best) as saved:
+    remedy = "Give this run a name of its own (--config.train.run=NAME)"
+    with artifacts.Checkpoints(
+        folder / "checkpoints", identity, best=best, remedy=remedy
+    ) as saved:
         epoch = saved.latest_step() or 0
         if epoch:
             state = training.TrainState(**saved.restore(state._asdict()))
@@ -349,21 +352,21 @@ def _purpose(key_data: np.ndarray, purpose: int):
 
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
-    labels = data.train.labels
     leaves = jax.tree.leaves(data.train.inputs)
-    checksum = zlib.crc32(labels)
-    for leaf in leaves:
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     settings = config.train.to_dict()
+    epochs = settings.pop("epochs")
+    if settings["schedule"] == "cosine":
+        what = "epochs, over which the cosine schedule lowers the learning rate,"
+        settings[what] = epochs
     return {
         "model": config.model.to_dict(),
         "classes": data.train.class_names,
         "inputs": ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in leaves),
         "seed": config.seed,
         "train": {k: v for k, v in settings.items() if k not in _FREE_TO_CHANGE},
-        "training set": {
-            "examples": len(labels),
-            "checksum": checksum,
+        "data": {
+            "training examples": len(data.train.labels),
+            "content": fingerprint(data.train, data.validation, data.test),
         },
     }
 

@@ -340,6 +340,17 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
     assert max(map(len, output.splitlines())) <= 100
 
 
+def test_help_beside_a_config_shows_its_values(folder):
+    arguments = ("--help", "--config=mine.py:alpha=0.25", "--config.federated.run=mine")
+    code, output, errors = outcome(start(folder, *arguments))
+    assert (code, errors) == (0, "")
+    assert "with the values of this config." in " ".join(output.split())
+    for line in ("rounds = 7", "alpha = 0.25", "run = 'mine'", "cohort_size = 10"):
+        assert f"\n  federated.{line}\n" in output
+    source = re.search(r"^  data\.source = .*\n((?: {6}.*\n)+)", output, re.M)[1]
+    assert "cifar10, cifar100," in source and "fsdd" in source
+
+
 def test_the_example_of_help_is_a_programs_own():
     text = launch._help(generator.run, "train.generator", ("generator",))
     command = "  python -m train.generator --config=configs/glyphs.py --workdir=runs/g"
@@ -434,7 +445,17 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
         ("def get_config(:", "mine.py line 1: "),
         (
             CONFIG.replace("rounds = 7", "round = 7"),
-            "mine.py line 6: ",
+            "mine.py line 6: config.federated.round: no such field; did you mean "
+            "config.federated.rounds?",
+        ),
+        (
+            CONFIG.replace("rounds = 7", "update({'alpah': 7})"),
+            "mine.py line 6: config.alpah: no such field; did you mean "
+            "config.federated.alpha?",
+        ),
+        (
+            CONFIG.replace("federated.rounds = 7", "fedrated.rounds = 7"),
+            "mine.py line 6: config.fedrated: no such field; ",
         ),
         (CONFIG.replace('"data", ', ""), "mine.py has no section `data`"),
         (CONFIG.replace('"data"', '"dta"'), "dta: no such section; did you mean data?"),
@@ -445,7 +466,7 @@ def test_a_config_file_that_does_not_work_is_named(folder, text, says):
     (folder / "mine.py").write_text(text)
     message = refusal(launch.read_config, f"{folder}/mine.py", ("data",))
     assert says in message
-    assert str(folder / "mine.py") in message
+    assert str(folder / "mine.py") in message and len(message) < 400
 
 
 def test_a_value_of_another_type_in_a_config_file_is_refused_by_its_field(folder):
