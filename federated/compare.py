@@ -35,7 +35,7 @@ from federated import experiment, simulate
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 
 def runs(config: ConfigDict) -> list[ConfigDict]:
@@ -78,6 +78,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       UserError: there is nothing to compare, stage 2 has seen what a turn holds out, or
         some of the runs failed.
     """
+    prepare(config)
     configs = runs(config)
     if not configs:
         raise UserError(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from gptfl_jax import augmentation, configuration, models, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
+from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.fl import aggregation, algorithms, clients, personalisation, sampling
 
 SECTIONS = ("data", "model", "federated")
@@ -35,6 +36,8 @@ class Setting(NamedTuple):
     """
 
     source: sources.Source
+    fingerprint: str
+    """Of the source's examples."""
     learner: training.Learner
     algorithm: algorithms.Algorithm
     mesh: Mesh | None
@@ -88,7 +91,13 @@ def prepare(config: ConfigDict, source: sources.Source | None = None) -> Setting
         lanes=config.federated.client_lanes or 16,
     )
     return Setting(
-        source, learner, algorithm, mesh, *_test_set(source, mesh), test_clients
+        source,
+        fingerprint(source.train, source.test),
+        learner,
+        algorithm,
+        mesh,
+        *_test_set(source, mesh),
+        test_clients,
     )
 
 
@@ -97,7 +106,12 @@ def on(setting: Setting, source: sources.Source) -> Setting:
     if source is setting.source:
         return setting
     inputs, labels = _test_set(source, setting.mesh)
-    return setting._replace(source=source, test_inputs=inputs, test_labels=labels)
+    return setting._replace(
+        source=source,
+        fingerprint=fingerprint(source.train, source.test),
+        test_inputs=inputs,
+        test_labels=labels,
+    )
 
 
 def padded_rows(count: int) -> int:
@@ -163,13 +177,14 @@ def make_algorithm(
 ) -> algorithms.Algorithm:
     """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
     function = getattr(algorithms, federated.algorithm)
+    combination = _aggregation(federated)
     try:
         return function(
             learner,
             local_training(federated),
             **_of_algorithm(federated),
-            weighting=federated.weighting,
-            aggregation=_aggregation(federated),
+            weighting=federated.weighting if combination is None else None,
+            aggregation=combination,
             execution=federated.client_execution,
             mesh=mesh,
             lanes=federated.client_lanes,

@@ -22,6 +22,11 @@ _MOST_BARS, _MOST_COLOURS = 60, 20
 _MOST_COLUMNS = 1000
 
 
+def text(name: object) -> str:
+    """A name as matplotlib shows it: a dollar sign is one, and begins no formula."""
+    return str(name).replace("$", r"\$")
+
+
 def axes(
     xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4.3)
 ) -> tuple[Figure, Axes]:
@@ -97,7 +102,7 @@ def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
             bottom=bottom,
             width=0.9,
             color=colours(index),
-            label=str(name),
+            label=text(name),
         )
         bottom += counts[:, index]
     bars.grid(axis="x", visible=False)
@@ -105,6 +110,8 @@ def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     bars.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     longest = max(len(str(name)) for name in class_names)
     figure.legend(
+        title="class",
+        title_fontsize=7,
         frameon=False,
         fontsize=7,
         ncols=min(len(class_names), 10, max(1, 80 // (longest + 5))),
@@ -126,7 +133,7 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     some = ""
     if len(shown) < len(counts):
         some = f", {len(shown):,} of {len(counts):,}"
-    styled(above, f"clients by most frequent label{some}", "")
+    styled(above, f"clients by most frequent label{some}", "class")
     image = above.imshow(
         share[shown].T,
         aspect="auto",
@@ -139,7 +146,7 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     # No more names than there is room for.
     step = -(-len(class_names) // 25)
     ticks = np.arange(0, len(class_names), step)
-    above.set_yticks(ticks, [str(class_names[i]) for i in ticks], fontsize=7)
+    above.set_yticks(ticks, [text(class_names[i]) for i in ticks], fontsize=7)
     bar = figure.colorbar(image, ax=above, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     bar.set_label("share of a client's examples")

@@ -13,20 +13,21 @@ writes into the workdir
   file, nothing loaded from elsewhere;
 - `report.png`: the learning curves alone, to show elsewhere.
 
-How the numbers are taken: accuracy, macro F1 and loss are those of the last
-evaluated round, never of the best one, because choosing a round by the test set
-would flatter every method. Their spread is the sample standard deviation over
-seeds (0 for one seed). Where a method was run in turns (`config.compare.data`), a
-seed's number is the mean over its turns, and `by_turn` has those of each. A method has
-reached a target in the first evaluated round whose test accuracy is at least the
-target; `rounds_to_90` is the mean over seeds (and turns), null while any run has not
-reached 90 %; `runs_reaching_90` have. `bytes_to_90` counts what went up and down until
-then. What is measured in a round (gradient diversity and its inverse, cosine of
-the clients' updates to their mean, their norms) is the mean over rounds and seeds;
-`update_norm_std` is the spread within a round. Drift and the accuracy of clients are
-those of the last round that has them; `client_accuracy_worst_decile` is the mean of
-the tenth of the clients that fares worst (gptfl_jax/fl/personalisation.py), and
-`personalised_*` is after local fine-tuning. Starting weights that were trained on
+How the numbers are taken: accuracy, macro F1 and loss are those of the last evaluated
+round, never of the best one, because choosing a round by the test set would flatter
+every method. Runs that have not come to their last round are left out; a method that
+has no other is marked, and `unfinished` names them. Their spread is the sample standard
+deviation over seeds (0 for one seed). Where a method was run in turns
+(`config.compare.data`), a seed's number is the mean over its turns, and `by_turn` has
+those of each. A method has reached a target in the first evaluated round whose test
+accuracy is at least the target; `rounds_to_90` is the mean over seeds (and turns), null
+while any run has not reached 90 %; `runs_reaching_90` have. `bytes_to_90` counts what
+went up and down until then. What is measured in a round (gradient diversity and its
+inverse, cosine of the clients' updates to their mean, their norms) is the mean over
+rounds and seeds; `update_norm_std` is the spread within a round. Drift and the accuracy
+of clients are those of the last round that has them; `client_accuracy_worst_decile` is
+the mean of the tenth of the clients that fares worst (gptfl_jax/fl/personalisation.py),
+and `personalised_*` is after local fine-tuning. Starting weights that were trained on
 synthetic data are a method of their own, `Synthetic only`: no round, no byte.
 """
 
@@ -53,7 +54,7 @@ from PIL import Image
 from federated import examples, pictures, run_files
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 SYNTHETIC_ONLY = "Synthetic only"
 # Fields that may differ between runs of one method, as their seed may.
@@ -103,6 +104,16 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]
 
     @property
+    def done(self) -> int:
+        """Rounds that are done."""
+        return self.metrics[-1]["step"]
+
+    @property
+    def planned(self) -> int:
+        """Rounds that the run is to have."""
+        return self.config["federated"]["rounds"]
+
+    @property
     def turn(self) -> str:
         """The turn of `config.compare.data` that the run is; empty: of none."""
         turns = self.config.get("compare", {}).get("data", {})
@@ -132,6 +143,9 @@ class Method(NamedTuple):
     algorithm: str
     init: str
     runs: tuple[Run, ...]
+    """Those that are finished; where none is, all."""
+    unfinished: tuple[Run, ...] = ()
+    """Those that are not."""
 
     @property
     def seeds(self) -> list[int]:
@@ -247,19 +261,27 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
                 for path in telling
             )
             names[key] = f"{name} ({what})" if what else name
-    methods = [
-        Method(
-            names[key],
-            members[0].config["federated"]["algorithm"],
-            members[0].config["federated"]["init"],
-            tuple(sorted(members, key=lambda run: (run.config["seed"], run.turn))),
-        )
-        for key, members in groups.items()
-    ]
+    methods = [_method(names[key], members) for key, members in groups.items()]
     order = ("random", "synthetic")
     return sorted(
         methods,
         key=lambda m: (order.index(m.init) if m.init in order else 2, m.name),
+    )
+
+
+def _method(name: str, runs: Sequence[Run]) -> Method:
+    ordered = sorted(runs, key=lambda run: (run.config["seed"], run.turn))
+    finished = tuple(run for run in ordered if run.done >= run.planned)
+    unfinished = tuple(run for run in ordered if run.done < run.planned)
+    if not finished:
+        done = sorted({run.done for run in unfinished})
+        some = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
+        name += f" (unfinished: {some} of {unfinished[0].planned} rounds)"
+    federated = ordered[0].config["federated"]
+    return Method(
+        *(name, federated["algorithm"], federated["init"]),
+        finished or unfinished,
+        unfinished,
     )
 
 
@@ -327,6 +349,11 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         "init": method.init,
         "seeds": method.seeds,
         "runs": len(method.runs),
+        "unfinished": {
+            run.folder: [run.done, run.planned] for run in method.unfinished
+        },
+        "client_learning_rate": _rate(method, "client"),
+        "server_learning_rate": _rate(method, "server"),
         "rounds": min(run.metrics[-1]["step"] for run in method.runs),
         "accuracy_mean": accuracy,
         "accuracy_std": accuracy_std,
@@ -365,6 +392,20 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         np.mean([sum(line["seconds"] for line in run.metrics) for run in method.runs])
     )
     return row
+
+
+def _rate(method: Method, side: str) -> float | None:
+    """The learning rate of clients or server; None where there is none."""
+    federated = method.runs[0].config["federated"]
+    if method.algorithm == "none":
+        return None
+    if side == "client":
+        return federated["client_learning_rate"]
+    # As federated/experiment.py takes a rate of 0.
+    own = {"fedopt": 1e-3, "fedavgm": 1.0, "scaffold": 1.0}
+    if method.algorithm not in own:
+        return None
+    return federated["server_learning_rate"] or own[method.algorithm]
 
 
 def _turn_row(method: Method, turn: str) -> dict[str, Any]:
@@ -414,8 +455,17 @@ def _percent(mean: float, std: float, seeds: int) -> str:
     return f"{100 * mean:.1f}{spread}"
 
 
+def _figures(value: float | None) -> str:
+    """A number to three significant figures, of all numbers alike."""
+    if value is None:
+        return "-"
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:#.3g}".removesuffix(".")
+
+
 def _megabytes(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.2f}"
+    return _figures(None if count is None else count / 1e6)
 
 
 def _table_cells(
@@ -454,7 +504,7 @@ def _client_cells(
     """Of the second table. Columns that no row has a number for are left out."""
 
     def number(field: str) -> Callable[[dict[str, Any]], str]:
-        return lambda row: "-" if row[field] is None else f"{row[field]:.3g}"
+        return lambda row: _figures(row[field])
 
     def norm(row: dict[str, Any]) -> str:
         mean = number("update_norm_mean")(row)
@@ -470,7 +520,12 @@ def _client_cells(
 
         return cell
 
+    def rate(field: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: "-" if row[field] is None else f"{row[field]:g}"
+
     columns = {
+        "client rate": rate("client_learning_rate"),
+        "server rate": rate("server_learning_rate"),
         "diversity": number("gradient_diversity_mean"),
         "inverse": number("inverse_gradient_diversity_mean"),
         "cosine": number("cosine_mean"),
@@ -583,6 +638,8 @@ def _draw(
 ) -> bool:
     """A line for the mean over runs, a band of one standard deviation over seeds.
 
+    Each line is thinner than those below it: one that it covers shows at its edges.
+
     On a logarithmic axis they are those of the logarithm: a band never reaches 0.
 
     Args:
@@ -615,7 +672,13 @@ def _draw(
         mean, low, high = back(mean), back(mean - std), back(mean + std)
     # A single round is a point, which a line would not show.
     marker = "o" if len(rounds) == 1 else None
-    line = {"label": method.name, "linewidth": 1.8, "marker": marker, **options}
+    line = {
+        "label": pictures.text(method.name),
+        "linewidth": 1.8,
+        "marker": marker,
+        **options,
+    }
+    line["linewidth"] *= max(0.75, 1.9 - 0.3 * len(axes.get_legend_handles_labels()[0]))
     axes.plot(rounds, mean, **line, **style)
     if band and (high > low).any():
         axes.fill_between(
@@ -672,13 +735,20 @@ def learning_curves(
     for method in methods:
         _draw(axes, method, style[method.name], "accuracy", band=_few(methods))
     axes.set_ylim(0, 1.01)
-    axes.set_xlim(left=0)
+    _axis_of_rounds(axes, methods)
     named = len(axes.get_legend_handles_labels()[0])
     if alone and named > _MOST_BESIDE_CURVES:
         _legend_below(figure, axes)
     else:
         _legend(axes, loc="lower right")
     return figure
+
+
+def _axis_of_rounds(axes: Axes, methods: Sequence[Method]) -> None:
+    """The same axis under all curves of a report."""
+    last = max(run.done for method in methods for run in method.runs)
+    axes.set_xlim(0, max(last, 1))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
 
 
 def _few(methods: Sequence[Method]) -> bool:
@@ -693,9 +763,11 @@ def metric_curves(
     *,
     logarithmic: bool = False,
     spread: tuple[str, str] | None = None,
-    legend: str = "upper right",
 ) -> Figure | None:
-    """One metric over rounds, or None where no run measured it."""
+    """One metric over rounds, or None where no run measured it.
+
+    Without a legend: that of `learning_curves` and the tables show each method's line.
+    """
     figure, axes = pictures.axes("round", label)
     style = _style(methods)
     band = len(methods) <= _MOST_BANDS if spread else _few(methods)
@@ -712,9 +784,7 @@ def metric_curves(
         return None
     if logarithmic:
         pictures.logarithmic(axes)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    _legend(axes, loc=legend)
+    _axis_of_rounds(axes, methods)
     return figure
 
 
@@ -741,9 +811,7 @@ def client_accuracy_curves(
     if not any(drawn):
         return None
     axes.set_ylim(0, 1.01)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    _legend(axes, loc="lower right")
+    _axis_of_rounds(axes, methods)
     return figure
 
 
@@ -768,7 +836,7 @@ def client_accuracy_histograms(
     found = [(method, pair) for method, pair in found if pair is not None]
     if not found:
         return None
-    names = [textwrap.fill(method.name, 34) for method, _ in found]
+    names = [textwrap.fill(pictures.text(m.name), 34) for m, _ in found]
     figure, axes = pictures.axes(
         "accuracy of a client on its held-out examples, %",
         "",
@@ -819,6 +887,7 @@ th, td { padding: .45rem .8rem; text-align: right; white-space: nowrap;
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: 0;
   position: sticky; left: 0; background: #fff; white-space: normal; min-width: 13rem; }
+.private { border-left: 4px solid #d9480f; padding-left: .7rem; }
 .swatch { margin-right: .6rem; vertical-align: middle; }
 tr.gptfl td { background: #f1f7fd; } tr.gptfl td:first-child { font-weight: 600; }
 .figures { display: grid; gap: 1.5rem;
@@ -951,11 +1020,13 @@ def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]
 def _provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> str:
     """The commands, versions and machines behind the numbers, as HTML."""
     records = _records(workdir, runs)
-    commands, versions, machines = [], {}, []
+    commands, versions, machines, commits = [], {}, [], []
     for record in records:
         _, *arguments = record["argv"]
         commands.append(shlex.join(["python", *arguments]))
         versions |= record["versions"]
+        if record.get("commit"):
+            commits.append(f"commit {record['commit']}")
         count = len(record["devices"])
         machines.append(
             f"{count} {record['device_kind']} device{'s' if count > 1 else ''}, "
@@ -964,6 +1035,7 @@ def _provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> str:
     with_versions = ", ".join(f"{name} {value}" for name, value in versions.items())
     lines = [
         with_versions,
+        *dict.fromkeys(commits),
         *dict.fromkeys(machines),
         f"{records[0]['date']} to {records[-1]['date']}",
     ]
@@ -1079,9 +1151,7 @@ def _clients(
             f"How far clients move in a round{spread}.",
         ),
         _figure(
-            metric_curves(
-                *(methods, "drift", "distance from the start"), legend="upper left"
-            ),
+            metric_curves(methods, "drift", "distance from the start"),
             "distance of the weights from the start over rounds",
             "Drift: distance of the global weights from those the run started with.",
         ),
@@ -1117,6 +1187,23 @@ def _clients(
     ]
 
 
+_PRIVATE = (
+    "Do not share this page as it is: it may show private examples, folders of this "
+    "machine, and how many examples of each class every client holds."
+)
+
+
+def _left_out(methods: Sequence[Method]) -> str:
+    """The sentence about unfinished runs; empty where there are none."""
+    runs = [
+        f"{run.folder} ({run.done} of {run.planned} rounds)"
+        for method in methods
+        for run in method.unfinished
+        if run not in method.runs
+    ]
+    return f" Left out, being unfinished: {', '.join(runs)}." if runs else ""
+
+
 def page(
     methods: Sequence[Method],
     rows: Sequence[dict[str, Any]],
@@ -1137,11 +1224,13 @@ def page(
         f"<title>GPT-FL on {html.escape(config.data.source)}</title>",
         f"<style>{_CSS}</style></head><body>",
         f"<h1>GPT-FL on {html.escape(config.data.source)}</h1>",
+        f'<p class="private">{_PRIVATE}</p>',
         f"<p>{html.escape(headline(rows))}</p>",
         f'<p class="soft">{html.escape(_setting(methods, config))} Accuracy and F1 on '
         "the test set after the last round, mean ± standard deviation over seeds; "
         "MB are all weights sent up and down until then."
         + (" A seed's number is the mean over its turns." if by_turn else "")
+        + html.escape(_left_out(methods))
         + "</p>",
         _html_table(rows, *_table_cells(rows, targets), style),
         _html_table(rows, *by_turn, style) if by_turn else "",
@@ -1169,6 +1258,7 @@ def page(
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes report.json, report.html and report.png and prints the table."""
+    prepare(config)
     runs = load_runs(workdir, config.report.runs)
     methods = methods_of(runs)
     start = synthetic_only(methods)
@@ -1187,10 +1277,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(_aligned(*by_turn))
         print()
     print(client_table(rows))
-    for run_ in runs:
-        planned, done = run_.config["federated"]["rounds"], run_.metrics[-1]["step"]
-        if done < planned:
-            print(f"{run_.folder}: {done} of {planned} rounds so far")
+    for method in methods:
+        for each in method.unfinished:
+            left_out = "" if each in method.runs else ", left out of the numbers"
+            print(
+                f"{each.folder}: {each.done} of {each.planned} rounds so far{left_out}"
+            )
     print()
     print(f"report   {workdir / 'report.html'}")
     print(f"numbers  {workdir / 'report.json'}")

@@ -44,10 +44,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from federated import experiment, pictures, run_files
-from gptfl_jax import artifacts, training
+from gptfl_jax import artifacts, configuration, interruption, training
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
 from gptfl_jax.fl import (
@@ -57,7 +56,8 @@ from gptfl_jax.fl import (
     streaming,
 )
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
-from gptfl_jax.launch import agree, launch
+from gptfl_jax.launch import agree, launch, prepare
+from gptfl_jax.progress import Progress
 
 # The streams of draws from the seed; a result depends on these numbers.
 _STAGE = 3
@@ -151,10 +151,11 @@ def simulate(
         )
     variables = initial_weights(config, workdir, setting.learner)
     with artifacts.lock(folder, workdir):
-        identity = _identity(config, variables)
+        identity = _identity(config, setting, variables)
         with artifacts.Checkpoints(
             folder / "checkpoints",
             identity,
+            remedy="Give this run a name of its own (--config.federated.run=NAME)",
             keep=config.federated.keep_checkpoints,
             best="accuracy",
         ) as checkpoints:
@@ -185,18 +186,22 @@ class _Start(NamedTuple):
     bytes_down: int
 
 
-def _identity(config: ConfigDict, variables: training.Variables) -> dict[str, Any]:
+def _identity(
+    config: ConfigDict, setting: experiment.Setting, variables: training.Variables
+) -> dict[str, Any]:
     """What makes a checkpoint this run's."""
     fields = experiment.plain(config)
     fields = {
         "seed": config.seed,
         **{name: fields[name] for name in experiment.SECTIONS},
     }
+    fields["data"] = configuration.data_identity(config, setting.fingerprint)
     federated = fields["federated"]
     for name in _FREE_TO_CHANGE:
         del federated[name]
     if config.federated.learning_rate_schedule == "cosine":
-        federated["rounds"] = config.federated.rounds
+        what = "rounds, over which the cosine schedule lowers the learning rate,"
+        federated[what] = config.federated.rounds
     if config.federated.init != "random":
         # Stage 2 run again, or another model: the weights say so, not the path.
         federated["initial_weights"] = _digest(variables)
@@ -358,14 +363,8 @@ class _Loop:
             )
         with (
             contextlib.closing(rows),
-            tqdm(
-                total=federated.rounds,
-                initial=start,
-                desc=self.name,
-                unit="round",
-                disable=None if jax.process_index() == 0 else True,
-                leave=False,
-            ) as bar,
+            interruption.deferred("round"),
+            Progress(federated.rounds, "round", start, self.name, leave=False) as bar,
         ):
             for done in range(start, federated.rounds):
                 cohort, data = rows.send(metrics)
@@ -373,10 +372,11 @@ class _Loop:
                 state, metrics = self.setting.algorithm.round(state, data, cohort, key)
                 number = done + 1
                 last = number == federated.rounds
+                stops = not last and interruption.should_save()
                 tested = last or number % federated.eval_every == 0
                 every = federated.personalisation_every
                 clients_tested = every and (last or number % every == 0)
-                saved = last or number % federated.checkpoint_every == 0
+                saved = last or stops or number % federated.checkpoint_every == 0
                 pending.append(
                     _Pending(
                         number,
@@ -386,8 +386,14 @@ class _Loop:
                         state if saved else None,
                     )
                 )
-                while len(pending) > (0 if last else 1):
+                while len(pending) > (0 if last or stops else 1):
                     self._finish(pending.popleft(), bar)
+                if stops:
+                    self.checkpoints.wait()
+                    raise interruption.Interrupted(
+                        f"{self.name} is saved after round {number} of "
+                        f"{federated.rounds}; the same command goes on from there"
+                    )
 
     def _rows(
         self, cohorts: Iterable[Int32[Array, " cohort"]]
@@ -440,7 +446,7 @@ class _Loop:
             state, self.tested_data, self.held_out, self.tested_clients, key
         )
 
-    def _finish(self, pending: _Pending, bar: tqdm) -> None:
+    def _finish(self, pending: _Pending, bar: Progress) -> None:
         """Waits for a round, writes its line, and saves where that is due."""
         line = {}
         if pending.metrics is not None:
@@ -458,7 +464,7 @@ class _Loop:
         if pending.counts is not None:
             tested = training.metrics(pending.counts)
             line |= tested._asdict()
-            bar.set_postfix_str(f"accuracy {tested.accuracy:.3f}", refresh=False)
+            bar.note(f"accuracy {tested.accuracy:.3f}")
         if pending.of_clients is not None:
             line |= self._of_clients(pending.round, pending.of_clients)
         now = time.perf_counter()
@@ -520,6 +526,7 @@ def _key(seed: int, stream: int) -> PRNGKeyArray:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
+    prepare(config)
     last = simulate(config, workdir)
     _say(outcome(run_name(config), last))
 

@@ -25,11 +25,12 @@ from gptfl_jax import hub, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the samples that are missing, and the contact sheet."""
+    prepare(config)
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples_per_class(config, list(prompts))
     guidance = guidance_scales(config, made_prompts)

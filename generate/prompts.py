@@ -23,13 +23,14 @@ from generate.sample_folder import wait_for_all
 from gptfl_jax import artifacts, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 _ROWS_SHOWN = 20
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the prompts, prints what was kept and dropped, and writes the file."""
+    prepare(config)
     label_set = labels.label_set_of(_classes(config), config.data.source)
     request = prompting.Request(
         label_set,
@@ -93,7 +94,7 @@ def _classes(config: ConfigDict) -> tuple[str, ...]:
     if config.data.source in labels.known_data_sets():
         return labels.label_set(config.data.source).classes
     data = config.data
-    return sources.load(data.source, data.folder, **data.options).train.class_names
+    return sources.class_names(data.source, data.folder, **data.options)
 
 
 def _content(

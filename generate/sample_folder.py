@@ -44,8 +44,9 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken = set(_RESERVED)
     for label, class_name in enumerate(classes):
-        safe = re.sub(r"[^\w.-]+", "_", class_name).strip(".").lstrip("-")[:80]
-        name = safe or "class"
+        safe = re.sub(r"[^\w.-]+", "_", class_name).strip(".").lstrip("-")
+        # A file's name is this one with a number, and has 255 bytes at most.
+        name = safe.encode()[:80].decode(errors="ignore") or "class"
         if name.casefold() in taken:
             name = f"{name}-{label}"
         while name.casefold() in taken:
@@ -267,6 +268,15 @@ class SampleWriter:
             self._pending.popleft().result()
         self._pending.append(self._batches.submit(self._write, samples, rows, batch))
 
+    def wait(self) -> None:
+        """Waits until all batches are written.
+
+        Raises:
+          WriteError: one could not be.
+        """
+        while self._pending:
+            self._pending.popleft().result()
+
     def _write(
         self,
         samples: Sequence[Sample],
@@ -291,8 +301,8 @@ class SampleWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while kind is None and self._pending:
-                self._pending.popleft().result()
+            if kind is None:
+                self.wait()
         finally:
             self._batches.shutdown(cancel_futures=True)
             self._encoders.shutdown()

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from generate import sample_folder
 from generate.prompts import settings as prompt_settings
-from gptfl_jax import artifacts, prompting
+from gptfl_jax import artifacts, interruption, prompting
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
@@ -225,12 +225,20 @@ def _make_missing(
         writer = stack.enter_context(
             sample_folder.SampleWriter(folder.folder, maker.encode, on_written)
         )
+        stack.enter_context(interruption.deferred("batch"))
         for batch in unfinished:
+            if interruption.requested():
+                break
             # One shape for all: the last batch is filled up with its last sample.
             filling = [batch[-1]] * (len(batches[0]) - len(batch))
             content = maker.make_batch([*batch, *filling])
             rows = [i for i, sample in enumerate(batch) if sample.file not in made]
             writer.put([batch[row] for row in rows], rows, content)
+        writer.wait()
+        interruption.check(
+            f"{bar.n:,} of {total:,} {work.plural} are made; the same command "
+            "makes the others"
+        )
 
 
 def share(planned: Sequence[Sample], batch_size: int) -> list[Sequence[Sample]]:

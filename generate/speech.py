@@ -34,11 +34,12 @@ from gptfl_jax.data import audio, sound_pictures
 from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the clips that are missing, and the preview."""
+    prepare(config)
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples.samples_per_class(config, list(prompts))
     options = config.generate

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, hub, prompting
+from gptfl_jax import artifacts, hub, interruption, prompting
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators.chat import Chat
@@ -74,7 +74,10 @@ def draw(
     model = {"commongen": _commongen, "chat": _chat}[options.method](config, texts)
     settings = _settings(config)
     sentences = {}
-    with _progress_bar(len(texts), options.method) as bar:
+    with (
+        interruption.deferred("batch of sentences"),
+        _progress_bar(len(texts), options.method) as bar,
+    ):
         for name, text in texts.items():
             names = (name, request.label_set.phrases[name])
             known = store.of(name, settings | {"text": text})
@@ -165,6 +168,7 @@ class _Drawn:
                 record = self.source | {"numbers": numbers, "sentences": sentences}
                 artifacts.append_records(self._path, [record])
                 self.add(numbers, sentences)
+            interruption.check("what was drawn is kept; the same command goes on")
         found = []
         while start + len(found) in self._sentences:
             found.append(self._sentences[start + len(found)])
@@ -219,7 +223,7 @@ def _chat(config: ConfigDict, texts: dict[str, str]) -> _TextModel:
             for future in concurrent.futures.as_completed(asked):
                 try:
                     yield [asked[future]], [future.result()]
-                except UserError as error:
+                except (UserError, interruption.Interrupted) as error:
                     failure = error  # once the other answers are kept
         if failure is not None:
             raise failure

@@ -50,19 +50,33 @@ class Field(NamedTuple):
     help: str
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: a name of bytes that are no UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(value: Any) -> bool:
     # NaN and the infinities are numbers to Python; no field of ours takes them.
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    try:
+        return is_real and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _whole(least: int) -> Rule:
+def _whole(least: int, bits: int = 31) -> Rule:
+    """Whole numbers that JAX can count with."""
     return Rule(
-        f"a whole number >= {least}", lambda value: _is_whole(value) and value >= least
+        f"a whole number >= {least} and < 2**{bits}",
+        lambda value: _is_whole(value) and least <= value < 2**bits,
     )
 
 
@@ -115,24 +129,30 @@ def _optax_name(value: Any) -> bool:
 
 def _samples_per_class(value: Any) -> bool:
     if _is_whole(value):
-        return value >= 1
+        return 1 <= value <= _MOST_SAMPLES
     if not isinstance(value, str):
         return False
     if value.endswith("x"):
         try:
-            ratio = float(value[:-1])
+            return 0 < float(value[:-1]) <= _MOST_SAMPLES
         except ValueError:
             return False
-        return 0 < ratio < math.inf
-    return value.isascii() and value.isdigit() and int(value) >= 1
+    is_count = value.isascii() and value.isdigit() and len(value) < 10
+    return is_count and 1 <= int(value) <= _MOST_SAMPLES
+
+
+_MOST_SAMPLES = 1_000_000
+# File systems take 255 bytes; federated.compare appends turn and seed.
+_LONGEST_NAME = 120
 
 
 def _folder_name(value: Any) -> bool:
     return (
         isinstance(value, str)
-        and "/" not in value
-        and "\\" not in value
         and not value.startswith(".")
+        and not any(character in "/\\" or ord(character) < 32 for character in value)
+        and is_utf8(value)
+        and len(value.encode()) <= _LONGEST_NAME
     )
 
 
@@ -140,9 +160,13 @@ def _is_web_address(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
-_FOLDER_NAME = Rule("a folder name", lambda value: value != "" and _folder_name(value))
-_TEXT = Rule("text", lambda value: isinstance(value, str))
-_NAME = Rule("a name", lambda value: isinstance(value, str) and value != "")
+_FOLDER_NAME = Rule(
+    f"a folder name of at most {_LONGEST_NAME} bytes",
+    lambda value: value != "" and _folder_name(value),
+)
+_TEXT = Rule("text in UTF-8", lambda value: isinstance(value, str) and is_utf8(value))
+_NAME = Rule("a name in UTF-8", lambda value: value != "" and _TEXT.valid(value))
+_SEED = _whole(0, bits=32)
 _IDENTIFIER = Rule(
     "the name of a function",
     lambda value: isinstance(value, str) and value.isidentifier(),
@@ -244,7 +268,7 @@ AUGMENTATION: dict[str, dict[str, Field]] = {
 }
 
 SCHEMA: dict[str, Field | dict[str, Field]] = {
-    "seed": _field(0, _whole(0), "the one seed that every random draw starts from"),
+    "seed": _field(0, _SEED, "the one seed that every random draw starts from"),
     "data": {
         "source": _field(
             "sklearn_digits",
@@ -364,7 +388,8 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         "samples_per_class": _field(
             "3x",
             Rule(
-                "a whole number >= 1, or a multiple of the real count as 3x",
+                "a whole number from 1 to a million, or such a multiple of the real "
+                "count as 3x",
                 _samples_per_class,
             ),
             "samples a class: a number, or a multiple of the real training set's count",
@@ -469,7 +494,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
     "federated": {
         "run": _field(
             "",
-            Rule("a folder name, or empty", _folder_name),
+            Rule(f"{_FOLDER_NAME.takes}, or empty", _folder_name),
             "name of the run's folder; empty: <algorithm>-<init>-s<seed>",
         ),
         "algorithm": _field(
@@ -697,7 +722,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
         ),
         "seeds": _field(
             (0, 1, 2),
-            _tuple_of(_whole(0), "whole numbers >= 0"),
+            _tuple_of(_SEED, "whole numbers >= 0 and < 2**32"),
             "each method is run with each seed",
         ),
     },
@@ -850,7 +875,7 @@ def default_config(*sections: str) -> ConfigDict:
     config = ConfigDict(type_safe=False)
     for section in sections:
         if not isinstance(SCHEMA.get(section), dict):
-            raise _unknown(section, known=_sections(), what="section")
+            raise unknown(section, known=_sections(), what="section")
         config[section] = ConfigDict(type_safe=False)
     for dotted, field in fields(*sections) if sections else ():
         _store(config, dotted, field.default)
@@ -882,7 +907,7 @@ def apply_arguments(
                 f"config string '{pair}': takes name=value pairs separated by commas"
             )
         if name not in aliases:
-            raise _unknown(name, known=aliases, what="name in the config string")
+            raise unknown(name, known=aliases, what="name in the config string")
         set_text(config, aliases[name], value)
     return config
 
@@ -902,14 +927,14 @@ def set_text(config: ConfigDict, dotted: str, text: str) -> None:
         if not keyword.isidentifier():
             raise ConfigError(f"config.{dotted}: {keyword!r} is not a keyword")
         _require_section(config, parent)
-        _get(config, parent)[keyword] = _literal(text)
+        get(config, parent)[keyword] = _literal(text)
         return
     field = _find(dotted)
     if field is None:
         if dotted in _sections():
             names = ", ".join(name for name, _ in fields(dotted) if "." in name)
             raise ConfigError(f"config.{dotted} is a section; its fields are {names}")
-        raise _unknown(
+        raise unknown(
             dotted, known=[name for name, _ in fields(*_present(config))], prefix=True
         )
     _require_section(config, dotted)
@@ -927,14 +952,14 @@ def validate(config: ConfigDict) -> None:
     for name in config.keys():
         entry = SCHEMA.get(name)
         if entry is None:
-            raise _unknown(name, known=SCHEMA, what="section", prefix=True)
+            raise unknown(name, known=SCHEMA, what="section", prefix=True)
         if isinstance(entry, Field):
             continue
         if not isinstance(config[name], ConfigDict):
             raise ConfigError(f"config.{name} = {config[name]!r}: takes a section")
         for key in config[name].keys():
             if f"{name}.{key}" not in known:
-                raise _unknown(f"{name}.{key}", known=known, prefix=True)
+                raise unknown(f"{name}.{key}", known=known, prefix=True)
     for dotted, field in fields(*_present(config)):
         section, _, key = dotted.rpartition(".")
         holder = config[section] if section else config
@@ -943,6 +968,18 @@ def validate(config: ConfigDict) -> None:
         if not field.valid(holder[key]):
             raise _refused(dotted, holder[key], field.takes)
     _check_together(config)
+
+
+# Options of sources that say where files lie or come from, not what is in them.
+_OF_PLACES = ("cache", "download")
+
+
+def data_identity(config: ConfigDict, fingerprint: str) -> dict[str, Any]:
+    """What of `config.data` a run belongs to: all but places, and what lies there."""
+    data = config.data.to_dict()
+    del data["folder"]
+    data["options"] = {k: v for k, v in data["options"].items() if k not in _OF_PLACES}
+    return {**data, "content": fingerprint}
 
 
 def _check_together(config: ConfigDict) -> None:
@@ -1025,7 +1062,7 @@ def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
         dotted = f"federated.{key}"
         if _find(dotted) is None:
             known = [field for field, _ in fields("federated")]
-            raise _unknown(f"compare.methods.{name}.{key}", known, prefix=True)
+            raise unknown(f"compare.methods.{name}.{key}", known, prefix=True)
         _store(method, dotted, value)
     try:
         validate(method)
@@ -1072,7 +1109,8 @@ def _find(dotted: str) -> Field | None:
     return dict(fields()).get(dotted)
 
 
-def _get(config: ConfigDict, dotted: str) -> Any:
+def get(config: ConfigDict, dotted: str) -> Any:
+    """The value of a field by its dotted name."""
     for name in dotted.split("."):
         config = config[name]
     return config
@@ -1099,7 +1137,7 @@ def _locked(config: ConfigDict) -> ConfigDict:
     config.lock()
     for dotted, field in fields(*_present(config)):
         if isinstance(field.default, dict):
-            _get(config, dotted).unlock()
+            get(config, dotted).unlock()
     return config
 
 
@@ -1110,8 +1148,8 @@ def _literal(text: str) -> Any:
         return lowered == "true"
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text  # the last two: thousands of brackets
 
 
 def _parse(dotted: str, field: Field, text: str) -> Any:
@@ -1151,10 +1189,19 @@ def _split(text: str) -> list[str]:
 def _refused(dotted: str, value: Any, takes: str) -> ConfigError:
     if isinstance(value, ConfigDict):
         value = value.to_dict()
-    return ConfigError(f"config.{dotted} = {value!r}: takes {takes}")
+    return ConfigError(f"config.{dotted} = {_shown(value)}: takes {takes}")
 
 
-def _unknown(
+def _shown(value: Any) -> str:
+    """A value as a message shows it, not longer than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 160 else f"{text[:140]}... ({len(text):,} characters)"
+
+
+def unknown(
     name: str, known: Iterable[str], what: str = "field", prefix: bool = False
 ) -> ConfigError:
     """The error for a name that is none of `known`: it offers the nearest, or all."""

@@ -79,10 +79,13 @@ def label_set_of(classes: Sequence[str], data_set: str = "") -> LabelSet:
     templates and domains apply; else the generic ones for pictures.
 
     Raises:
-      UserError: there is no class, or one is named twice.
+      UserError: there is no class, one is named twice, or has characters that cannot
+        be written or shown.
     """
     if not classes:
         raise UserError("config.prompts.classes: there is no class name")
+    for name in classes:
+        require_text(name)
     twice = sorted({c for c in classes if list(classes).count(c) > 1})
     if twice:
         raise UserError(f"config.prompts.classes names {', '.join(twice)} twice")
@@ -93,6 +96,22 @@ def label_set_of(classes: Sequence[str], data_set: str = "") -> LabelSet:
             return known._replace(classes=tuple(classes), phrases=phrases)
     phrases = {c: spoken(c) for c in classes}
     return LabelSet("", tuple(classes), phrases, GENERIC_TEMPLATES, GENERIC_DOMAINS)
+
+
+def require_text(class_name: str) -> None:
+    """Makes sure that a class name can stand in files and on a terminal.
+
+    Raises:
+      UserError: it has control characters, or bytes that are no UTF-8, as a folder's
+        name may.
+    """
+    shown = class_name.encode(errors="surrogateescape").decode(errors="replace")
+    controls = [c for c in shown if unicodedata.category(c) == "Cc"]
+    if shown != class_name or controls or not class_name.strip():
+        raise UserError(
+            f"class name {ascii(class_name)}: takes words in UTF-8 without control "
+            "characters; rename the folder or the class"
+        )
 
 
 def spoken(class_name: str) -> str:

@@ -2,21 +2,26 @@
 
 A program is a module with
 
-    def run(config: ConfigDict, workdir: pathlib.Path) -> None: ...
+    def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+        prepare(config)
+        ...
 
     def main() -> None:
         launch(run, ("data", "train"))
 
-Its module docstring is what `--help` says it does.
+Its module docstring is what `--help` says it does. `run` can be called from Python,
+too: `prepare` does there what the command line does.
 """
 
 import contextlib
 import ctypes
 import difflib
+import errno
 import functools
 import importlib.util
 import io
 import json
+import linecache
 import os
 import pathlib
 import re
@@ -35,7 +40,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gptfl_jax import compilation_cache, configuration
+from gptfl_jax import compilation_cache, configuration, interruption
 from gptfl_jax.configuration import ConfigError, UserError
 
 _PACKAGE = pathlib.Path(__file__).parent
@@ -61,10 +66,6 @@ class _Command(NamedTuple):
     heartbeat_timeout_s: int
 
 
-class _HelpWanted(Exception):
-    pass
-
-
 def launch(
     run: Callable[[ConfigDict, pathlib.Path], None],
     sections: Sections,
@@ -73,7 +74,7 @@ def launch(
     """Run a program: read the command line, check the config, start JAX, call `run`.
 
     An error that the user can mend is printed as one line and ends the process with
-    exit code 2; an interruption (Ctrl-C) ends it with 130. Of several processes, the
+    exit code 2; Ctrl-C ends it with 130, SIGTERM with 143. Of several processes, the
     loss of one ends the others with a line and exit code 3. Any other error is a fault
     of the program and keeps its traceback.
 
@@ -85,18 +86,48 @@ def launch(
     """
     program = _program_name(run)
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
+    with contextlib.redirect_stdout(_Plain(sys.stdout)):
         try:
-            command = _read_command(argv)
-        except _HelpWanted:
-            print(_help(run, program, sections))
-            return
-        config = read_config(command.config, sections)
-        for dotted, text in command.overrides:
-            configuration.set_text(config, dotted, text)
-        configuration.validate(config)
-        if command.distributed:
-            _go_on_in_a_child(program)
+            _run(run, program, sections, argv)
+        except UserError as error:
+            print(printable(f"{program}: {error}"), file=sys.stderr)
+            _leave(2)
+        except OSError as error:
+            # Of a path of the user's, which may be read anywhere.
+            if error.errno not in _OF_PATHS or error.filename is None:
+                raise
+            text = f"{program}: {_short(error.filename)}: {error.strerror}"
+            print(printable(text), file=sys.stderr)
+            _leave(2)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            _leave(1)
+        except KeyboardInterrupt as error:
+            saved = f"; {error}" if str(error) else ""
+            print(printable(f"{program}: interrupted{saved}"), file=sys.stderr)
+            _leave(interruption.exit_code())
+
+
+_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM}
+
+
+def _short(path: Any) -> str:
+    text = os.fsdecode(path)
+    return text if len(text) <= 160 else f"{text[:140]}... ({len(text):,} letters)"
+
+
+def _run(run: Callable, program: str, sections: Sections, argv: list[str]) -> None:
+    """Do what a command line asks for."""
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv):
+        print(_help(run, program, sections, _config_of_help(argv, sections)))
+        return
+    command = _read_command(argv)
+    config = _configured(command, sections)
+    if command.distributed:
+        _go_on_in_a_child(program)
+    with interruption.watched(program):
         _start_jax(command, config)
         kept_in = _start_compilation_cache(command)
         with _stopping_together(program, command.heartbeat_timeout_s):
@@ -109,20 +140,39 @@ def launch(
                 "command, with the same files, on all hosts",
             )
             run(config, command.workdir)
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        _leave(2)
-    except Exception:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        _leave(1)
-    except KeyboardInterrupt:
-        print(
-            f"{program}: interrupted; the same command goes on from here",
-            file=sys.stderr,
-        )
-        _leave(130)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Check a config and set JAX up for it: what every `run` does first.
+
+    JAX makes a device of every core, unless it has started or was told otherwise.
+
+    Raises:
+        ConfigError: as `configuration.validate`.
+    """
+    configuration.validate(config)
+    _quieten()
+    dtypes = (
+        config[section].get("dtype")
+        for section in config.keys()
+        if isinstance(config[section], ConfigDict)
+    )
+    if "float64" in dtypes:
+        jax.config.update("jax_enable_x64", True)
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 1 and not forced:
+        with contextlib.suppress(RuntimeError):  # JAX has started
+            jax.config.update("jax_num_cpu_devices", _usable_cores())
+
+
+def _quieten() -> None:
+    """Silence what the libraries below say beside their exceptions."""
+    # What orbax logs as an error it raises as well, and then we say it. transformers
+    # advises to install torch, which we do without on purpose.
+    logging.set_verbosity(logging.FATAL)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if not isinstance(sys.unraisablehook, functools.partial):
+        sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
 
 
 def _leave(code: int) -> None:
@@ -230,8 +280,6 @@ def _read_command(argv: Sequence[str]) -> _Command:
     Config overrides are parsed against the schema, not by absl, so that what they
     refuse reads the same as what a config file refuses.
     """
-    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv):
-        raise _HelpWanted
     overrides, others = _take_overrides(argv)
     values = _define_flags()
     try:
@@ -248,6 +296,8 @@ def _read_command(argv: Sequence[str]) -> _Command:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise UserError(f"--{name} is missing; see --help")
+        if not configuration.is_utf8(values[name].value):
+            raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
     by_hand = (values.coordinator_address, values.num_processes, values.process_id)
     if any(value is not None for value in by_hand) and None in by_hand:
         raise UserError(
@@ -295,6 +345,47 @@ def _take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
     return overrides, others
 
 
+def _configured(command: _Command, sections: Sections) -> ConfigDict:
+    """The checked config that a command line stands for."""
+    config = read_config(command.config, sections)
+    for dotted, text in command.overrides:
+        configuration.set_text(config, dotted, text)
+    configuration.validate(config)
+    return config
+
+
+# Output -----------------------------------------------------------------------------
+
+# Control characters but for tabs and the ends of lines: a terminal obeys them.
+_CONTROLS = {
+    code: f"\\x{code:02x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\t\n\r"
+}
+
+
+def printable(text: str) -> str:
+    """A text that may hold names from files and servers, harmless to a terminal."""
+    text = text.translate(_CONTROLS)
+    return text.encode(errors="backslashreplace").decode()
+
+
+class _Plain:
+    """A text stream on which every text is `printable`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            # Not every terminal can show every name.
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 # Config files -----------------------------------------------------------------------
 
 
@@ -322,8 +413,8 @@ def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
     except UserError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
-        # What a locked ConfigDict and a mistyped file raise. The line says where.
-        raise ConfigError(f"{path}{_line_of(error, path)}: {error}") from error
+        # What a locked ConfigDict and a mistyped file raise.
+        raise ConfigError(_explain_config_error(error, path)) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict")
     for choice in sections:
@@ -364,15 +455,36 @@ def installed_configs() -> list[str]:
     return []
 
 
-def _line_of(error: Exception, path: pathlib.Path) -> str:
-    """` line N` of the config file that an error passed through."""
+# How ml_collections begins what it says about a field that is not there, before it
+# lists all that are.
+_NO_SUCH_FIELD = re.compile(r"""["']?Key "(\w+)" does not exist|'(\w+)'$""")
+
+
+def _explain_config_error(error: Exception, path: pathlib.Path) -> str:
+    """The line of a config file that did not work, and why, in one line."""
+    number = _line_of(error, path)
+    where = f"{path} line {number}" if number else str(path)
+    text = " ".join(str(error).split())
+    missing = _NO_SUCH_FIELD.match(text)
+    if missing and isinstance(error, AttributeError | KeyError):
+        name = missing[1] or missing[2]
+        line = linecache.getline(str(path), number)
+        section = re.search(rf"(\w+)(?:\.|\[['\"]){name}\b", line)
+        known = [dotted for dotted, _ in configuration.fields()]
+        if section and section[1] in configuration.SCHEMA:
+            name = f"{section[1]}.{name}"
+        return f"{where}: {configuration.unknown(name, known, prefix=True)}"
+    return f"{where}: {text}"
+
+
+def _line_of(error: Exception, path: pathlib.Path) -> int:
+    """The line of the config file that an error passed through; 0: none."""
     if isinstance(error, SyntaxError):
-        return f" line {error.lineno}"
-    line = ""
-    trace = error.__traceback__
+        return error.lineno or 0
+    line, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
-            line = f" line {trace.tb_lineno}"
+            line = trace.tb_lineno
         trace = trace.tb_next
     return line
 
@@ -381,31 +493,16 @@ def _line_of(error: Exception, path: pathlib.Path) -> str:
 
 
 def _start_jax(command: _Command, config: ConfigDict) -> None:
-    """Set what must be set before the first use of a device."""
-    # What orbax logs as an error it raises as well, and then we say it. transformers
-    # advises to install torch, which we do without on purpose.
-    logging.set_verbosity(logging.FATAL)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
-    dtypes = (
-        config[section].get("dtype")
-        for section in config.keys()
-        if isinstance(config[section], ConfigDict)
-    )
-    if "float64" in dtypes:
-        jax.config.update("jax_enable_x64", True)
-    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if command.cpu_devices is not None or not forced:
+    """Set what must be set before the first use of a device, and join the others."""
+    if command.cpu_devices is not None:
         try:
-            jax.config.update(
-                "jax_num_cpu_devices", command.cpu_devices or _usable_cores()
-            )
+            jax.config.update("jax_num_cpu_devices", command.cpu_devices)
         except RuntimeError:
             # The devices are there already: launch() was called from a program.
-            if command.cpu_devices is not None:
-                raise UserError(
-                    f"--cpu_devices={command.cpu_devices}: JAX has started already"
-                ) from None
+            raise UserError(
+                f"--cpu_devices={command.cpu_devices}: JAX has started already"
+            ) from None
+    prepare(config)
     if command.distributed:
         # It would catch SIGTERM, to save what we have saved anyway, and live on.
         jax.config.update("jax_enable_preemption_service", False)
@@ -503,7 +600,8 @@ def _go_on_in_a_child(program: str) -> None:
         return
     os.close(write)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os.kill(child, number))
     with open(read, errors="replace") as stream:
         said = _pass_on(stream)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -604,8 +702,30 @@ def _broken_off(error: BaseException | None) -> bool:
 # Help -------------------------------------------------------------------------------
 
 
-def _help(run: Callable, program: str, sections: Sections) -> str:
-    """What the program does, how it is called, and the fields it reads."""
+def _config_of_help(argv: Sequence[str], sections: Sections) -> ConfigDict | None:
+    """The config that is named beside --help, with its overrides; None: none is."""
+    asked = ("-h", "--help", "-help", "--helpfull")
+    rest = [argument for argument in argv if argument not in asked]
+    if not any(argument.lstrip("-").startswith("config") for argument in rest):
+        return None
+    if not any(argument.lstrip("-").startswith("workdir") for argument in rest):
+        rest.append("--workdir=.")
+    return _configured(_read_command(rest), sections)
+
+
+def _help(
+    run: Callable,
+    program: str,
+    sections: Sections,
+    config: ConfigDict | None = None,
+) -> str:
+    """What the program does, how it is called, and the fields it reads.
+
+    Args:
+        config: whose values are shown; None: the defaults.
+    """
+    from gptfl_jax.data import sources  # slow to import, and it needs this package
+
     choices = [(each,) if isinstance(each, str) else each for each in sections]
     # The example has the first of each choice.
     chosen, sections = [each[0] for each in choices], sum(choices, ())
@@ -629,8 +749,13 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
     lines += [
         "",
         *textwrap.wrap(
-            "Config fields, each set as --config.<field>=<value>, with their defaults "
-            "(a config file may set others). Configs that come with gptfl-jax: "
+            "Config fields, each set as --config.<field>=<value>, with "
+            + (
+                "their defaults (--help beside --config=<file> shows that file's)"
+                if config is None
+                else "the values of this config"
+            )
+            + ". Configs that come with gptfl-jax: "
             + (", ".join(installed_configs()) or "none")
             + ".",
             88,
@@ -639,11 +764,19 @@ def _help(run: Callable, program: str, sections: Sections) -> str:
     heading = ""
     for dotted, field in configuration.fields(*sections):
         section = dotted.rpartition(".")[0]
+        if config is not None and section and section not in config:
+            continue  # the other of a choice
         if section != heading:
             heading = section
             lines.append("")
-        text = f"{field.help}. Takes {field.takes}."
-        lines += _entry(f"{dotted} = {field.default!r}", text)
+        takes = field.takes
+        if dotted == "data.source":
+            takes = f"one of {', '.join(sources.available())}"
+        text = f"{field.help}. Takes {takes}."
+        value = field.default
+        if config is not None:
+            value = configuration.get(config, dotted)
+        lines += _entry(f"{dotted} = {value!r}", text)
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ Central training (`train/downstream.py`) and the local training of federated cli
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import (
@@ -202,7 +204,8 @@ def make_learner(
 
     Args:
       model: called as `model(inputs, train, mask)`, gives logits. `mask` is that of the
-        batch in training, for statistics over it; None in evaluation.
+        batch in training, for statistics over it; None in evaluation. A model may do
+        without the two, as `model(inputs)`, or without one.
       example: the raw input of one example, without a batch axis: arrays or
         `jax.ShapeDtypeStruct`s. Inputs may be any pytree whose leaves have the examples
         as first axis (say, features and lengths). uint8 leaves are pixels and scaled
@@ -216,7 +219,9 @@ def make_learner(
 
     Raises:
       UserError: float64 while JAX has 64-bit numbers switched off.
+      TypeError: the model is no Linen module, or its call takes something else.
     """
+    takes = _arguments_of(model)
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise configuration.UserError(
             f"dtype = {dtype!r}: takes float32, bfloat16, float16 or float64"
@@ -250,7 +255,7 @@ def make_learner(
         if gradient_scale != 1:
             params = _scale_gradient(params, 1 / gradient_scale)
         variables = {**variables, "params": params}
-        return model.apply(variables, inputs, train, mask, **kwargs)
+        return model.apply(variables, inputs, *takes(train, mask), **kwargs)
 
     def widen(outputs):
         outputs = outputs.astype(wide)
@@ -266,7 +271,7 @@ def make_learner(
         params, dropout = jax.random.split(key)
         inputs = _cast(finish(scale_pixels(inputs)), wide)
         rngs = {"params": params, "dropout": dropout}
-        return _cast(dict(model.init(rngs, inputs, False, None)), wide)
+        return _cast(dict(model.init(rngs, inputs, *takes(False, None))), wide)
 
     def loss(
         variables: Variables, batch: Batch, key: PRNGKeyArray
@@ -305,6 +310,36 @@ def make_learner(
         return widen(features[-1]) if features else logits
 
     return Learner(init, loss, predict, represent)
+
+
+def _arguments_of(model: nn.Module) -> Callable[[Any, Any], tuple]:
+    """(train, mask) -> those of them that the model's call takes after its inputs."""
+    if isinstance(model, nnx.Module):
+        raise TypeError(
+            f"{type(model).__name__} is an NNX module, and clients need Linen's init "
+            "and apply: give flax.nnx.bridge.to_linen(<its class>, <its arguments>)"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{model!r}: takes an instance of a flax.linen.Module, as "
+            "convnet.Model(num_classes)"
+        )
+    # A bridge from NNX takes whatever the module behind it does.
+    called = getattr(model, "nnx_class", type(model)).__call__
+    parameters = list(inspect.signature(called).parameters.values())
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return lambda train, mask: (train, mask)
+    rest = [each for each in parameters if each.kind in kinds][2:]
+    known = {"train": 0, "mask": 1}
+    chosen = [known.get(each.name) for each in rest]
+    if chosen in ([], [0], [1], [0, 1], [1, 0]):
+        return lambda train, mask: tuple((train, mask)[which] for which in chosen)
+    names = ", ".join(each.name for each in rest)
+    raise TypeError(
+        f"{type(model).__name__}.__call__ takes {names} after its inputs; it may take "
+        "`train` and `mask`, or nothing"
+    )
 
 
 def _is_float(leaf) -> bool:
@@ -638,7 +673,17 @@ def evaluate(
     batch_size: int = 512,
     sharding: NamedSharding | None = None,
 ) -> Metrics:
-    """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`."""
+    """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`.
+
+    Raises:
+      ValueError: a label outside 0..num_classes - 1.
+    """
+    lowest, highest = np.min(labels, initial=0), np.max(labels, initial=0)
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, and go from {lowest} to "
+            f"{highest}"
+        )
     return metrics(
         evaluate_async(
             learner, variables, inputs, labels, num_classes, batch_size, sharding

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import tempfile
 
+import jax
 import pytest
 
 
@@ -17,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ.setdefault("MPLBACKEND", "agg")
+    # Stages that tests call would otherwise make a device of every core. Programs that
+    # tests start are not told.
+    jax.config.update("jax_num_cpu_devices", 1)
 
 
 @pytest.fixture(scope="session")

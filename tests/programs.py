@@ -42,14 +42,16 @@ class Programs:
         kill_at: int | None = None,
         file: pathlib.Path | None = None,
         delay_s: float = 0.0,
+        number: int = signal.SIGKILL,
     ) -> int:
         """Runs the program once; gives its exit status, negative for a signal.
 
         Args:
           argv: the command line.
           environment: variables to set.
-          kill_at: lines of `file` at which the run gets SIGKILL; None: it never does.
+          kill_at: lines of `file` at which the run gets a signal; None: it never does.
           delay_s: how long after that.
+          number: of the signal.
         """
         request = {
             "argv": argv,
@@ -58,6 +60,7 @@ class Programs:
             "kill_at": kill_at,
             "file": str(file),
             "delay_s": delay_s,
+            "number": int(number),
         }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -124,7 +127,7 @@ def _serve(main) -> None:
                 break
             if _lines(request["file"]) >= kill_at:
                 time.sleep(request["delay_s"])
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, request["number"])
                 kill_at = None
             time.sleep(0.001)
         else:
@@ -137,6 +140,8 @@ def _run(main, request) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(request["environment"])
+    # Whoever runs the tests may ignore it, as nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [main.__module__, *request["argv"]]
     code = 1
     try:

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_commands(readme, repository, monkeypatch):
             if name.startswith("config."):
                 configuration.set_text(config, name.removeprefix("config."), value)
         configuration.validate(config)
+
+
+def test_console_scripts_are_named(readme, repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert len(project["scripts"]) == 8
+    for name in project["scripts"]:
+        assert f"`{name}`" in readme
 
 
 def test_config_of_ones_own_pictures(readme):

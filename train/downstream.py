@@ -21,7 +21,6 @@ import functools
 import math
 import pathlib
 import time
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +30,20 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from gptfl_jax import artifacts, augmentation, configuration, devices, models, training
+from gptfl_jax import (
+    artifacts,
+    augmentation,
+    configuration,
+    devices,
+    interruption,
+    models,
+    training,
+)
 from gptfl_jax.data import sources
-from gptfl_jax.launch import launch
+from gptfl_jax.data.fingerprint import fingerprint
+from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import Progress
 
 # Every random draw comes from fold_in(fold_in(key(seed), stage), purpose); the numbers
 # are part of what a seed means.
@@ -48,6 +56,7 @@ _FREE_TO_CHANGE = ("run", "eval_every", "eval_batch_size", "checkpoint_every")
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains `config.model` as `config.train` says, or continues to."""
+    prepare(config)
     folder = workdir / config.train.run
     with artifacts.lock(folder, workdir):
         data = load_data(config, workdir)
@@ -156,7 +165,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
 
     best = "validation_accuracy" if data.validation is not None else None
     identity = _identity(config, data)
-    with artifacts.Checkpoints(folder / "checkpoints", identity, best=best) as saved:
+    remedy = "Give this run a name of its own (--config.train.run=NAME)"
+    with artifacts.Checkpoints(
+        folder / "checkpoints", identity, best=best, remedy=remedy
+    ) as saved:
         epoch = saved.latest_step() or 0
         if epoch:
             state = training.TrainState(**saved.restore(state._asdict()))
@@ -167,7 +179,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         metrics = artifacts.Metrics(log, resume_after=epoch or None)
         past = artifacts.read_metrics(log, _line(best)) if epoch else []
         highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
-        last_saved, started = epoch, time.perf_counter()
+        last_saved, whole, started = epoch, None, time.perf_counter()
 
         examples = put((data.train.inputs, data.train.labels))
         held_out = [
@@ -176,18 +188,16 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             if d
         ]
         chunk = 1 if jax.default_backend() == "cpu" else min(steps_per_epoch, 128)
-        bar = tqdm(
-            total=settings.epochs * steps_per_epoch,
-            initial=epoch * steps_per_epoch,
-            unit="step",
-            disable=None if jax.process_index() == 0 else True,
-            mininterval=0.5,
+        bar = Progress(
+            settings.epochs * steps_per_epoch, "step", epoch * steps_per_epoch
         )
-        with bar:
+        with interruption.deferred("step"), bar:
             while epoch < settings.epochs:
                 rows = order(np.int32(epoch))
                 carry = state, put(np.float32(0))
                 for first in range(0, steps_per_epoch, chunk):
+                    if interruption.should_save():
+                        raise _stopped(saved, epoch, whole, settings.epochs, best)
                     count = min(chunk, steps_per_epoch - first)
                     carry = advance(carry, examples, rows, np.int32(first), count)
                     bar.update(count)
@@ -201,6 +211,8 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                         f"(checkpoints up to epoch {last_saved} are kept)"
                     )
                 epoch += 1
+                # A copy, to save at Ctrl-C: the next step overwrites the state.
+                whole = jax.tree.map(np.array, state._asdict())
                 if epoch % settings.eval_every and epoch < settings.epochs:
                     continue
 
@@ -229,7 +241,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     learning_rate=float(schedule(epoch * steps_per_epoch)),
                     seconds=time.perf_counter() - started,
                 )
-                bar.set_postfix_str(
+                bar.note(
                     f"epoch {epoch}, loss {train_loss:.3f}, "
                     f"test accuracy {scalars['accuracy']:.1%}"
                 )
@@ -248,6 +260,31 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 f"back from a copy, or delete {folder} to train again"
             )
         _report(lines, best_epoch, data)
+
+
+def _stopped(
+    saved: artifacts.Checkpoints,
+    epoch: int,
+    whole: dict[str, Any] | None,
+    epochs: int,
+    best: str | None,
+) -> interruption.Interrupted:
+    """Saves the last whole epoch, unless it is, and says how to go on.
+
+    Args:
+      whole: the state after `epoch`; None: of an earlier run, which saved it.
+      best: the metric of the best checkpoint, which this one cannot be.
+    """
+    if whole is not None:
+        saved.save(epoch, whole, {best: math.nan} if best else None)
+    saved.wait()
+    if not epoch:
+        return interruption.Interrupted(
+            "no epoch is done; the same command starts anew"
+        )
+    return interruption.Interrupted(
+        f"saved after epoch {epoch} of {epochs}; the same command goes on from there"
+    )
 
 
 def make_epoch(
@@ -311,21 +348,21 @@ def _purpose(key_data: np.ndarray, purpose: int):
 
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
-    labels = data.train.labels
     leaves = jax.tree.leaves(data.train.inputs)
-    checksum = zlib.crc32(labels)
-    for leaf in leaves:
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     settings = config.train.to_dict()
+    epochs = settings.pop("epochs")
+    if settings["schedule"] == "cosine":
+        what = "epochs, over which the cosine schedule lowers the learning rate,"
+        settings[what] = epochs
     return {
         "model": config.model.to_dict(),
         "classes": data.train.class_names,
         "inputs": ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in leaves),
         "seed": config.seed,
         "train": {k: v for k, v in settings.items() if k not in _FREE_TO_CHANGE},
-        "training set": {
-            "examples": len(labels),
-            "checksum": checksum,
+        "data": {
+            "training examples": len(data.train.labels),
+            "content": fingerprint(data.train, data.validation, data.test),
         },
     }
 

@@ -16,7 +16,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from gptfl_jax.launch import launch
+from gptfl_jax.launch import launch, prepare
 from train import text_to_image, text_to_speech
 
 _KINDS = {"text_to_image": text_to_image, "text_to_speech": text_to_speech}
@@ -24,6 +24,7 @@ _KINDS = {"text_to_image": text_to_image, "text_to_speech": text_to_speech}
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains the generator whose section the config has."""
+    prepare(config)
     for section, kind in _KINDS.items():
         if section in config:
             kind.run(config, workdir)

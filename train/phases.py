@@ -18,10 +18,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from gptfl_jax import artifacts, convolution, devices
+from gptfl_jax import artifacts, convolution, devices, interruption
 from gptfl_jax.configuration import UserError
+from gptfl_jax.progress import Progress
 
 
 class TrainState(NamedTuple):
@@ -134,29 +134,37 @@ def train_phase(
         saved = {} if start is None else checkpoints.metrics(start)
         logged = int(saved.get("logged", 0))
         metrics = artifacts.Metrics(folder / "metrics.jsonl", start, last_line=logged)
-        progress = tqdm(
-            total=num_steps, initial=start or 0, desc=name, mininterval=5, unit="step"
-        )
         losses, clock = [], time.perf_counter()
-        for step in range(start or 0, num_steps):
-            state, value = train_step(state, data, jnp.int32(step))
-            losses.append(value)
-            done = step + 1
-            if done % settings.log_every == 0 or done == num_steps:
-                mean = float(np.mean(jax.device_get(losses)))
-                if not np.isfinite(mean):
-                    raise UserError(
-                        f"the loss of {name} is {mean} at step {done}: lower "
-                        f"config.{section}.{name}_learning_rate"
+        with (
+            interruption.deferred("stretch of log_every steps"),
+            Progress(num_steps, "step", start or 0, name) as progress,
+        ):
+            for step in range(start or 0, num_steps):
+                state, value = train_step(state, data, jnp.int32(step))
+                losses.append(value)
+                done, stops = step + 1, False
+                if done % settings.log_every == 0 or done == num_steps:
+                    mean = float(np.mean(jax.device_get(losses)))
+                    if not np.isfinite(mean):
+                        raise UserError(
+                            f"the loss of {name} is {mean} at step {done}: lower "
+                            f"config.{section}.{name}_learning_rate"
+                        )
+                    now = time.perf_counter()
+                    metrics.write(
+                        done, loss=mean, steps_per_second=len(losses) / (now - clock)
                     )
-                now = time.perf_counter()
-                metrics.write(
-                    done, loss=mean, steps_per_second=len(losses) / (now - clock)
-                )
-                progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
-                losses, clock, logged = [], now, done
-            progress.update()
-            if done % settings.checkpoint_every == 0 or done == num_steps:
-                checkpoints.save(done, state, {"logged": float(logged)})
-        progress.close()
+                    progress.note(f"loss {mean:.4f}")
+                    losses, clock, logged = [], now, done
+                    # Only here, so that no line is a mean over fewer steps.
+                    stops = interruption.should_save()
+                progress.update()
+                if stops or done % settings.checkpoint_every == 0 or done == num_steps:
+                    checkpoints.save(done, state, {"logged": float(logged)})
+                if stops:
+                    checkpoints.wait()
+                    raise interruption.Interrupted(
+                        f"{name} is saved after step {done:,} of {num_steps:,}; the "
+                        "same command goes on from there"
+                    )
     return jax.device_get(state.ema)

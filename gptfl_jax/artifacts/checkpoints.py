@@ -72,6 +72,7 @@ class Checkpoints:
         keep: how many of the last ones to keep.
         best: the metric whose largest value marks the best one, which is kept as well.
         read_only: open an existing folder without touching it.
+        remedy: what to do about checkpoints of another run, beside other folders.
 
     Raises:
         CheckpointMismatch: the folder holds checkpoints of another identity.
@@ -86,7 +87,9 @@ class Checkpoints:
         keep: int = 2,
         best: str | None = None,
         read_only: bool = False,
+        remedy: str = "",
     ):
+        self._remedy = f"{remedy}, choose" if remedy else "Choose"
         self.folder = pathlib.Path(folder).absolute()
         self._keep, self._read_only = keep, read_only
         if read_only and not self.folder.is_dir():
@@ -159,7 +162,7 @@ class Checkpoints:
             raise CheckpointMismatch(
                 f"the checkpoints in {self.folder} are of another run: "
                 + "; ".join(differing)
-                + ". Choose another --workdir, or delete that folder"
+                + f". {self._remedy} another --workdir, or delete that folder"
             )
 
     def _find_steps(self) -> list[int]:

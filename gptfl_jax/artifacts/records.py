@@ -7,11 +7,13 @@ writer.
 import contextlib
 import datetime
 import fcntl
+import functools
 import json
 import math
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -236,8 +238,30 @@ def require(path: PathLike, command: str) -> pathlib.Path:
     return path
 
 
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package is in, "+" where it was changed.
+
+    None of an installed package, or where git is missing.
+    """
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head, changes = (
+            subprocess.run(
+                [*git, *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
 def write_run_record(folder: PathLike, config: ConfigDict) -> None:
-    """Write `run.json`: the command, the config, versions, devices and the date."""
+    """Write `run.json`: command, config, versions, commit, devices and date."""
     if jax.process_index() != 0:
         return
     packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -250,6 +274,7 @@ def write_run_record(folder: PathLike, config: ConfigDict) -> None:
         "argv": sys.orig_argv,
         "config": config,
         "versions": versions,
+        "commit": _commit(),
         "platform": platform.platform(),
         "processes": jax.process_count(),
         "devices": [f"{device.platform}:{device.id}" for device in jax.devices()],

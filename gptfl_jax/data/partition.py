@@ -262,10 +262,25 @@ def federate(
     The arrays stay numpy: `jax.device_put` the result, or stream it.
 
     Raises:
-      ValueError: a client number outside 0..num_clients - 1.
+      ValueError: a client number outside 0..num_clients - 1, a label that is no
+        class's, or not as many of them as there are examples.
     """
-    if client_of_example.min() < 0 or client_of_example.max() >= num_clients:
-        raise ValueError(f"client numbers must lie in 0..{num_clients - 1}")
+    leaves = jax.tree.leaves(dataset.inputs)
+    counts = [len(each) for each in (dataset.labels, client_of_example, *leaves)]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"{counts[0]:,} labels, {counts[1]:,} client numbers and "
+            f"{counts[2]:,} inputs: takes one of each for every example"
+        )
+    for what, values, most in (
+        ("client numbers", client_of_example, num_clients),
+        ("labels", dataset.labels, dataset.num_classes),
+    ):
+        if len(values) and (values.min() < 0 or values.max() >= most):
+            raise ValueError(
+                f"{what} must lie in 0..{most - 1}, and go from {values.min()} to "
+                f"{values.max()}"
+            )
     order = np.argsort(client_of_example, kind="stable")
     sizes = np.bincount(client_of_example, minlength=num_clients)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)

@@ -21,7 +21,7 @@ from jaxtyping import Int32, Shaped
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import audio, audio_sources, cifar, images
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
-from gptfl_jax.labels import same_name
+from gptfl_jax.labels import require_text, same_name
 
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
@@ -32,11 +32,11 @@ class LoadReport(NamedTuple):
     loaded: int
     left_out: tuple[tuple[str, str], ...] = ()
     """File name and reason of each file that could not be used."""
-    plural: str = "pictures"
+    plural: str = "synthetic pictures"
     """Of what the files hold."""
 
     def __str__(self) -> str:
-        text = f"{self.loaded:,} synthetic {self.plural} loaded"
+        text = f"{self.loaded:,} {self.plural} loaded"
         if not self.left_out:
             return text
         text += f"; {len(self.left_out):,} left out:"
@@ -59,12 +59,12 @@ def load(
     Raises:
       UserError: no such source, an option it does not take, missing or broken files.
     """
-    available = _sources()
-    if name not in available:
+    known = available()
+    if name not in known:
         raise configuration.UserError(
-            f"config.data.source = {name!r}: takes one of {', '.join(available)}"
+            f"config.data.source = {name!r}: takes one of {', '.join(known)}"
         )
-    function = available[name]
+    function = known[name]
     takes = inspect.signature(function).parameters
     unknown = sorted(set(options) - (set(takes) - {"folder", "image_size", "channels"}))
     if unknown:
@@ -99,7 +99,8 @@ def load(
     )
 
 
-def _sources() -> dict[str, Callable[..., Source]]:
+def available() -> dict[str, Callable[..., Source]]:
+    """The sources there are, by name."""
     functions = globals() | vars(cifar) | vars(audio_sources)
     return {
         name: value
@@ -174,7 +175,8 @@ def image_folder(
     Without these two, the folder itself holds the class folders, and `test_fraction`
     of each class (at least one picture) is drawn as test set by `split_seed`. Pictures
     are cropped to the square in their middle and resized; any mode is converted.
-    Unreadable files are reported and left out.
+    Unreadable files and those that are no pictures are reported and left out; hidden
+    folders and `__MACOSX` are no classes.
 
     Args:
       image_size: needed unless all pictures have the same square size.
@@ -183,30 +185,29 @@ def image_folder(
         sorted by name.
     """
     root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise configuration.UserError(f"config.data.folder: no such folder {folder}")
-    split = (root / "train").is_dir() and (root / "test").is_dir()
-    top = root / "train" if split else root
-    names = tuple(classes) or tuple(sorted(p.name for p in top.iterdir() if p.is_dir()))
-    if not names:
-        raise configuration.UserError(f"{top} holds no class folders")
+    names = _class_folders(root, classes)
+    split = _is_split(root)
 
     def read(part: pathlib.Path) -> Dataset:
-        files, labels = [], []
+        files, labels, others = [], [], []
         for label, name in enumerate(names):
-            if not (part / name).is_dir():
-                raise configuration.UserError(f"{part / name}: no such class folder")
-            found = sorted(
-                file
-                for file in (part / name).rglob("*")
-                if file.suffix.lower() in _PICTURE_SUFFIXES
-            )
-            files += found
-            labels += [label] * len(found)
+            pictures, rest = _files_of_class(part / name)
+            files += pictures
+            others += rest
+            labels += [label] * len(pictures)
         pixels, kept, left_out = _read_real(files, image_size, channels, part)
+        endings = ", ".join(sorted(_PICTURE_SUFFIXES))
+        reason = f"takes pictures in files that end in {endings}"
+        left_out += tuple((str(file), reason) for file in others)
         if left_out:
-            print(LoadReport(len(pixels), left_out), flush=True)
-        return Dataset(pixels, np.asarray(labels, np.int32)[kept], names)
+            print(LoadReport(len(pixels), left_out, "real pictures"), flush=True)
+        labels = np.asarray(labels, np.int32)[kept]
+        for label in sorted(set(range(len(names))) - set(labels.tolist())):
+            raise configuration.UserError(
+                f"{part / names[label]}: no picture that can be read; remove the "
+                "folder, or name the classes in config.data.options.classes"
+            )
+        return Dataset(pixels, labels, names)
 
     if split:
         train, test = read(root / "train"), read(root / "test")
@@ -223,7 +224,64 @@ def image_folder(
         )
     data = read(root)
     held_out = hold_out(data.labels, test_fraction, split_seed)
+    if not held_out.any():
+        raise configuration.UserError(
+            f"{root}: a picture a class leaves none to test on; there must be two, or "
+            "the folders train and test"
+        )
     return Source(select(data, ~held_out), select(data, held_out))
+
+
+def _is_split(root: pathlib.Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _class_folders(root: pathlib.Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of the class folders of `image_folder`, in the order of their labels."""
+    if not root.is_dir():
+        raise configuration.UserError(f"config.data.folder: no such folder {root}")
+    top = root / "train" if _is_split(root) else root
+    names = tuple(classes) or tuple(
+        sorted(
+            path.name
+            for path in top.iterdir()
+            if path.is_dir() and path.name[0] != "." and path.name != "__MACOSX"
+        )
+    )
+    if not names:
+        raise configuration.UserError(f"{top} holds no class folders")
+    for name in names:
+        require_text(name)
+    return names
+
+
+def _files_of_class(
+    folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """The pictures in a class folder and in those below, and all other files."""
+    if not folder.is_dir():
+        raise configuration.UserError(f"{folder}: no such class folder")
+    pictures, others = [], []
+    for file in sorted(folder.rglob("*")):
+        below = file.relative_to(folder).parts
+        if any(part[0] == "." or part == "__MACOSX" for part in below):
+            continue
+        if file.suffix.lower() in _PICTURE_SUFFIXES:
+            pictures.append(file)
+        elif file.is_file():
+            others.append(file)
+    return pictures, others
+
+
+def class_names(name: str, folder: str = "", **options) -> tuple[str, ...]:
+    """The class names of a source, of picture folders without reading a picture.
+
+    Raises:
+      UserError: as `load`.
+    """
+    if name == "image_folder" and folder:
+        return _class_folders(pathlib.Path(folder), options.get("classes", ()))
+    return load(name, folder, **options).train.class_names
 
 
 def hold_out(
@@ -345,7 +403,7 @@ def synthetic_sounds(
     features = np.pad(features, ((0, 0), (0, padding), (0, 0)))
     labels = np.delete(np.asarray(labels, np.int32), list(broken))
     dataset = Dataset((features, lengths), labels, tuple(class_names))
-    return dataset, LoadReport(len(labels), tuple(left_out), "clips")
+    return dataset, LoadReport(len(labels), tuple(left_out), "synthetic clips")
 
 
 def synthetic_pictures(

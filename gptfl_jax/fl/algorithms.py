@@ -114,12 +114,28 @@ class Algorithm(NamedTuple):
     it keeps some of its own."""
 
 
+def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggregation:
+    if aggregation is None:
+        return weighted_mean(weighting or "examples")
+    if not isinstance(aggregation, Aggregation):
+        raise TypeError(
+            f"aggregation {aggregation!r}: takes what a function of "
+            "gptfl_jax.fl.aggregation gives, as aggregation.median()"
+        )
+    if weighting is not None:
+        raise ValueError(
+            f"weighting {weighting!r} beside an aggregation, which weights by itself: "
+            "take one of the two, as aggregation.weighted_mean('uniform')"
+        )
+    return aggregation
+
+
 def compose(
     rule: LocalRule,
     local: LocalTraining,
     server: optax.GradientTransformation,
     *,
-    weighting: str = "examples",
+    weighting: str | None = None,
     aggregation: Aggregation | None = None,
     execution: str = "auto",
     mesh: Mesh | None = None,
@@ -140,8 +156,9 @@ def compose(
       local: optimizer, batches and epochs of the clients.
       server: takes the negative mean update as a pseudo-gradient of the params. It
         never sees model state, as batch statistics.
-      weighting: "examples" or "uniform" mean of the updates.
-      aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`.
+      weighting: "examples" (None) or "uniform" mean of the updates.
+      aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`, which
+        weights by itself.
       execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
       mesh: of `clients.clients_mesh`; None: one device.
       lanes: clients side by side under "vmap"; 0: all.
@@ -153,12 +170,14 @@ def compose(
         one program; None: unless they are CPU devices of one process.
 
     Raises:
-      ValueError: an unknown weighting or execution, or a value out of range.
+      ValueError: an unknown weighting or execution, a weighting beside an aggregation,
+        or a value out of range.
+      TypeError: an aggregation that is none.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout}: takes a number in [0, 1)")
     rule = apply_policy(rule, batch_norm)
-    combine = weighted_mean(weighting) if aggregation is None else aggregation
+    combine = _combination(weighting, aggregation)
     if collectives is None or mesh is None:
         collectives = not devices.apart(mesh)
     home = mesh if collectives else devices.leaders(mesh)
@@ -177,7 +196,8 @@ def compose(
         return rule.init_own(clients.Context(variables, shared, None))
 
     def init(variables: Variables, num_clients: int) -> ServerState:
-        del num_clients
+        if isinstance(num_clients, bool) or num_clients < 1:
+            raise ValueError(f"num_clients {num_clients}: takes a whole number >= 1")
         params, _ = clients.split(variables)
         shared = rule.init_shared(params)
         own = jax.eval_shape(first_own, variables, shared)

@@ -20,6 +20,16 @@ def test_few_clients_are_bars_of_their_label_counts():
     np.testing.assert_array_equal(bottoms, np.cumsum(counts, 1).T - counts.T)
 
 
+def test_names_are_no_formulas():
+    names = [r"$\frac$", "$5", "a_$x$"]
+    few = pictures.partition(np.ones((3, 3), int), names)
+    many = pictures.partition(np.ones((70, 3), int), names)
+    drawn = [entry.get_text() for entry in few.legends[0].get_texts()]
+    drawn += [tick.get_text() for tick in many.axes[0].get_yticklabels()]
+    assert drawn == 2 * [name.replace("$", r"\$") for name in names]
+    assert all(len(pictures.svg(figure)) > 1000 for figure in (few, many))
+
+
 def test_many_clients_are_a_sorted_map_over_their_sizes():
     random = np.random.default_rng(0)
     counts = random.integers(0, 4, (1200, 10)) * (random.random((1200, 10)) < 0.3)

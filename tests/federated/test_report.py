@@ -122,7 +122,7 @@ def test_table_is_aligned(workdir, capsys):
     table = lines[2:5]
     assert table[1].startswith("FedAvg from scratch")
     assert "94.0 ± 2.8" in table[1] and "> 4 (1 of 2 did)" in table[1]
-    assert table[2].split()[-4:] == ["2", "2", "0.00", "0.00"]
+    assert table[2].split()[-4:] == ["2", "2", "0.00300", "0.00300"]
     # Every column but the first ends at the same place as its heading.
     end = lines[0].index("accuracy %") + len("accuracy %")
     assert all(line[end - 1] != " " and line[end] == " " for line in table)
@@ -163,8 +163,8 @@ def test_numbers_of_the_clients(workdir, capsys):
     head = next(i for i, line in enumerate(lines) if "worst tenth %" in line)
     (line,) = [x for x in lines[head:] if x.startswith("FedProx from scratch")]
     assert line.split()[3:] == [
-        *("0.2", "6.11", "0.5", "4", "±", "1.4", "9"),
-        *("65.0", "→", "70.0", "32.5", "→", "37.5", "0.00", "0.00", "0"),
+        *("0.1", "0.200", "6.11", "0.500", "4.00", "±", "1.40", "9.00"),
+        *("65.0", "→", "70.0", "32.5", "→", "37.5", "0.00300", "0.00150", "0"),
     ]
     assert lines[head].rstrip().endswith("dropped") and len(lines[head]) == len(line)
 
@@ -182,7 +182,9 @@ def test_numbers_of_the_clients(workdir, capsys):
 def test_table_of_clients_has_no_empty_columns(workdir, capsys):
     report.run(make_config(), workdir)
     (head,) = [x for x in capsys.readouterr().out.splitlines() if "diversity" in x]
-    assert head.split() == ["method", "diversity", "MB", "up", "MB", "down", "dropped"]
+    assert head.split() == [
+        *("method", "client", "rate", "diversity", "MB", "up", "MB", "down", "dropped")
+    ]
 
 
 def test_curve_of_norms_has_the_spread_over_clients(workdir):
@@ -440,8 +442,105 @@ def test_unfinished_run_is_mentioned(workdir, capsys):
     file = workdir / "federated/scratch-s0/metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
     report.run(make_config(), workdir)
-    assert "scratch-s0: 3 of 4 rounds so far" in capsys.readouterr().out
-    assert rows_of(workdir)["FedAvg from scratch"]["rounds"] == 3
+    said = "scratch-s0: 3 of 4 rounds so far, left out of the numbers"
+    assert said in capsys.readouterr().out
+    row = rows_of(workdir)["FedAvg from scratch"]
+    # Of the two runs the other is finished, and counts alone.
+    assert (row["rounds"], row["seeds"], row["runs"]) == (4, [1], 1)
+    assert (row["accuracy_mean"], row["accuracy_std"]) == (0.92, 0)
+    assert row["unfinished"] == {"scratch-s0": [3, 4]}
+    page = (workdir / "report.html").read_text()
+    assert "Left out, being unfinished: scratch-s0 (3 of 4 rounds)." in page
+
+
+def test_a_method_with_no_finished_run_is_marked(workdir, capsys):
+    for seed, done in ((0, 3), (1, 4)):
+        file = workdir / f"federated/gptfl-s{seed}/metrics.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:done]))
+    report.run(make_config(), workdir)
+    name = "GPT-FL (FedAvg) (unfinished: 2 to 3 of 4 rounds)"
+    row = rows_of(workdir)[name]
+    assert row["unfinished"] == {"gptfl-s0": [2, 4], "gptfl-s1": [3, 4]}
+    assert row["seeds"] == [0, 1]
+    said = capsys.readouterr().out
+    assert name in said and "gptfl-s0: 2 of 4 rounds so far\n" in said
+    page = (workdir / "report.html").read_text()
+    assert name in page and "Left out" not in page
+    assert rows_of(workdir)["FedAvg from scratch"]["unfinished"] == {}
+
+
+def test_rates_and_commit_are_told(workdir, capsys):
+    options = {"algorithm": "fedopt", "client_learning_rate": 0.03}
+    make_run(workdir, "opt", [0.1, 0.5], **options)
+    make_run(workdir, "opt-2", [0.1, 0.5], server_learning_rate=0.5, **options)
+    report.run(make_config(), workdir)
+    rows = rows_of(workdir)
+    rates = {
+        name: (row["client_learning_rate"], row["server_learning_rate"])
+        for name, row in rows.items()
+    }
+    # A server rate of 0 is the algorithm's own.
+    assert rates == {
+        "Synthetic only": (None, None),
+        "FedAvg from scratch": (0.1, None),
+        "FedOpt from scratch (server_learning_rate 0.0)": (0.03, 0.001),
+        "FedOpt from scratch (server_learning_rate 0.5)": (0.03, 0.5),
+        "GPT-FL (FedAvg)": (0.1, None),
+    }
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = [line for line in lines if "diversity" in line]
+    assert "client rate  server rate" in head
+    record = json.loads((workdir / "federated/opt/run.json").read_text())
+    if record["commit"] is not None:  # where the tests run in a checkout
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", record["commit"])
+        page = (workdir / "report.html").read_text()
+        assert f"commit {record['commit']}" in page
+
+
+def test_plots_share_their_axis_and_one_legend(workdir):
+    make_run(workdir, "prox-s0", [0.1] * 9, algorithm="fedprox", measured=True)
+    methods = report.methods_of(report.load_runs(workdir))
+    curves = [
+        report.learning_curves(methods, None, ()),
+        report.metric_curves(methods, "gradient_diversity", "", logarithmic=True),
+        report.metric_curves(methods, "drift", ""),
+        report.client_accuracy_curves(methods, "mean", ""),
+    ]
+    axes = [figure.axes[0] for figure in curves]
+    assert {each.get_xlim() for each in axes} == {(0.0, 8.0)}
+    assert len({tuple(each.get_xticks()) for each in axes}) == 1
+    assert [each.get_legend() is not None for each in axes] == [True] + 3 * [False]
+    # Where curves coincide, those below show at the edges of those above.
+    widths = [line.get_linewidth() for line in axes[0].lines if len(line.get_xdata())]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == len(widths)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((None, "-"), (0, "0"), (0.0045, "0.00450"), (0.5, "0.500"), (1.1, "1.10")),
+        *((12.0, "12.0"), (122.96, "123"), (999.6, "1,000"), (1234567.0, "1,234,567")),
+    ],
+)
+def test_numbers_have_three_figures(value, text):
+    assert report._figures(value) == text
+
+
+def test_the_page_says_first_that_it_is_private(workdir):
+    report.run(make_config(), workdir)
+    page = (workdir / "report.html").read_text()
+    start = page[page.index("<body>") :]
+    assert start.index("Do not share this page as it is") < 200
+
+
+def test_class_names_and_folders_may_hold_dollars(workdir):
+    make_run(workdir, r"$\frac$", [0.1, 0.5], init=r"w/$\frac$", measured=True)
+    file = workdir / "federated" / r"$\frac$" / "partition.json"
+    content = json.loads(file.read_text())
+    content["class_names"][0] = r"$\sqrt$"
+    artifacts.write_json(file, content)
+    report.run(make_config(), workdir)
+    assert r"FedAvg from w/$\frac$" in rows_of(workdir)
 
 
 def test_nothing_to_report(tmp_path):

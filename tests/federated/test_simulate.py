@@ -1,12 +1,16 @@
 """Stage 3's loop: what it writes, how it resumes, what it refuses."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from federated import compare, experiment, simulate
 from gptfl_jax import artifacts, configuration, training
@@ -366,6 +370,72 @@ def test_links_below_the_workdir_are_refused(tmp_path, setting):
             simulate.simulate(make_config(), workdir, setting)
         link.unlink()
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_more_rounds_go_on_unless_a_schedule_ends_with_them(tmp_path, setting):
+    simulate.simulate(make_config(rounds=1), tmp_path, setting)
+    assert simulate.simulate(make_config(rounds=2), tmp_path, setting)["step"] == 2
+    cosine = {"learning_rate_schedule": "cosine", "run": "cosine"}
+    simulate.simulate(make_config(rounds=1, **cosine), tmp_path)
+    message = (
+        r"federated\.rounds, over which the cosine schedule lowers the learning rate, "
+        r"is 1 there and 2 here\. Give this run a name of its own "
+        r"\(--config\.federated\.run=NAME\), choose another --workdir, or delete"
+    )
+    with pytest.raises(CheckpointMismatch, match=message):
+        simulate.simulate(make_config(rounds=2, **cosine), tmp_path)
+
+
+def test_data_that_moved_are_the_same_and_others_are_not(tmp_path):
+    def photos(place, seed=0):
+        random = np.random.default_rng(seed)
+        for name in ("cat", "dog"):
+            (tmp_path / place / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = random.integers(0, 255, (6, 6, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / place / name / f"{i}.png")
+
+    photos("here"), photos("there"), photos("others", seed=1)
+    config = make_config(num_clients=2, cohort_size=1, min_examples=1, rounds=1)
+    config.data.source, config.data.folder = "image_folder", str(tmp_path / "here")
+    simulate.simulate(config, tmp_path / "w")
+    config.data.folder, config.federated.rounds = str(tmp_path / "there"), 2
+    assert simulate.simulate(config, tmp_path / "w")["step"] == 2
+    config.data.folder = str(tmp_path / "others")
+    with pytest.raises(CheckpointMismatch, match=r"data\.content is \w+ there"):
+        simulate.simulate(config, tmp_path / "w")
+
+
+def test_a_stage_called_from_python_is_as_the_command(repository, tmp_path):
+    code = f"""
+import jax
+from federated import simulate
+from gptfl_jax import configuration, launch
+from tests.federated.conftest import make_config
+
+for field, value in (("rounds", -5), ("algorithm", "fedadam")):
+    config = make_config()
+    config.federated[field] = value
+    try:
+        simulate.run(config, "{tmp_path}")
+    except configuration.ConfigError as error:
+        print(error)
+simulate.run(make_config(rounds=2), launch.pathlib.Path("{tmp_path}"))
+print(jax.device_count())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    said = process.stdout.splitlines()
+    assert said[0].startswith("config.federated.rounds = -5: takes a whole number")
+    assert said[1].startswith("config.federated.algorithm = 'fedadam': takes one of")
+    assert said[-1] == str(len(os.sched_getaffinity(0)))
+    assert process.stderr == ""
 
 
 def test_cohort_larger_than_the_clients_is_refused(tmp_path, setting):

@@ -2,6 +2,7 @@ import json
 import pickle
 
 import pytest
+from PIL import Image
 
 from generate import prompts
 from gptfl_jax import artifacts, configuration, launch
@@ -34,21 +35,20 @@ def test_classes_are_those_of_the_data_source(tmp_path):
     assert made["made"]["data_set"] == "sklearn_digits"
 
 
-def test_a_source_without_known_classes_is_loaded(tmp_path, monkeypatch):
-    def load(name, folder, **options):
-        assert (name, folder, options) == ("image_folder", "here", {"channels": 3})
-        data = prompts.sources.Dataset(None, None, ("red fox", "owl"))
-        return prompts.sources.Source(data, data)
-
-    monkeypatch.setattr(prompts.sources, "load", load)
+def test_classes_of_picture_folders_are_their_names(tmp_path):
+    # Pictures of several sizes, which a config gives a size, or broken ones.
+    for name, size in (("red fox", 4), ("owl", 5)):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (size, size)).save(folder / "0.png")
+        (folder / "1.png").write_bytes(b"not a picture")
     config = make_config()
-    config.data.source, config.data.folder = "image_folder", "here"
-    config.data.options.channels = 3
+    config.data.source, config.data.folder = "image_folder", str(tmp_path / "photos")
     prompts.run(config, tmp_path)
     made = json.loads((tmp_path / "prompts.json").read_text())
     assert made["prompts"] == {
-        "red fox": ["a photo of red fox"],
         "owl": ["a photo of owl"],
+        "red fox": ["a photo of red fox"],
     }
 
 

@@ -42,12 +42,15 @@ def encode(row: np.ndarray) -> bytes:
         (["../../etc/passwd"], ["_.._etc_passwd"]),
         (["crème brûlée", "茶"], ["crème_brûlée", "茶"]),
         (["x" * 300], ["x" * 80]),
+        (["茶" * 80, "茶" * 81], ["茶" * 26, "茶" * 26 + "-1"]),
+        (["caf\udce9"], ["caf_"]),  # of bytes that are no UTF-8
     ],
 )
 def test_folder_names(classes, folders):
-    assert sample_folder.folder_names(classes) == dict(
-        zip(classes, folders, strict=True)
-    )
+    found = sample_folder.folder_names(classes)
+    assert found == dict(zip(classes, folders, strict=True))
+    # A sample's file, while it is written, in bytes.
+    assert all(len(f".{name}_00000.png.4194304".encode()) < 255 for name in folders)
 
 
 def test_lines_and_files_decide_what_is_made(tmp_path):

@@ -64,8 +64,8 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
 @pytest.mark.parametrize(
     ("dotted", "value", "says"),
     [
-        ("seed", -1, "config.seed = -1: takes a whole number >= 0"),
-        ("seed", True, "config.seed = True: takes a whole number >= 0"),
+        ("seed", -1, "config.seed = -1: takes a whole number >= 0 and < 2**32"),
+        ("seed", True, "config.seed = True: takes a whole number >= 0 and < 2**32"),
         ("federated.alpha", -1, "config.federated.alpha = -1.0: takes a number > 0"),
         ("federated.alpha", 0, "config.federated.alpha = 0.0: takes a number > 0"),
         (
@@ -81,12 +81,12 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
         (
             "federated.rounds",
             2.0,
-            "config.federated.rounds = 2.0: takes a whole number >= 1",
+            "config.federated.rounds = 2.0: takes a whole number >= 1 and < 2**31",
         ),
         (
             "federated.rounds",
             0,
-            "config.federated.rounds = 0: takes a whole number >= 1",
+            "config.federated.rounds = 0: takes a whole number >= 1 and < 2**31",
         ),
         (
             "train.label_smoothing",
@@ -102,8 +102,8 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
         (
             "generate.samples_per_class",
             "x",
-            "config.generate.samples_per_class = 'x': takes a whole number >= 1, or a "
-            "multiple of the real count as 3x",
+            "config.generate.samples_per_class = 'x': takes a whole number from 1 to a "
+            "million, or such a multiple of the real count as 3x",
         ),
         (
             "prompts.classes",
@@ -130,7 +130,8 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
         (
             "federated.run",
             "../x",
-            "config.federated.run = '../x': takes a folder name, or empty",
+            "config.federated.run = '../x': takes a folder name of at most 120 bytes, "
+            "or empty",
         ),
         (
             "federated.client_optimizer",
@@ -195,7 +196,7 @@ def test_unknown_and_missing_fields_of_a_config_built_by_hand():
     )
     del config.federated["round"], config.federated["rounds"]
     assert refusal(config) == (
-        "config.federated.rounds is missing: takes a whole number >= 1"
+        "config.federated.rounds is missing: takes a whole number >= 1 and < 2**31"
     )
     config = default_config("federated").unlock()
     config.federatde = ConfigDict()
@@ -267,7 +268,7 @@ def test_methods_to_compare_are_checked_as_federated_sections():
     config.compare.methods.gptfl.rounds = 0
     assert refusal(config) == (
         "config.compare.methods.gptfl: config.federated.rounds = 0: takes a whole "
-        "number >= 1"
+        "number >= 1 and < 2**31"
     )
 
 
@@ -368,12 +369,12 @@ def test_text_sets_keywords():
         (
             "federated.rounds",
             "many",
-            "config.federated.rounds = 'many': takes a whole number >= 1",
+            "config.federated.rounds = 'many': takes a whole number >= 1 and < 2**31",
         ),
         (
             "federated.rounds",
             "5.5",
-            "config.federated.rounds = 5.5: takes a whole number >= 1",
+            "config.federated.rounds = 5.5: takes a whole number >= 1 and < 2**31",
         ),
         (
             "federated.diagnostics",
@@ -475,3 +476,35 @@ def test_sampling_by_availability_needs_its_file():
     config.federated.sampling = "availability"
     with pytest.raises(ConfigError, match=r"federated\.availability_file = '': takes"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "says"),
+    [
+        ("federated.rounds", f"{10**23}", f"rounds = {10**23}: takes a whole number"),
+        (
+            "seed",
+            f"{2**32}",
+            "seed = 4294967296: takes a whole number >= 0 and < 2**32",
+        ),
+        ("compare.seeds", f"{2**32}", "takes a list of whole numbers >= 0 and < 2**32"),
+        ("federated.alpha", f"{10**400}", "(401 characters): takes a number > 0"),
+        ("federated.alpha", "1" * 8000, "(8,002 characters): takes a number > 0"),
+        ("federated.alpha", "(" * 100_000, "(100,002 characters): takes a number > 0"),
+        ("generate.samples_per_class", "9" * 5000, "takes a whole number from 1 to a"),
+        ("generate.samples_per_class", "1e300x", "= '1e300x': takes a whole number"),
+        ("federated.run", "a" * 300, "takes a folder name of at most 120 bytes, or"),
+        ("federated.run", "\u8336" * 41, "takes a folder name of at most 120 bytes"),
+        ("federated.run", "caf\udce9", r"= 'caf\udce9': takes a folder name"),
+        ("federated.run", "a\x1b[31m", r"= 'a\x1b[31m': takes a folder name"),
+        ("data.folder", "caf\udce9", r"= 'caf\udce9': takes text in UTF-8"),
+        ("federated.init", "caf\udce9", r"= 'caf\udce9': takes a name in UTF-8"),
+    ],
+)
+def test_what_is_too_large_or_cannot_be_written_is_refused(dotted, text, says):
+    config = default_config("data", "generate", "federated", "compare")
+    with pytest.raises(ConfigError) as caught:
+        set_text(config, dotted, text)
+    message = str(caught.value)
+    assert message.startswith(f"config.{dotted} = ") and says in message
+    assert message.isprintable() and len(message) < 400

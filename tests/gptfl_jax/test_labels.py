@@ -163,3 +163,12 @@ def test_names_class(sentence, label):
 )
 def test_does_not_name_class(sentence, label):
     assert not labels.names_class(sentence, label)
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9", "red\x1b[31m", "two\nlines", "a\x9b", " "]
+)
+def test_names_that_cannot_be_written_or_shown_are_refused(name):
+    with pytest.raises(UserError, match="takes words in UTF-8 without control") as info:
+        labels.label_set_of(["cat", name])
+    assert str(info.value).isprintable() and str(info.value).isascii()

@@ -43,6 +43,11 @@ def run(config, workdir):
     if config.seed == 17:
         print("waiting", flush=True)
         time.sleep(600)
+    if config.seed == 18:
+        print("a red \\x1b[31mcat\\x9b of caf\\udce9")
+        raise UserError("no \\x1b[31mcat")
+    if config.seed == 19:
+        type(workdir)("a" * 300).stat()
     print("run", config.federated.rounds, config.federated.alpha, workdir)
     print("devices", jax.local_device_count(), jax.device_count())
     print("dtype", jax.numpy.zeros(1, float).dtype)
@@ -63,11 +68,24 @@ def get_config(arg=""):
 """
 
 
+NO_FOLDER = (
+    "cannot write to /proc/x: No such file or directory. Choose another --workdir"
+)
+
+
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     (tmp_path / "echo.py").write_text(PROGRAM)
     (tmp_path / "mine.py").write_text(CONFIG)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def heeds_sigint():
+    """A program started by one that ignores Ctrl-C, as under nohup, ignores it too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def start(folder: pathlib.Path, *arguments: str, **environment: str):
@@ -158,7 +176,23 @@ def test_xla_flags_have_the_say_over_devices(folder):
         (
             ["--config.seed=14"],
             130,
-            "echo: interrupted; the same command goes on from here\n",
+            "echo: interrupted\n",
+        ),
+        (
+            ["--config.seed=19"],
+            2,
+            f"echo: {'a' * 140}... (300 letters): File name too long\n",
+        ),
+        (["--workdir=/proc/x", "--config.seed=16"], 2, f"echo: {NO_FOLDER}\n"),
+        (
+            [f"--config.seed={10**23}"],
+            2,
+            f"echo: config.seed = {10**23}: takes a whole number >= 0 and < 2**32\n",
+        ),
+        (
+            ["--workdir=caf\udce9"],
+            2,
+            "echo: --workdir=caf\\udce9: takes a name in UTF-8\n",
         ),
     ],
 )
@@ -167,6 +201,16 @@ def test_a_users_error_is_one_line(folder, arguments, code, says):
     found, output, errors = outcome(process)
     assert (found, errors) == (code, says)
     assert "run " not in output
+
+
+def test_names_do_not_command_the_terminal(folder):
+    arguments = ("--config=mine.py", "--workdir=w", "--config.seed=18")
+    for encoding in ("utf-8", "ascii"):
+        process = start(folder, *arguments, PYTHONIOENCODING=encoding)
+        code, output, errors = outcome(process)
+        assert code == 2
+        assert output.splitlines()[1:] == [r"a red \x1b[31mcat\x9b of caf\udce9"]
+        assert errors == "echo: no \\x1b[31mcat\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(folder):
@@ -248,8 +292,9 @@ def test_signals_reach_the_child_that_works(folder, number, code):
     # Ends only when the child, too, has let go of the pipes.
     found, _, errors = outcome(process)
     assert found == code, errors
-    if number == signal.SIGTERM:
-        assert errors.endswith("echo: ended by SIGTERM\n")
+    if number != signal.SIGKILL:
+        says = "echo: interrupted; the same command goes on from what is saved\n"
+        assert errors.endswith(says)
 
 
 def test_a_loss_is_explained_in_a_line():
@@ -295,6 +340,17 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
         assert f"\n  {dotted} = " in output
     assert "train.epochs" not in output
     assert max(map(len, output.splitlines())) <= 100
+
+
+def test_help_beside_a_config_shows_its_values(folder):
+    arguments = ("--help", "--config=mine.py:alpha=0.25", "--config.federated.run=mine")
+    code, output, errors = outcome(start(folder, *arguments))
+    assert (code, errors) == (0, "")
+    assert "with the values of this config." in " ".join(output.split())
+    for line in ("rounds = 7", "alpha = 0.25", "run = 'mine'", "cohort_size = 10"):
+        assert f"\n  federated.{line}\n" in output
+    source = re.search(r"^  data\.source = .*\n((?: {6}.*\n)+)", output, re.M)[1]
+    assert "cifar10, cifar100," in source and "fsdd" in source
 
 
 def test_the_example_of_help_is_a_programs_own():
@@ -391,7 +447,17 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
         ("def get_config(:", "mine.py line 1: "),
         (
             CONFIG.replace("rounds = 7", "round = 7"),
-            "mine.py line 6: ",
+            "mine.py line 6: config.federated.round: no such field; did you mean "
+            "config.federated.rounds?",
+        ),
+        (
+            CONFIG.replace("rounds = 7", "update({'alpah': 7})"),
+            "mine.py line 6: config.alpah: no such field; did you mean "
+            "config.federated.alpha?",
+        ),
+        (
+            CONFIG.replace("federated.rounds = 7", "fedrated.rounds = 7"),
+            "mine.py line 6: config.fedrated: no such field; ",
         ),
         (CONFIG.replace('"data", ', ""), "mine.py has no section `data`"),
         (CONFIG.replace('"data"', '"dta"'), "dta: no such section; did you mean data?"),
@@ -402,14 +468,15 @@ def test_a_config_file_that_does_not_work_is_named(folder, text, says):
     (folder / "mine.py").write_text(text)
     message = refusal(launch.read_config, f"{folder}/mine.py", ("data",))
     assert says in message
-    assert str(folder / "mine.py") in message
+    assert str(folder / "mine.py") in message and len(message) < 400
 
 
 def test_a_value_of_another_type_in_a_config_file_is_refused_by_its_field(folder):
     (folder / "mine.py").write_text(CONFIG.replace("rounds = 7", "rounds = 'x'"))
     config = launch.read_config(f"{folder}/mine.py", ("data",))
     message = refusal(configuration.validate, config)
-    assert message == "config.federated.rounds = 'x': takes a whole number >= 1"
+    takes = "a whole number >= 1 and < 2**31"
+    assert message == f"config.federated.rounds = 'x': takes {takes}"
 
 
 def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.ndimage
+from flax import nnx
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from gptfl_jax import training
@@ -470,3 +471,83 @@ def test_a_split_evaluation_counts_the_same():
     variables = learner.init(jax.random.key(0))
     plain = training.evaluate(learner, variables, inputs, labels, 6, 4)
     assert training.evaluate(learner, variables, inputs, labels, 6, 4, split) == plain
+
+
+class Plain(nn.Module):
+    """A model as Flax's own documentation writes it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="head")(x.reshape(len(x), -1))
+
+
+class PlainTraining(Plain):
+    @nn.compact
+    def __call__(self, x, train):
+        del train
+        return nn.Dense(5, name="head")(x.reshape(len(x), -1))
+
+
+class Masked(Plain):
+    @nn.compact
+    def __call__(self, x, mask, train):
+        assert (mask is None) == (train is False)
+        return nn.Dense(5, name="head")(x.reshape(len(x), -1))
+
+
+class Deterministic(Plain):
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return x
+
+
+class OfNnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("model", [Plain(), PlainTraining(), Masked()])
+def test_a_model_may_do_without_train_and_mask(model):
+    batch = random_batch()
+    example = training.example_of(batch.inputs)
+    learner = training.make_learner(model, example)
+    reference = training.make_learner(Linear(5), example)
+    variables = learner.init(jax.random.key(0))
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(
+        learner.predict(variables, batch.inputs),
+        reference.predict(variables, batch.inputs),
+    )
+    assert (
+        learner.loss(variables, batch, key)[0]
+        == (reference.loss(variables, batch, key)[0])
+    )
+
+
+def test_a_module_of_nnx_is_told_of_the_bridge():
+    example = training.example_of(random_batch().inputs)
+    arguments = training._arguments_of.__wrapped__  # types are checked in tests alone
+    with pytest.raises(TypeError, match=r"OfNnx is an NNX module.*bridge\.to_linen"):
+        arguments(OfNnx(nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="takes an instance of a flax.linen.Module"):
+        arguments(Plain)
+    with pytest.raises(TypeError, match="Deterministic.__call__ takes deterministic"):
+        training.make_learner(Deterministic(), example)
+    learner = training.make_learner(nnx.bridge.to_linen(OfNnx), example)
+    variables = learner.init(jax.random.key(0))
+    logits = learner.predict(variables, random_batch().inputs)
+    assert logits.shape == (7, 5) and float(jnp.abs(logits).max()) > 0
+
+
+def test_labels_of_no_class_are_not_evaluated():
+    batch = random_batch()
+    learner = training.make_learner(Linear(5), training.example_of(batch.inputs))
+    variables = learner.init(jax.random.key(0))
+    for labels in ([3, 6, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0, 0]):
+        with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4, and go from"):
+            training.evaluate(
+                learner, variables, batch.inputs, np.array(labels, np.int32), 5
+            )

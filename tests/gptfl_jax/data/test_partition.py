@@ -32,8 +32,17 @@ def test_federate_sorts_by_client_and_keeps_the_order_within():
     np.testing.assert_array_equal(data.labels, [4, 2, 1, 5, 3, 0])
     np.testing.assert_array_equal(data.offsets, [0, 3, 3, 6, 6])
     assert data.labels.dtype == data.offsets.dtype == np.int32
-    with pytest.raises(ValueError, match=r"0\.\.1"):
+
+
+def test_federate_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"client numbers must lie in 0\.\.1, and go"):
         partition.federate(dataset([0, 0]), np.array([0, 2]), 2)
+    with pytest.raises(ValueError, match=r"3 labels, 2 client numbers and 3 inputs"):
+        partition.federate(dataset([0, 0, 0]), np.array([0, 1]), 2)
+    wrong = dataset([3, 6])._replace(class_names=("a", "b", "c", "d"))
+    message = r"labels must lie in 0\.\.3, and go from 3 to 6"
+    with pytest.raises(ValueError, match=message):
+        partition.federate(wrong, np.array([0, 1]), 2)
 
 
 def test_summary_counts_classes_by_client():

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import TypeCheckError
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms
+from gptfl_jax.fl import aggregation, algorithms
 from gptfl_jax.fl.clients import LocalTraining
 from gptfl_jax.nn import BatchNorm
 from gptfl_jax.training import make_learner
@@ -282,3 +283,21 @@ def test_examples_of_one_class_only_are_learnt(linear):
     np.testing.assert_allclose([m.train_loss for m in metrics], losses, rtol=1e-5)
     np.testing.assert_allclose(params["bias"], b, rtol=1e-5)
     np.testing.assert_allclose(metrics[-1].cosine_mean, 1, rtol=1e-5)
+
+
+def test_what_an_algorithm_does_not_take_is_refused_when_it_is_made(problem):
+    with pytest.raises((TypeError, TypeCheckError), match="aggregation"):
+        algorithms.fedavg(problem.learner, LOCAL, aggregation="median")
+    with pytest.raises(TypeError, match="takes what a function of gptfl_jax.fl.aggreg"):
+        algorithms._combination(None, aggregation.median)
+    with pytest.raises(ValueError, match="beside an aggregation, which weights by its"):
+        algorithms.fedavg(
+            problem.learner,
+            LOCAL,
+            weighting="uniform",
+            aggregation=aggregation.weighted_mean("examples"),
+        )
+    algorithm = algorithms.fedavg(problem.learner, LOCAL)
+    for count in (0, -3):
+        with pytest.raises(ValueError, match=f"num_clients {count}: takes a whole"):
+            algorithm.init(problem.variables, count)

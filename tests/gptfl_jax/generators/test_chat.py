@@ -1,11 +1,13 @@
 """The chat client against a real server on this machine."""
 
 import json
+import socket
 import threading
 import time
 
 import pytest
 
+from gptfl_jax import interruption
 from gptfl_jax.generators.chat import Chat, ChatError
 
 from ...chat_server import ChatServer, Reply, completion
@@ -23,7 +25,7 @@ def server(monkeypatch):
 def waits(monkeypatch):
     """How long the client has waited, without waiting."""
     waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(interruption, "sleep", waits.append)
     return waits
 
 
@@ -86,10 +88,12 @@ def test_waits_are_those_the_server_asks_for(server, waits):
         Reply(503, busy, {"Retry-After": "7"}),
         Reply(503, busy, {"Retry-After": "3600"}),
         Reply(503, busy, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        Reply(503, busy, {"Retry-After": "nan"}),
+        Reply(503, busy, {"Retry-After": "-3"}),
         completion("a cat"),
     )
     assert Chat(server.url, "small", first_wait_s=0.5)("?", 0) == "a cat"
-    assert waits == [7, 60, 2]
+    assert waits == [7, 60, 2, 4, 0]
 
 
 def test_it_gives_up_in_the_end(server, waits):
@@ -133,3 +137,78 @@ def test_a_server_that_says_nothing(server, waits):
         Chat(server.url, "small", attempts=2, timeout_s=0.2)("?", 0)
     proceed.set()
     assert waits == [1]
+
+
+def test_a_key_is_not_shown_where_the_server_repeats_it(server, waits):
+    echo = '{"error": {"message": "no such header: Authorization: Bearer s3cret"}}'
+    server.replies(Reply(401, echo), Reply(503, echo))
+    for status in (401, 503):
+        with pytest.raises(
+            ChatError, match=rf"status {status}, .*Bearer \[key\]"
+        ) as info:
+            Chat(server.url, "small", key="s3cret\n", attempts=2)("?", 0)
+        assert "s3cret" not in str(info.value)
+
+
+def test_what_surrounds_a_key_is_left_out(server):
+    Chat(server.url, "small", key=" secret\r\n")("?", 0)
+    assert server.requests[0].headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["se\rcret", "s\x1b[31mecret", "sécret"])
+def test_what_is_no_key_is_not_sent(server, waits, key):
+    with pytest.raises(ChatError, match="check config.prompts.chat_key_variable"):
+        Chat(server.url, "small", key=key)("?", 0)
+    assert not server.requests and not waits
+
+
+@pytest.fixture
+def endless():
+    """A server whose answer begins well, and never ends; and what to send on and on."""
+    rest: list[bytes] = []
+    listening = socket.create_server(("127.0.0.1", 0))
+    done = threading.Event()
+
+    def serve():
+        while not done.is_set():
+            try:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(rest[0])
+                    while not done.is_set():
+                        connection.sendall(rest[1])
+                        done.wait(0 if len(rest[1]) > 1 else 0.01)
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", rest
+    done.set()
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join()
+
+
+def test_an_answer_of_any_length_is_not_read(endless, waits, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    url, rest = endless
+    rest += [b"HTTP/1.0 200 OK\r\n\r\n", b" " * 100_000]
+    with pytest.raises(ChatError, match="its answer has more than 1,000,000 bytes"):
+        Chat(url, "small")("?", 0)
+    assert not waits
+
+
+@pytest.mark.parametrize("where", ["headers", "answer", "refusal"])
+def test_a_server_that_sends_a_byte_at_a_time(endless, waits, monkeypatch, where):
+    monkeypatch.setenv("NO_PROXY", "*")
+    url, rest = endless
+    status = b"503 No" if where == "refusal" else b"200 OK"
+    end = b"" if where == "headers" else b"\r\n"
+    rest += [b"HTTP/1.0 " + status + b"\r\n" + end, b" "]
+    chat = Chat(url, "small", attempts=2, answer_s=0.3)
+    started = time.monotonic()
+    with pytest.raises(ChatError, match="no whole answer within 0.3 s, 2 times"):
+        chat("?", 0)
+    assert time.monotonic() - started < 5 and waits == [1]

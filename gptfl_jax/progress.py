@@ -1,0 +1,72 @@
+"""How far a long loop is: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+# Between two lines in a log file or a notebook, in seconds.
+_EVERY_S = 30.0
+
+
+class Progress:
+    """Progress of a loop, shown on stderr by the first process.
+
+    Args:
+        total: steps of the loop.
+        unit: what a step is called, as "round".
+        done: steps done by earlier runs.
+        name: of the run.
+        leave: whether the bar stays on the terminal when the loop is over.
+    """
+
+    def __init__(
+        self, total: int, unit: str, done: int = 0, name: str = "", leave: bool = True
+    ):
+        self._total, self._unit, self._done, self._name = total, unit, done, name
+        self._note, self._before = "", done
+        self._start = self._shown = time.monotonic()
+        self._lines = not sys.stderr.isatty()
+        first = jax.process_index() == 0
+        self._shows = first and self._lines
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name or None,
+            unit=unit,
+            disable=self._lines or not first,
+            leave=leave,
+            mininterval=0.5,
+        )
+
+    def update(self, count: int = 1) -> None:
+        """Count steps as done."""
+        self._done += count
+        self._bar.update(count)
+        now = time.monotonic()
+        if self._shows and now - self._shown >= _EVERY_S:
+            self._shown = now
+            print(self._line(now - self._start), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Show a text, as the last measurement, from now on."""
+        self._note = text
+        self._bar.set_postfix_str(text, refresh=False)
+
+    def _line(self, seconds: float) -> str:
+        left = seconds / (self._done - self._before) * (self._total - self._done)
+        parts = [
+            f"{self._unit} {self._done:,} of {self._total:,}",
+            *([self._note] if self._note else []),
+            f"{tqdm.format_interval(seconds)} gone",
+            f"about {tqdm.format_interval(left)} left",
+        ]
+        name = f"{self._name}: " if self._name else ""
+        return name + ", ".join(parts)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
