@@ -82,7 +82,7 @@ def parse(content: bytes, shape: Shape = "anything") -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON at byte {error.pos + 1}: {error.msg}") from None
+        raise ValueError(f"no JSON at character {error.pos + 1}: {error.msg}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:
