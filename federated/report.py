@@ -1264,6 +1264,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     start = synthetic_only(methods)
     targets = config.report.targets
     rows = [row_of(method, targets) for method in ([start] if start else []) + methods]
+    artifacts.remove_leftovers(workdir)  # of a report that was killed
     artifacts.write_json(workdir / "report.json", rows)
     artifacts.write_text(workdir / "report.html", page(methods, rows, config, workdir))
     artifacts.write_bytes(

@@ -177,8 +177,9 @@ class SampleFolder:
     def _as_made(self, lines: Sequence[Sample]) -> dict[str, Sample]:
         """The lines whose files are as they were made; says how many are not.
 
-        Every file is read: at 1 GB/s and 0.1 ms a file, 75,750 pictures of 32x32 take
-        8 s, of 512x512 a minute where the disk can give them.
+        Every file is read, in threads. On two cores that others used as well, 75,750
+        files of 2.5 kB took 6 s, and those of 450 kB 0.45 ms each: 34 s for as many,
+        where the disk gives 1 GB/s.
         """
 
         def is_as_made(line: Sample) -> bool:

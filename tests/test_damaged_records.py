@@ -18,8 +18,10 @@ from gptfl_jax.configuration import UserError
 from . import mutations
 from .federated.test_report import make_config, make_run
 
-SAMPLE = artifacts.Sample("a/0", "a", "an a", 1, 7.5, "m", 3, 20.0, "0" * 64)
-REMEDIES = ("delete", "Remove", "remove", "make it with", "put the file")
+SAMPLE = artifacts.Sample(
+    "a/0", "a", "an a", 1, 7.5, "m", 3, 20.0, artifacts.digest(b"")
+)
+REMEDIES = ("delete", "Remove", "remove", "make it with", "put the file", "train it")
 
 
 class Record(NamedTuple):
@@ -45,6 +47,10 @@ def report_numbers(workdir):
     report.client_table(rows)
     report._setting(methods, make_config())
     report._provenance(workdir, runs)
+
+
+def provenance(workdir):
+    run_files.read_provenance(workdir / "synthetic" / "run.json")
 
 
 def clients(workdir):
@@ -87,7 +93,7 @@ RUN = "federated/run/"
 OF_METRICS = ("binary", "deep lists", "all of it: null", "step: text", "step: missing")
 RECORDS = {
     "run.json": Record(RUN + "run.json", report_numbers),
-    "run.json of stage 1": Record("synthetic/run.json", report_numbers),
+    "run.json of stage 1": Record("synthetic/run.json", provenance),
     "run.json of stage 2": Record("pretrain/run.json", trained),
     "metrics.jsonl": Record(RUN + "metrics.jsonl", report_numbers, True, OF_METRICS),
     "metrics.jsonl resumed": Record(RUN + "metrics.jsonl", resumed, True, OF_METRICS),
@@ -116,6 +122,14 @@ def workdir(tmp_path_factory):
     counts = {"examples": [4, 10], "right_before": [0, 5], "right_after": [2, 8]}
     artifacts.write_json(workdir / RUN / "client_accuracy.json", counts)
     record = json.loads((workdir / RUN / "run.json").read_text())
+    federated = record["config"]["federated"]
+    read = run_files._RUN["config"]["federated"]
+    record["config"]["federated"] = {
+        name: value for name, value in federated.items() if {name, f"{name}?"} & {*read}
+    }
+    record["config"]["model"] = {"name": "convnet"}
+    del record["config"]["report"]
+    artifacts.write_json(workdir / RUN / "run.json", record)
     record["config"] = {"train": {"data": "synthetic"}}
     for stage in ("synthetic", "pretrain"):
         artifacts.write_json(workdir / stage / "run.json", record)
@@ -156,7 +170,8 @@ def test_damage_ends_in_a_line_that_names_the_file_and_the_remedy(workdir, kind)
             raise AssertionError(f"{kind}, {damage}: {error!r}") from error
         # Programs that start put files in order.
         for each, before in whole.items():
-            each.write_bytes(before)
+            if each == path or each.read_bytes() != before:
+                each.write_bytes(before)
     assert {*record.refused} <= refused, sorted(refused)
     # No file at all, but something of its name.
     path.unlink()

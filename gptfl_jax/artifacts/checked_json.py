@@ -14,20 +14,36 @@ A shape says what a value should be. It is
 import json
 import math
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from gptfl_jax.artifacts.files import PathLike, read_plain
 from gptfl_jax.configuration import UserError
 
 Shape = str | dict[str, Any] | list[Any] | tuple[Any, ...]
 
+
+class _Kind(NamedTuple):
+    name: str
+    holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -(2**64) < value < 2**64
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if type(value) is float else _is_whole(value)
+
+
 _KINDS = {
-    "text": "text",
-    "string": "text",
-    "whole": "a whole number",
-    "number": "a number",
-    "flag": "true or false",
-    "null": "null",
+    "text": _Kind("text", lambda value: isinstance(value, str) and _is_unicode(value)),
+    "string": _Kind("text", lambda value: isinstance(value, str)),
+    "whole": _Kind("a whole number", _is_whole),
+    "number": _Kind("a number", _is_number),
+    "flag": _Kind("true or false", lambda value: isinstance(value, bool)),
+    "null": _Kind("null", lambda value: value is None),
+    "anything": _Kind("anything", lambda value: True),
 }
 
 
@@ -66,7 +82,7 @@ def parse(content: bytes, shape: Shape = "anything") -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON at byte {error.pos + 1}: {error.msg}") from None
+        raise ValueError(f"no JSON at character {error.pos + 1}: {error.msg}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:
@@ -88,58 +104,63 @@ def fault(value: Any, shape: Shape, name: str = "") -> str:
     Args:
         name: of the value, for the answer.
     """
-    match shape:
-        case "anything":
-            return ""
-        case str():
-            right = _is_kind(value, shape)
-            return "" if right else f"{_named(name)} is not {_KINDS[shape]}"
-        case tuple():
-            faults = [fault(value, each, name) for each in shape]
-            return "" if "" in faults else faults[-1]
-        case list():
-            if not isinstance(value, list):
-                return f"{_named(name)} is not a list"
-            faults = (
-                fault(entry, shape[0], f"{name}[{index}]")
-                for index, entry in enumerate(value)
-            )
-            return next(filter(None, faults), "")
+    if fits(value, shape):
+        return ""
+    if isinstance(shape, str):
+        return f"{_named(name)} is not {_KINDS[shape].name}"
+    if isinstance(shape, tuple):
+        return fault(value, shape[-1], name)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{_named(name)} is not a list"
+        faults = (
+            fault(entry, shape[0], f"{name}[{index}]")
+            for index, entry in enumerate(value)
+        )
+        return next(filter(None, faults))
     if not isinstance(value, dict):
         return f"{_named(name)} is not a mapping"
-    required = [key for key in shape if key != "*" and not key.endswith("?")]
-    for key in required:
-        if key not in value:
-            return f"{_named(f'{name}.{key}' if name else key)} is missing"
-    for key, entry in value.items():
-        of_key = shape.get(key, shape.get(f"{key}?", shape.get("*", "anything")))
-        if reason := fault(entry, of_key, f"{name}.{key}" if name else key):
-            return reason
-    return ""
+    before = f"{name}." if name else ""
+    for key in shape:
+        if key != "*" and key[-1] != "?" and key not in value:
+            return f"{_named(before + key)} is missing"
+    faults = (
+        fault(entry, _of_key(shape, key), before + key) for key, entry in value.items()
+    )
+    return next(filter(None, faults))
+
+
+def fits(value: Any, shape: Shape) -> bool:
+    """Whether a value is of a shape: `fault` in a fraction of its time."""
+    if isinstance(shape, str):
+        return _KINDS[shape].holds(value)
+    if isinstance(shape, tuple):
+        return any(fits(value, each) for each in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(each, shape[0]) for each in value)
+    if not isinstance(value, dict):
+        return False
+    for key, of_key in shape.items():
+        optional = key[-1] == "?"
+        key = key[:-1] if optional else key
+        if key in value:
+            if not fits(value[key], of_key):
+                return False
+        elif not optional and key != "*":
+            return False
+    return "*" not in shape or all(
+        fits(entry, _of_key(shape, key)) for key, entry in value.items()
+    )
+
+
+def _of_key(shape: dict[str, Any], key: str) -> Shape:
+    return shape.get(key, shape.get(f"{key}?", shape.get("*", "anything")))
 
 
 def _named(name: str) -> str:
     """A name for a message, which may come from the file; empty is the whole value."""
     name = name if len(name) <= 80 else f"{name[:79]}\u2026"
     return ascii(name)[1:-1] if name else "what it holds"
-
-
-def _is_kind(value: Any, kind: str) -> bool:
-    match kind:
-        case "text":
-            return isinstance(value, str) and _is_unicode(value)
-        case "string":
-            return isinstance(value, str)
-        case "whole":
-            return type(value) is int and abs(value) < 2**64
-        case "number":
-            whole = type(value) is int and abs(value) < 2**64
-            return whole or (isinstance(value, float) and math.isfinite(value))
-        case "flag":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-    raise ValueError(f"{kind!r} is no kind of value")
 
 
 def _is_unicode(text: str) -> bool:

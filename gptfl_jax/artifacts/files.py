@@ -109,8 +109,8 @@ def remove_leftovers(folder: PathLike, names: Iterable[str] = ()) -> None:
 
     Args:
         names: of files that only this project writes there. Earlier versions left
-            parts of them as `.<name>.<process id>`, which go too. For who holds the
-            folder's lock.
+            parts of them as `.<name>.<process id>`, which go too. Only for who holds
+            the folder's lock.
     """
     if not os.path.isdir(folder):
         return

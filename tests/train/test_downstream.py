@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -133,6 +134,26 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     downstream.run(make_config(), finished)
     assert (finished / "pretrain" / "metrics.jsonl").read_bytes() == before
     assert "last (epoch 4): accuracy" in capsys.readouterr().out
+
+
+def test_lost_and_damaged_lines_are_refused(tmp_path, finished):
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
+    file = tmp_path / "pretrain" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    with artifacts.Checkpoints(file.parent / "checkpoints", read_only=True) as saved:
+        best = saved.best_step()
+    damaged = lines[-1].replace('"accuracy": ', '"accuracy": "x", "was": ', 1)
+    for kept, says in (
+        (
+            lines[:2],
+            "metrics.jsonl ends at step 2, but there is a checkpoint of step 4",
+        ),
+        ([*lines[:-1], damaged], r"line 4 is not .*accuracy is not a number"),
+        (lines[: best - 1] + lines[best:], rf"no line of epoch {best}|ends at step"),
+    ):
+        file.write_text("".join(kept))
+        with pytest.raises(UserError, match=says):
+            downstream.run(make_config(), tmp_path)
 
 
 def test_checkpoints_of_another_run_are_refused(finished):
