@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gptfl_jax import artifacts, safe_pickle, torch_files
+from gptfl_jax import artifacts, safe_pickle, torch_files, user_files
 from gptfl_jax.configuration import UserError
 
 PathLike = str | os.PathLike[str]
+
+# The largest are indices of weights, of a few megabytes.
+_MOST_JSON_BYTES = 2**24
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 
@@ -130,7 +134,8 @@ def kind(folder: pathlib.Path) -> str:
         ("config.json", "model_type"),
     ):
         if (folder / file).is_file():
-            return str(read_json(folder / file).get(field) or "")
+            found = read_json(folder / file).get(field)
+            return found if isinstance(found, str) else ""
     return ""
 
 
@@ -222,20 +227,28 @@ def fetch_weights(
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object of a model's folder.
 
     Raises:
-      BadWeights: if the file is missing or holds something else.
+      BadWeights: if the file is missing or holds something else, or names Python code
+        of the model's own (`auto_map`), which is never run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise BadWeights(f"{path}: missing: the folder is not a complete model")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadWeights(f"{path}: not JSON ({error}): get the file again") from error
+        value = json.loads(user_files.read_bytes(path, _MOST_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(
+            f"{path}: not JSON ({user_files.brief(error)}): get the file again"
+        ) from error
     if not isinstance(value, dict):
         raise BadWeights(f"{path}: not a JSON object: get the file again")
+    if "auto_map" in value:
+        raise BadWeights(
+            f"{path}: auto_map asks for Python code that comes with the model, which "
+            "is never run: name a model without it"
+        )
     return value
 
 
@@ -272,9 +285,9 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         try:
             return safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        except Exception as error:  # a damaged file raises almost anything
             raise BadWeights(
-                f"{path}: damaged ({error}): download the file again"
+                f"{path}: damaged ({user_files.brief(error)}): download the file again"
             ) from error
     weights = _read_torch(path)
     if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
@@ -314,10 +327,16 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise BadWeights(f"{index}: has no weight_map: download the file again")
+    for file in shards.values():
+        # An index of indices could name itself.
+        plain = isinstance(file, str) and pathlib.PurePath(file).name == file
+        if not plain or pathlib.PurePath(file).suffix == ".json":
+            raise BadWeights(
+                f"{index}: {reprlib.repr(file)} is not the name of a file beside it "
+                "with weights: download the file again"
+            )
     weights = {}
     for file in sorted(set(shards.values())):
-        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise BadWeights(f"{index}: {file!r} is not the name of a file beside it")
         weights |= read_weights(index.parent / file)
     missing = sorted(set(shards) - set(weights))
     if missing:
@@ -345,8 +364,8 @@ def load_tokenizer(
 
     Args:
       folder: with the tokenizer's files.
-      kind: its class in `transformers`; without `named_in`, the class when the folder's
-        tokenizer_config.json names none.
+      kind: its class in `transformers`; without `named_in`, the class when the folder
+        has no tokenizer_config.json that names one.
       named_in: the file that names the class.
 
     Raises:
@@ -356,9 +375,14 @@ def load_tokenizer(
     import transformers
 
     folder = pathlib.Path(folder)
+    configs = {
+        file: read_json(file)
+        for name in ("config.json", "tokenizer_config.json")
+        if (file := folder / name).is_file()
+    }
     if named_in is None:
         named_in = folder / "tokenizer_config.json"
-        kind = read_json(named_in).get("tokenizer_class", kind)
+        kind = configs.get(named_in, {}).get("tokenizer_class") or kind
     found = getattr(transformers, str(kind), None)
     if needs := getattr(found, "_backends", None):
         raise UserError(
@@ -381,8 +405,11 @@ def load_tokenizer(
             "download the model again"
         )
     try:
-        return found.from_pretrained(folder, local_files_only=True)
+        return found.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the readers of damaged files raise almost anything
         raise UserError(
-            f"{folder}: damaged ({error}): download the model again"
+            f"{folder}: its tokenizer is damaged ({user_files.brief(error)}): download "
+            "the model again"
         ) from error

@@ -108,9 +108,15 @@ class _NoiseSchedule(ModelConfig):
         for name, known in self._choices.items():
             if getattr(self, name) not in known:
                 raise UserError(
-                    f"scheduler_config.json: {name} = {getattr(self, name)!r}: takes "
+                    f"{name} = {getattr(self, name)!r}: takes "
                     + " or ".join(map(repr, known))
                 )
+        betas = self.trained_betas
+        if betas is not None and len(betas) != self.num_train_timesteps:
+            raise UserError(
+                f"trained_betas: takes one for each of num_train_timesteps = "
+                f"{self.num_train_timesteps}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         options = {"_class_name": self.torch_class} | super().to_json()

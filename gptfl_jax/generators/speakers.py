@@ -5,24 +5,23 @@ speakers of CMU Arctic, in an archive of `.npy` files. They are numbered in the 
 their names, as its users number them.
 """
 
-import io
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from gptfl_jax import hub
+from gptfl_jax import hub, user_files
 from gptfl_jax.configuration import UserError
 
 CMU_ARCTIC = "Matthijs/cmu-arctic-xvectors"
 """For models that have no speakers of their own."""
 
-# A member of an archive may not unpack to more: millions of vectors.
-_LARGEST_FILE = 2**31
+# All files together, unpacked: 131,072 x-vectors. CMU Arctic's 7,931 have 16 MB.
+_MOST_BYTES = 2**28
 
 
 class Speakers(NamedTuple):
@@ -66,11 +65,11 @@ def read_speakers(path_or_id: str | os.PathLike[str]) -> Speakers:
             holds = "several .zip files" if archives else "no .npy or .zip file"
             raise UserError(f"{path} holds {holds}: name a file with speaker vectors")
     if path.is_dir():
-        contents = ((file.stem, str(file), file.read_bytes()) for file in files)
+        contents = _files(files)
     elif path.suffix == ".zip":
         contents = _members(path)
     else:
-        contents = iter([(path.stem, str(path), path.read_bytes())])
+        contents = _files([path])
     names, rows = [], []
     for stem, source, content in contents:
         vectors = _vectors(content, source)
@@ -87,34 +86,51 @@ def read_speakers(path_or_id: str | os.PathLike[str]) -> Speakers:
     return Speakers(tuple(names), np.concatenate(rows))
 
 
+def _files(paths: Sequence[pathlib.Path]) -> Iterator[tuple[str, str, bytes]]:
+    left = _MOST_BYTES
+    for path in paths:
+        content = user_files.read_bytes(path, left)
+        left -= len(content)
+        yield path.stem, str(path), content
+
+
 def _members(path: pathlib.Path) -> Iterator[tuple[str, str, bytes]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [
-                member
-                for member in archive.infolist()
-                if member.filename.endswith(".npy")
-                and not member.filename.startswith("__MACOSX/")
-            ]
-            for member in sorted(members, key=lambda member: member.filename):
-                name = pathlib.PurePosixPath(member.filename)
-                if member.file_size > _LARGEST_FILE:
-                    raise UserError(f"{path}: {name} is too large for speaker vectors")
-                yield name.stem, f"{path}: {name}", archive.read(member)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({error}): get the file again") from error
+    with user_files.open_plain(path, _MOST_BYTES) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [
+                    member
+                    for member in archive.infolist()
+                    if member.filename.endswith(".npy")
+                    and not member.filename.startswith("__MACOSX/")
+                ]
+                size = sum(member.file_size for member in members)
+                if size > _MOST_BYTES:
+                    raise ValueError(
+                        f"it unpacks to {size:,} bytes, more than {_MOST_BYTES:,}"
+                    )
+                for member in sorted(members, key=lambda member: member.filename):
+                    name = pathlib.PurePosixPath(member.filename)
+                    yield name.stem, f"{path}: {name}", archive.read(member)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged archive raises almost anything
+            raise user_files.Unreadable(
+                path, f"damaged ({user_files.brief(error)})"
+            ) from error
 
 
 def _vectors(content: bytes, source: str) -> Float32[np.ndarray, "rows features"]:
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = user_files.array_from(content)
         if array.ndim not in (1, 2) or array.dtype.kind != "f" or not array.size:
             raise ValueError(f"it holds {array.dtype} of shape {array.shape}")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise ValueError("it holds numbers that are not finite")
-    except (ValueError, TypeError, AttributeError, EOFError, MemoryError) as error:
-        raise UserError(
-            f"{source}: no file of speaker vectors ({error}): get it again, or name "
-            "another"
-        ) from error
-    return np.atleast_2d(array).astype(np.float32)
+    except ValueError as error:
+        reason = f"no file of speaker vectors ({user_files.brief(error)})"
+        remedy = "get it again, or name another"
+        raise user_files.Unreadable(source, reason, remedy) from error
+    return np.atleast_2d(array)

@@ -16,10 +16,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gptfl_jax import nn
+from gptfl_jax.configuration import UserError
 from gptfl_jax.generators import torch_weights
 from gptfl_jax.generators.model_config import ModelConfig
 
 _BATCH_NORM_EPSILON = 1e-5
+
+# Numbers in the table of positions, which no file of weights holds; the released model
+# has 3 million.
+_LARGEST_TABLE = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,14 @@ class SpeechT5Config(ModelConfig):
     reduction_factor: int = 2
     max_speech_positions: int = 4000
     max_text_positions: int = 450
+
+    def __post_init__(self):
+        longest = max(self.max_speech_positions, self.max_text_positions)
+        if longest * self.hidden_size > _LARGEST_TABLE:
+            raise UserError(
+                f"max_speech_positions and max_text_positions = {longest}: times "
+                f"hidden_size, SpeechT5Config takes {_LARGEST_TABLE:,} at most"
+            )
 
     def to_json(self):
         names = {"model_type": "speecht5", "architectures": [self.torch_class]}

@@ -22,6 +22,7 @@ from gptfl_jax import artifacts, hub
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators import blocks, clip_text, solvers, torch_weights, vae
 from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.model_config import building
 from gptfl_jax.generators.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig, project_context
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
@@ -184,8 +185,10 @@ class StableDiffusion:
                 for name, component in _COMPONENTS.items()
             }
         )
+        with building(folder):
+            all_shapes = networks.shapes()
         params = {}
-        for name, shapes in networks.shapes().items():
+        for name, shapes in all_shapes.items():
             params[name] = torch_weights.from_torch(
                 shapes,
                 hub.read_weights(files[name]),
@@ -517,8 +520,10 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
 
 def _load_tokenizer(folder):
     path = folder / "model_index.json"
-    name = hub.read_json(path).get("tokenizer", [None, None])[1]
-    return hub.load_tokenizer(folder / "tokenizer", name, path)
+    match hub.read_json(path).get("tokenizer"):
+        case [_, str(name)]:
+            return hub.load_tokenizer(folder / "tokenizer", name, path)
+    raise UserError(f"{path}: names no tokenizer: download the model again")
 
 
 def _tokenizer_class(tokenizer) -> str:

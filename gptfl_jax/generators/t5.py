@@ -20,14 +20,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gptfl_jax import artifacts, hub
+from gptfl_jax import artifacts, hub, user_files
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators import decoding, torch_weights
 from gptfl_jax.generators.decoding import Decoding
-from gptfl_jax.generators.model_config import ModelConfig
+from gptfl_jax.generators.model_config import ModelConfig, building
 
 # Texts are filled up to a multiple of this many tokens: few shapes to compile.
 _LENGTH_STEP = 16
+
+# In bytes; that of mT5, of a hundred languages, has 4 MB.
+_LARGEST_VOCABULARY = 2**25
 
 # Tokens of a text at most: any number is possible, but models were trained on this.
 _LONGEST_TEXT = 512
@@ -473,9 +476,9 @@ class T5:
         config = T5Config.from_json(options, str(path))
         config, weights = current_weights(config, hub.read_weights(file))
         network = T5Network(config, dtype=jnp.dtype(dtype))
-        params = torch_weights.from_torch(
-            network_shapes(network), weights, str(file), dtype=dtype
-        )
+        with building(path):
+            shapes = network_shapes(network)
+        params = torch_weights.from_torch(shapes, weights, str(file), dtype=dtype)
         return cls(network, params, _load_tokenizer(folder))
 
     def generate(
@@ -712,7 +715,8 @@ def _read_sentencepiece(path) -> tuple[list[tuple[str, float]], bytes]:
             f"{path}: cannot be read with this protobuf ({error}): "
             "pip install --upgrade protobuf"
         ) from error
-    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    content = user_files.read_bytes(path, _LARGEST_VOCABULARY)
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
     if not model.pieces:
         raise ValueError(f"{path.name} has no pieces")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
@@ -720,29 +724,29 @@ def _read_sentencepiece(path) -> tuple[list[tuple[str, float]], bytes]:
 
 
 def _load_tokenizer(folder):
+    if (folder / "tokenizer.json").is_file():
+        return hub.load_tokenizer(folder, "T5Tokenizer")
+    if not (folder / "spiece.model").is_file():
+        raise UserError(
+            f"{folder}: holds no tokenizer.json or spiece.model: download the model "
+            "again"
+        )
     # Deferred: it takes seconds to import, and only loading from files needs it.
     import transformers
 
     try:
-        if (folder / "tokenizer.json").is_file():
-            return transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True
-            )
-        if (folder / "spiece.model").is_file():
-            pieces, charsmap = _read_sentencepiece(folder / "spiece.model")
-            sentinels = [f"<extra_id_{i}>" for i in reversed(range(100))]
-            return transformers.T5Tokenizer(
-                [*pieces, *((name, 0.0) for name in sentinels)],
-                _spm_precompiled_charsmap=charsmap or None,
-                extra_ids=100,
-                model_max_length=_LONGEST_TEXT,
-            )
+        pieces, charsmap = _read_sentencepiece(folder / "spiece.model")
+        sentinels = [f"<extra_id_{i}>" for i in reversed(range(100))]
+        return transformers.T5Tokenizer(
+            [*pieces, *((name, 0.0) for name in sentinels)],
+            _spm_precompiled_charsmap=charsmap or None,
+            extra_ids=100,
+            model_max_length=_LONGEST_TEXT,
+        )
     except UserError:
         raise
     except Exception as error:  # the readers of damaged files raise almost anything
         raise UserError(
-            f"{folder}: its tokenizer is damaged ({error}): download the model again"
+            f"{folder}: its tokenizer is damaged ({user_files.brief(error)}): download "
+            "the model again"
         ) from error
-    raise UserError(
-        f"{folder}: holds no tokenizer.json or spiece.model: download the model again"
-    )

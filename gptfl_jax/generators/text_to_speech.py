@@ -21,6 +21,7 @@ from gptfl_jax import artifacts, hub
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators import hifigan, speecht5, torch_weights
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
+from gptfl_jax.generators.model_config import building
 from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
 
 _SHARDED = PartitionSpec("data")
@@ -96,9 +97,11 @@ class TextToSpeech:
         config = SpeechT5Config.from_json(hub.read_json(path), str(path))
         network = SpeechT5ForTextToSpeech(config, dtype)
         file = hub.fetch_weights(folder, model, {"": _STEMS})[""]
+        with building(path):
+            shapes = speecht5.shapes(network)
         variables = {
             "model": torch_weights.variables_from_torch(
-                speecht5.shapes(network),
+                shapes,
                 hub.read_weights(file),
                 str(file),
                 speecht5.current_name,
@@ -113,9 +116,11 @@ class TextToSpeech:
             HifiGanConfig.from_json(hub.read_json(path), str(path)), dtype
         )
         file = hub.fetch_weights(folder, vocoder, {"": _STEMS})[""]
-        variables["vocoder"] = hifigan.from_torch(
-            vocoder_network, hub.read_weights(file), str(file), dtype
-        )
+        weights = hub.read_weights(file)
+        with building(path):
+            variables["vocoder"] = hifigan.from_torch(
+                vocoder_network, weights, str(file), dtype
+            )
         return cls(network, vocoder_network, variables, tokenizer)
 
     def __call__(
