@@ -455,7 +455,12 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
         ),
         (
             CONFIG.replace("federated.rounds = 7", "fedrated.rounds = 7"),
-            "mine.py line 6: config.fedrated: no such field; ",
+            "mine.py line 6: config.fedrated: no such field; did you mean "
+            "config.federated?",
+        ),
+        (
+            CONFIG.replace("federated.rounds", "train.epochs"),
+            "mine.py line 6: this config has no section `train`; name it in config",
         ),
         (CONFIG.replace('"data", ', ""), "mine.py has no section `data`"),
         (CONFIG.replace('"data"', '"dta"'), "dta: no such section; did you mean data?"),
