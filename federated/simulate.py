@@ -78,13 +78,23 @@ class CohortFailed(UserError):
 
 
 def run_name(config: ConfigDict) -> str:
-    """Name of a run's folder."""
+    """Name of a run's folder.
+
+    Raises:
+      UserError: it would be longer than file systems take.
+    """
     federated = config.federated
     if federated.run:
         return federated.run
     # Weights from a path: runs/other/pretrain/checkpoints is not a name of a folder.
     init = federated.init.strip("/").replace("/", "_")
-    return f"{federated.algorithm}-{init}-s{config.seed}"
+    name = f"{federated.algorithm}-{init}-s{config.seed}"
+    if len(name.encode()) > 255:
+        raise UserError(
+            "config.federated.init is too long to name the run's folder after: set "
+            "config.federated.run"
+        )
+    return name
 
 
 def initial_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -136,9 +146,11 @@ def simulate(
       The last line of its metrics.
 
     Raises:
-      UserError: stage 2 is missing, the folder is in use, holds another run or has lost
-        lines of metrics.jsonl, or every update of a cohort was NaN or infinite.
+      UserError: the config is none, stage 2 is missing, the folder is in use, holds
+        another run or has lost lines of metrics.jsonl, or every update of a cohort was
+        NaN or infinite.
     """
+    prepare(config)
     if setting is None:
         setting = experiment.prepare(config)
     folder = workdir / "federated" / run_name(config)
@@ -526,7 +538,6 @@ def _key(seed: int, stream: int) -> PRNGKeyArray:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
-    prepare(config)
     last = simulate(config, workdir)
     _say(outcome(run_name(config), last))
 

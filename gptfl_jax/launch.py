@@ -457,24 +457,32 @@ def installed_configs() -> list[str]:
 
 # How ml_collections begins what it says about a field that is not there, before it
 # lists all that are.
-_NO_SUCH_FIELD = re.compile(r"""["']?Key "(\w+)" does not exist|'(\w+)'$""")
+_NO_SUCH_FIELD = re.compile(r"""Key "(\w+)" does not exist|'(\w+)'( Did you mean|$)""")
 
 
 def _explain_config_error(error: Exception, path: pathlib.Path) -> str:
     """The line of a config file that did not work, and why, in one line."""
     number = _line_of(error, path)
     where = f"{path} line {number}" if number else str(path)
-    text = " ".join(str(error).split())
-    missing = _NO_SUCH_FIELD.match(text)
-    if missing and isinstance(error, AttributeError | KeyError):
+    # An AttributeError of ml_collections holds a KeyError, whose text has quotes more.
+    said: Any = error
+    while isinstance(said, AttributeError | KeyError) and said.args:
+        said = said.args[0]
+    text = " ".join(str(said).split())
+    if missing := _NO_SUCH_FIELD.match(text):
         name = missing[1] or missing[2]
+        if name in configuration.SCHEMA:
+            return (
+                f"{where}: this config has no section `{name}`; name it in "
+                "configuration.default_config(...)"
+            )
         line = linecache.getline(str(path), number)
         section = re.search(rf"(\w+)(?:\.|\[['\"]){name}\b", line)
-        known = [dotted for dotted, _ in configuration.fields()]
+        known = [*configuration.SCHEMA, *(name for name, _ in configuration.fields())]
         if section and section[1] in configuration.SCHEMA:
             name = f"{section[1]}.{name}"
         return f"{where}: {configuration.unknown(name, known, prefix=True)}"
-    return f"{where}: {text}"
+    return f"{where}: {' '.join(str(error).split())}"
 
 
 def _line_of(error: Exception, path: pathlib.Path) -> int:
@@ -776,6 +784,7 @@ def _help(
         value = field.default
         if config is not None:
             value = configuration.get(config, dotted)
+            value = value.to_dict() if isinstance(value, ConfigDict) else value
         lines += _entry(f"{dotted} = {value!r}", text)
     return "\n".join(lines)
 

@@ -27,3 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def repository() -> pathlib.Path:
     """The root of the checkout."""
     return pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def told():
+    """An event: set, the process was told to stop, as if by Ctrl-C."""
+    from gptfl_jax import interruption  # once the types are checked
+
+    yield interruption._state.told
+    interruption._state.told.clear()

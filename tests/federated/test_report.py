@@ -483,7 +483,7 @@ def test_rates_and_commit_are_told(workdir, capsys):
     assert rates == {
         "Synthetic only": (None, None),
         "FedAvg from scratch": (0.1, None),
-        "FedOpt from scratch (server_learning_rate 0.0)": (0.03, 0.001),
+        "FedOpt from scratch (server_learning_rate 0)": (0.03, 0.001),
         "FedOpt from scratch (server_learning_rate 0.5)": (0.03, 0.5),
         "GPT-FL (FedAvg)": (0.1, None),
     }
@@ -534,13 +534,13 @@ def test_the_page_says_first_that_it_is_private(workdir):
 
 
 def test_class_names_and_folders_may_hold_dollars(workdir):
-    make_run(workdir, r"$\frac$", [0.1, 0.5], init=r"w/$\frac$", measured=True)
-    file = workdir / "federated" / r"$\frac$" / "partition.json"
+    make_run(workdir, "$5$", [0.1, 0.5], init="w/$frac^$", measured=True)
+    file = workdir / "federated" / "$5$" / "partition.json"
     content = json.loads(file.read_text())
     content["class_names"][0] = r"$\sqrt$"
     artifacts.write_json(file, content)
     report.run(make_config(), workdir)
-    assert r"FedAvg from w/$\frac$" in rows_of(workdir)
+    assert "FedAvg from w/$frac^$" in rows_of(workdir)
 
 
 def test_nothing_to_report(tmp_path):

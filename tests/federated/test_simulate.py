@@ -438,6 +438,14 @@ print(jax.device_count())
     assert process.stderr == ""
 
 
+def test_a_run_is_not_named_after_a_path_that_is_too_long():
+    config = make_config(init=f"runs/{'a' * 240}/pretrain")
+    with pytest.raises(
+        UserError, match=r"init is too long.*set config\.federated\.run"
+    ):
+        simulate.run_name(config)
+
+
 def test_cohort_larger_than_the_clients_is_refused(tmp_path, setting):
     config = make_config(partition="natural", cohort_size=12)
     with pytest.raises(ConfigError, match=r"federated\.cohort_size = 12.*11"):

@@ -17,6 +17,7 @@ from generate import images, prompts, sample_folder, samples
 from gptfl_jax import artifacts, configuration, launch
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.interruption import Interrupted
 
 
 class FormulaModel:
@@ -202,6 +203,26 @@ def test_resumes_from_any_point(
     images.run(make_config(), workdir)
     assert content(workdir) == uninterrupted
     assert len(formula_model.batch_sizes) == math.ceil((18 - lines) / 4)
+
+
+def test_ctrl_c_leaves_what_is_made(workdir, uninterrupted, monkeypatch, told):
+    append = artifacts.append_samples
+
+    def append_and_tell(*arguments):
+        append(*arguments)
+        told.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "append_samples", append_and_tell)
+        with pytest.raises(
+            Interrupted, match="of 18 images are made; the same"
+        ) as info:
+            images.run(make_config(batch_size=1), workdir)
+    made = len(artifacts.read_manifest(workdir / "synthetic"))
+    assert 1 <= made < 18 and str(info.value).startswith(f"{made} of 18 ")
+    told.clear()
+    images.run(make_config(), workdir)
+    assert content(workdir) == uninterrupted
 
 
 def test_a_finished_folder_is_left_alone(workdir, monkeypatch, capsys):

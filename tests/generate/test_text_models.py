@@ -1,6 +1,7 @@
 """Methods commongen and chat of generate.prompts."""
 
 import json
+import threading
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from gptfl_jax import configuration, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5
+from gptfl_jax.interruption import Interrupted
 
 from ..chat_server import ChatServer, Reply, completion
 from ..programs import in_two_processes
@@ -292,6 +294,28 @@ def test_what_was_answered_before_a_failure_is_kept(server, tmp_path):
     assert make(config, tmp_path / "part") == whole
     asked = seeds(server)
     assert {seed for seed in asked if asked.count(seed) > 1} == {failing}
+
+
+def test_what_was_answered_before_ctrl_c_is_kept(server, tmp_path, told):
+    whole = make(chat_config(server), tmp_path / "whole")
+    asked = seeds(server)
+    server.requests.clear()
+
+    def reply(body):
+        # The others of the round wait, and are not asked again.
+        return completion(sentence(body)) if told.is_set() else Reply(503)
+
+    server.reply = reply
+    timer = threading.Timer(0.3, told.set)
+    timer.start()
+    with pytest.raises(Interrupted, match="goes on"):
+        make(chat_config(server), tmp_path / "part")
+    assert len(server.requests) <= 8
+    told.clear()
+    server.requests.clear()
+    server.reply = lambda body: completion(sentence(body))
+    assert make(chat_config(server), tmp_path / "part") == whole
+    assert set(seeds(server)) <= set(asked)
 
 
 def test_a_question_of_ones_own(server, tmp_path):

@@ -103,13 +103,6 @@ def test_a_signal_is_heard_once_where_it_comes_twice():
         assert process.communicate()[1] == STOPPING
 
 
-@pytest.fixture
-def told():
-    """Whether the process was told to stop, as if by a signal."""
-    yield interruption._state.told
-    interruption._state.told.clear()
-
-
 def test_a_loop_that_does_not_ask_any_more_stops_at_its_end(told):
     with pytest.raises(interruption.Interrupted, match="goes on from what is saved"):
         with interruption.deferred("step"):

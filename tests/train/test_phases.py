@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
 from gptfl_jax.configuration import UserError
+from gptfl_jax.interruption import Interrupted
 from train import phases
 
 
@@ -64,6 +65,28 @@ def test_a_killed_phase_goes_on_to_the_same_result(tmp_path, monkeypatch):
     again = train(tmp_path / "killed")
     np.testing.assert_array_equal(again["slope"], expected["slope"])
     assert (train(tmp_path / "killed", 9)["slope"] != expected["slope"]).any()
+
+
+def test_ctrl_c_saves_the_step_that_is_done(tmp_path, monkeypatch, told):
+    expected = train(tmp_path / "whole")
+    write = artifacts.Metrics.write
+
+    def write_and_tell(self, step, **scalars):
+        write(self, step, **scalars)
+        if step == 3:
+            told.set()
+
+    monkeypatch.setattr(artifacts.Metrics, "write", write_and_tell)
+    with pytest.raises(Interrupted, match="line is saved after step 3 of 7; the same"):
+        train(tmp_path / "stopped")
+    told.clear()
+    folder = tmp_path / "stopped" / "line"
+    with artifacts.Checkpoints(folder / "checkpoints", read_only=True) as saved:
+        assert saved.latest_step() == 3
+    result = train(tmp_path / "stopped")
+    np.testing.assert_array_equal(result["slope"], expected["slope"])
+    steps = [line["step"] for line in artifacts.read_metrics(folder / "metrics.jsonl")]
+    assert steps == list(range(1, 8))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):

@@ -289,7 +289,7 @@ def test_class_names_are_known_without_the_pictures(tmp_path):
     (tmp_path / "owl/broken.png").write_bytes(b"not a picture")
     names = sources.class_names("image_folder", str(tmp_path))
     assert names == ("owl", "red fox")
-    assert sources.class_names("sklearn_digits", blocks=3) == tuple("0123456789")
+    assert sources.class_names("sklearn_digits", blocks=5) == tuple("0123456789")
     (tmp_path / "a\x1b[31m").mkdir()
     with pytest.raises(UserError, match=r"class name 'a\\x1b\[31m': takes words"):
         sources.class_names("image_folder", str(tmp_path))
