@@ -251,7 +251,7 @@ def test_broken_synthetic_clips_are_reported_and_left_out(fsdd, tmp_path):
     artifacts.write_manifest(folder, [line])
     assert sources.load_synthetic(folder, source)[1].left_out == ()
     (folder / line.file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match="1/1_00001.wav, changed since it was made: "):
+    with pytest.raises(UserError, match="1/1_00001.wav: changed since it was made: "):
         sources.load_synthetic(folder, source)
     assert "2 synthetic clips loaded; 4 left out:" in str(report)
     # Content that only the decoder can refuse.
