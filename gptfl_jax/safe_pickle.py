@@ -201,7 +201,7 @@ class _Machine:
         try:
             self.stack.append(self._names[module, name])
         except KeyError:
-            named = ascii(f"{module}.{name}")[1:-1][:200]
+            named = user_files.printable(f"{module}.{name}")[:200]
             raise Forbidden(f"it names {named}, which is forbidden") from None
 
 

@@ -470,8 +470,8 @@ def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
 
 def _from_cache(path: pathlib.Path, num_bands: int) -> np.ndarray | None:
     try:
-        kept = user_files.array_from(user_files.read_bytes(path, _MOST_BYTES))
-    except (ValueError, user_files.Unreadable):  # there is none, or a damaged one
+        kept = user_files.read_array(path, _MOST_BYTES)
+    except user_files.Unreadable:  # there is none, or a damaged one
         return None
     fits = kept.dtype == np.float32 and kept.ndim == 2 and kept.shape[1] == num_bands
     return kept if fits else None

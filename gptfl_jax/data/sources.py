@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Shaped
 
-from gptfl_jax import artifacts, configuration
+from gptfl_jax import artifacts, configuration, user_files
 from gptfl_jax.data import audio, audio_sources, cifar, images
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
 from gptfl_jax.labels import same_name
@@ -39,7 +39,10 @@ class LoadReport(NamedTuple):
         if not self.left_out:
             return text
         text += f"; {len(self.left_out):,} left out:"
-        shown = [f"\n  {file}: {reason}" for file, reason in self.left_out[:10]]
+        shown = [
+            f"\n  {user_files.printable(file)}: {reason}"
+            for file, reason in self.left_out[:10]
+        ]
         if len(self.left_out) > len(shown):
             shown.append(f"\n  ... and {len(self.left_out) - len(shown):,} more")
         return text + "".join(shown)
@@ -189,6 +192,12 @@ def image_folder(
     names = tuple(classes) or tuple(sorted(p.name for p in top.iterdir() if p.is_dir()))
     if not names:
         raise configuration.UserError(f"{top} holds no class folders")
+    for name in names:
+        if user_files.printable(name) != name:
+            raise configuration.UserError(
+                f"{top}: the class folder {user_files.printable(name)} has a name that "
+                "cannot be printed: rename it"
+            )
 
     def read(part: pathlib.Path) -> Dataset:
         files, labels = [], []
