@@ -137,7 +137,7 @@ def brief(error: BaseException) -> str:
 
 
 def printable(text: object) -> str:
-    """A text or path on one line: what cannot be printed is written as `\x1b`."""
+    """A text or path on one line: what cannot be printed is written as `\\x1b`."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 

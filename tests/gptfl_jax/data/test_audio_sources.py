@@ -474,6 +474,12 @@ def test_esc50(tmp_path):
         sources.load("esc50", str(root))
     (root / "meta" / "esc50.csv").write_text(table)
     files[0].unlink()
+    for name in ("../../x.wav", "/x.wav", "a/x.wav", ".."):
+        changed = table.replace("1-100-A-0.wav", name)
+        (root / "meta/esc50.csv").write_text(changed)
+        with pytest.raises(UserError, match=rf"line 2: filename = '{name}': is no f"):
+            sources.load("esc50", str(root))
+    (root / "meta/esc50.csv").write_text(table)
     with pytest.raises(UserError, match="1-100-A-0.wav: cannot be read"):
         sources.load("esc50", str(root), features=SMALL)
 
