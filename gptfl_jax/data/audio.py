@@ -32,10 +32,10 @@ SAMPLE_RATE_HZ = 16_000
 # Of the windows that loudness is measured in, and of what is left of the silence.
 _WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
 
-# Of one recording, and of all that are in work at a time, whatever their number: 70
+# Of one recording, and of all that are in work at a time, whatever their number: 35
 # minutes at 16 kHz. A sample takes up to 20 bytes on the way to its features.
-_SAMPLES = user_files.Allowance(2**26)
-_MOST_BYTES = 8 * _SAMPLES.most
+_SAMPLES = user_files.Allowance(2**25)
+_MOST_BYTES = 16 * _SAMPLES.most
 # Spectra are computed of so many frames at a time: 80 s by default, in 200 MB.
 _FRAMES = 8192
 

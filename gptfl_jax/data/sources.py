@@ -473,7 +473,10 @@ def _read_real(
             pixels.append(picture.pixels)
             kept.append(index)
     if not pixels:
-        raise configuration.UserError(f"{part}: no picture that can be read")
+        file, reason = next(iter(left_out), ("", "there is none"))
+        raise configuration.UserError(
+            f"{part}: no picture that can be read; the first: {file} {reason}"
+        )
     if len({p.shape[:2] for p in pixels}) > 1:
         raise configuration.UserError(
             f"{part}: pictures of several sizes; set config.data.image_size"

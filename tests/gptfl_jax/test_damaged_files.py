@@ -295,7 +295,7 @@ READERS = {
     ),
     "an archive of speaker vectors": (
         Reader("x.zip", functools.partial(write_speakers, form="zip"), read_speakers),
-        functools.partial(of_binary, count=400),
+        functools.partial(of_binary, count=200),
     ),
     "a prompt list": (
         Reader(
@@ -346,7 +346,7 @@ for name in ("saved_by_torch.bin", "saved_by_old_torch.bin"):
             functools.partial(copy_reference, name),
             lambda folder, name=name: hub.read_weights(folder / name),
         ),
-        functools.partial(of_binary, count=300),
+        functools.partial(of_binary, count=120),
     )
 for kind in CONFIGS:
     READERS[kind.__name__] = (
@@ -386,7 +386,8 @@ def test_damage_is_a_line_that_names_the_file(name, tmp_path, time_limit):
         except UserError as error:
             refused += 1
             message = str(error)
-            assert str(tmp_path) in message, (what, message)
+            named = str(tmp_path) in message or message.startswith("config.data.")
+            assert named, (what, message)
             assert message.isprintable() and len(message) < 800, (what, message)
         except Exception as error:
             pytest.fail(f"{what}: {type(error).__name__}: {error}")
@@ -517,7 +518,7 @@ BOMBS = {
     ),
     "x.npy": (
         lambda: npy(np.zeros(4, "f4")).replace(
-            b"(4,), }" + b" " * 8, b"(2000000000,)}"
+            b"(4,), }" + b" " * 8, b"(20000000000,)}"
         ),
         read_speakers,
         "its data are not those of float32 numbers of shape",
