@@ -581,7 +581,8 @@ def _number(text: str) -> float:
 
 def _file_name(text: str) -> str:
     """A name in its folder, which it cannot leave."""
-    if not text or pathlib.PurePath(text).name != text or "\0" in text:
+    plain = user_files.printable(text) == text and len(os.fsencode(text)) < 256
+    if not plain or not text or pathlib.PurePath(text).name != text:
         raise ValueError("is no file name")
     return text
 

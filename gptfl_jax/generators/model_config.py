@@ -64,7 +64,7 @@ class ModelConfig:
                         f"{source}: {name} = {found}: takes {takes}: download the "
                         "model again or name another"
                     )
-                options[name] = value
+                options[name] = float(value) if hints[name] is float else value
             elif name in cls.fixed:
                 if value not in cls.fixed[name]:
                     known = " or ".join(repr(v) for v in cls.fixed[name])

@@ -140,8 +140,8 @@ FIT = "it holds an array whose data do not fit its shape"
         (array(dtype("u1"), (2**62,)), "an array of impossible form"),
         (array(dtype("u1"), [2**40] * 10_000), "an array of impossible form"),
         (array(dtype("u1"), "8"), "an array of impossible form"),
-        ([array(dtype("u1"))], "it holds no dict"),
-        (array(Call("numpy.dtype", ([0],))), "TypeError: unhashable type: 'list'"),
+        ([array(dtype("u1"), (8,))], "it holds no dict"),
+        (array(Call("numpy.dtype", ([0],))), NUMBERS),
         ({"x": Call("numpy._core.multiarray.scalar", ())}, "it names numpy._core.m"),
         ({"x": Call("_codecs.encode", ("rm", "hex"))}, "bytes of unknown spelling"),
         ({"x": Call("numpy.dtype", ("u1",), None)}, None),
@@ -194,16 +194,22 @@ HASH = (2**61 - 1).to_bytes(8, "little")
         (b"\x8d" + b"\xff" * 7 + b"\x0fx.", "expected .* bytes in a unicodestring8"),
         (b"X\xff\xff\xff\xffx.", "expected 4294967295 bytes in a unicodestring4"),
         # The hash of so deep a tuple overflows the stack of an unpickler in C.
-        (b"})" + b"\x85" * 10**6 + b"Ns.", "keys that are no text or numbers"),
+        (b"})" + b"\x85" * 10**5 + b"Ns.", "keys that are no text or numbers"),
         # A hundred thousand keys of one hash take minutes.
         (b"}\x8a\x08" + HASH + b"Ns.", "keys that are no text or numbers"),
-        (b"]" * (safe_pickle.MOST_OPCODES + 1) + b".", "it has more than 2,000,000"),
     ],
 )
 def test_programs_that_are_no_data_are_refused(content, message):
     with pytest.raises(Damaged, match=message) as info:
         load(content)
     assert len(str(info.value)) < 300 and str(info.value).isprintable()
+
+
+def test_a_program_has_an_end(monkeypatch):
+    monkeypatch.setattr(safe_pickle, "MOST_OPCODES", 1000)
+    assert load(b"]" * 999 + b".") == []
+    with pytest.raises(Damaged, match="it has more than 1,000 parts"):
+        load(b"]" * 1000 + b".")
 
 
 def test_a_forbidden_name_is_told_from_damage():
