@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
-from gptfl_jax import augmentation, configuration, models, training
+from gptfl_jax import augmentation, configuration, models, training, user_files
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
@@ -350,6 +350,10 @@ def make_sampler(
     return jax.jit(draw)
 
 
+# A million clients over a thousand rounds.
+_MOST_TRACE_BYTES = 2**30
+
+
 def read_availability(federated: ConfigDict, num_clients: int) -> sampling.Availability:
     """The trace in `availability_file`.
 
@@ -359,13 +363,12 @@ def read_availability(federated: ConfigDict, num_clients: int) -> sampling.Avail
     path = pathlib.Path(federated.availability_file).expanduser()
     field = f"config.federated.availability_file = {str(path)!r}"
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        table = user_files.read_array(path, _MOST_TRACE_BYTES)
+    except user_files.Unreadable as error:
         raise UserError(
-            f"{field} cannot be read ({error}): takes a .npy of booleans "
-            "[period, clients]"
+            f"{field} {error.reason}: takes a .npy of booleans [period, clients]"
         ) from None
-    fits = isinstance(table, np.ndarray) and table.dtype == bool and table.ndim == 2
+    fits = table.dtype == bool and table.ndim == 2
     if not fits or len(table) == 0 or table.shape[1] != num_clients:
         found = f"{table.dtype} {table.shape}" if fits else "something else"
         raise UserError(

@@ -29,7 +29,9 @@ _RUN = {
                 ("rounds", "num_clients", "cohort_size", "batch_size"), "whole"
             ),
             **dict.fromkeys(("local_steps", "local_epochs"), "whole"),
-            "alpha": "number",
+            **dict.fromkeys(
+                ("alpha", "client_learning_rate", "server_learning_rate"), "number"
+            ),
             "shards_per_client?": "whole",
             "client_test_fraction?": "number",
         },

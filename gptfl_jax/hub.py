@@ -330,7 +330,8 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
     for file in shards.values():
         # An index of indices could name itself.
         plain = isinstance(file, str) and pathlib.PurePath(file).name == file
-        if not plain or pathlib.PurePath(file).suffix == ".json":
+        plain = plain and user_files.printable(file) == file
+        if not plain or file.endswith(".json"):
             raise BadWeights(
                 f"{index}: {reprlib.repr(file)} is not the name of a file beside it "
                 "with weights: download the file again"

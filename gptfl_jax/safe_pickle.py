@@ -201,14 +201,15 @@ class _Machine:
         try:
             self.stack.append(self._names[module, name])
         except KeyError:
-            named = ascii(f"{module}.{name}")[1:-1][:200]
+            named = user_files.printable(f"{module}.{name}")[:200]
             raise Forbidden(f"it names {named}, which is forbidden") from None
 
 
 def _put(target: dict, items: Iterable[tuple[Any, Any]]) -> None:
     for key, value in items:
         # Numbers beyond 61 bits can be chosen to have one hash, all of them.
-        if not isinstance(key, str | bytes) and not is_size(abs(key)):
+        small = type(key) is int and abs(key) < 2**48
+        if not isinstance(key, str | bytes) and not small:
             raise Damaged("it has keys that are no text or numbers")
         target[key] = value
 
@@ -258,7 +259,7 @@ class _Numpy:
 class _Dtype(_Numpy):
     def __init__(self, code: Any = "", *_: Any):
         code = code.decode() if isinstance(code, bytes) else code
-        if code not in _NUMBERS:
+        if not isinstance(code, str) or code not in _NUMBERS:
             raise Damaged("it holds an array of something else than plain numbers")
         self.dtype = np.dtype(code)
 

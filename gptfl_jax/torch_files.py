@@ -7,7 +7,6 @@ tensors; a tensor is a view of a storage, whose numbers lie beside the pickle.
 import io
 import math
 import os
-import pathlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -129,7 +128,7 @@ def _read_zip(file: io.BufferedReader) -> Any:
         names = [member.filename for member in members]
         root = next(
             (
-                pathlib.PurePosixPath(name).parent
+                name.removesuffix("data.pkl")
                 for name in names
                 if name.count("/") <= 1 and name.endswith("data.pkl")
             ),
@@ -138,13 +137,13 @@ def _read_zip(file: io.BufferedReader) -> Any:
         if root is None:
             raise Damaged("it holds no data.pkl")
         order = "<"
-        if f"{root}/byteorder" in names:
-            order = {b"little": "<", b"big": ">"}[archive.read(f"{root}/byteorder")]
+        if f"{root}byteorder" in names:
+            order = {b"little": "<", b"big": ">"}[archive.read(f"{root}byteorder")]
 
         def make(dtype, key, size):
-            return _native(archive.read(f"{root}/data/{key}"), dtype, order)
+            return _native(archive.read(f"{root}data/{key}"), dtype, order)
 
-        with archive.open(f"{root}/data.pkl") as content:
+        with archive.open(f"{root}data.pkl") as content:
             return safe_pickle.load(content, _NAMES, _Storages(make))
 
 

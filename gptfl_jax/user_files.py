@@ -26,7 +26,7 @@ class Unreadable(UserError):
     def __init__(
         self, path: object, reason: str, remedy: str = "get the file again"
     ) -> None:
-        super().__init__(f"{path}: {reason}: {remedy}")
+        super().__init__(f"{printable(path)}: {reason}: {remedy}")
         self.reason = reason
 
 
@@ -116,15 +116,29 @@ def array_from(content: bytes) -> np.ndarray:
     return array.reshape(shape, order="F" if columns_first else "C")
 
 
+def read_array(path: PathLike, most_bytes: int) -> np.ndarray:
+    """The array in a `.npy` file; nothing in it is executed.
+
+    Raises:
+      Unreadable: as `read_bytes`, or it is damaged or holds something else.
+    """
+    try:
+        return array_from(read_bytes(path, most_bytes))
+    except ValueError as error:
+        raise Unreadable(path, f"cannot be read ({brief(error)})") from error
+
+
 def brief(error: BaseException) -> str:
     """What an error of a library says, in one short line."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    text = printable(next(iter(str(error).splitlines()), ""))[:200]
+    if isinstance(error, ValueError | OSError) and text:
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
-def shown(path: object) -> str:
-    """A name as it can be printed: what is not UTF-8 in it is written as `\\xff`."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+def printable(text: object) -> str:
+    """A text or path on one line: what cannot be printed is written as `\\x1b`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 class Allowance:

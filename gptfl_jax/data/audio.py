@@ -32,10 +32,10 @@ SAMPLE_RATE_HZ = 16_000
 # Of the windows that loudness is measured in, and of what is left of the silence.
 _WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
 
-# Of one recording, and of all that are in work at a time, whatever their number: 70
+# Of one recording, and of all that are in work at a time, whatever their number: 35
 # minutes at 16 kHz. A sample takes up to 20 bytes on the way to its features.
-_SAMPLES = user_files.Allowance(2**26)
-_MOST_BYTES = 8 * _SAMPLES.most
+_SAMPLES = user_files.Allowance(2**25)
+_MOST_BYTES = 16 * _SAMPLES.most
 # Spectra are computed of so many frames at a time: 80 s by default, in 200 MB.
 _FRAMES = 8192
 
@@ -474,8 +474,8 @@ def _as_file(content: bytes, path: str | os.PathLike) -> io.BytesIO:
 
 def _from_cache(path: pathlib.Path, num_bands: int) -> np.ndarray | None:
     try:
-        kept = user_files.array_from(user_files.read_bytes(path, _MOST_BYTES))
-    except (ValueError, user_files.Unreadable):  # there is none, or a damaged one
+        kept = user_files.read_array(path, _MOST_BYTES)
+    except user_files.Unreadable:  # there is none, or a damaged one
         return None
     fits = kept.dtype == np.float32 and kept.ndim == 2 and kept.shape[1] == num_bands
     return kept if fits else None

@@ -10,15 +10,15 @@ of `gptfl_jax.data.audio`. Every source takes these options as well as its own:
 
 import csv
 import hashlib
-import http.client
+import math
 import os
 import pathlib
 import re
+import reprlib
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gptfl_jax import labels as label_sets
+from gptfl_jax import user_files
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
@@ -164,7 +165,9 @@ def speech_commands(
         f"{_SPEECH_COMMANDS.url} (or set config.data.options.download=True)",
     )
     lists = {
-        name: set(_read_text(root / f"{name}_list.txt").split())
+        name: set(
+            user_files.read_text(root / f"{name}_list.txt", _MOST_TABLE_BYTES).split()
+        )
         for name in ("testing", "validation")
     }
     left_out = lists["validation" if test_list == "testing" else "testing"]
@@ -202,19 +205,22 @@ def esc50(
     places = ("ESC-50-master", "ESC-50", ".")
     root = _find(folder, places, "meta/esc50.csv", "ESC-50", _ESC50_PAGE)
     test_folds = _checked_folds(test_folds, 5)
-    rows = _read_table(
-        root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file")
-    )
+    names = label_sets.label_set("esc50").classes
+    columns = {
+        "filename": _file_name,
+        "fold": _whole_number(1, 5),
+        "category": _one_of(names),
+        "src_file": _text,
+    }
     examples = [
         _Example(
             audio.Clip(root / "audio" / row["filename"]),
             row["category"],
             row["src_file"],
-            int(row["fold"]) in test_folds,
+            row["fold"] in test_folds,
         )
-        for row in rows
+        for row in _read_table(root / "meta" / "esc50.csv", columns)
     ]
-    names = label_sets.label_set("esc50").classes
     return _load(examples, names, features, flaws, cache)
 
 
@@ -253,13 +259,19 @@ def urbansound8k(
     )
     test_folds = _checked_folds(test_folds, 10)
     names = label_sets.label_set("urbansound8k").classes
-    wanted = ("slice_file_name", "fsID", "start", "end", "fold", "classID")
+    columns = {
+        "slice_file_name": _file_name,
+        "fsID": _text,
+        "start": _number,
+        "end": _number,
+        "fold": _whole_number(1, 10),
+        "classID": _whole_number(0, len(names) - 1),
+    }
     examples = []
-    for row in _read_table(root / table, wanted):
-        if float(row["end"]) - float(row["start"]) >= min_duration_s:
+    for row in _read_table(root / table, columns):
+        if row["end"] - row["start"] >= min_duration_s:
             path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
-            label = names[int(row["classID"])]
-            test = int(row["fold"]) in test_folds
+            label, test = names[row["classID"]], row["fold"] in test_folds
             examples.append(_Example(audio.Clip(path), label, row["fsID"], test))
     return _load(examples, names, features, flaws, cache)
 
@@ -308,7 +320,7 @@ def crema_d(
     if labels == "voted":
         initials = {name[0].upper(): name for name in CREMA_D_EMOTIONS.values()}
         table = root / "processedResults" / "summaryTable.csv"
-        for row in _read_table(table, ("FileName", "MultiModalVote")):
+        for row in _read_table(table, {"FileName": str, "MultiModalVote": str}):
             voted[row["FileName"]] = initials.get(row["MultiModalVote"], "")
     found = {}
     for path in sorted((root / "AudioWAV").glob("*.wav")):
@@ -513,19 +525,84 @@ def _find(
     )
 
 
-def _read_text(path: pathlib.Path) -> str:
+# The longest of them, CREMA-D's, has 0.7 MB.
+_MOST_TABLE_BYTES = 2**25
+
+
+def _read_table(
+    path: pathlib.Path, columns: Mapping[str, Callable[[str], Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a CSV file.
+
+    Args:
+      columns: those wanted, each with what makes its value of the text, or raises
+        ValueError.
+
+    Raises:
+      Unreadable: the file is missing or damaged, or lacks a column or a value.
+    """
+    text = user_files.read_text(path, _MOST_TABLE_BYTES)
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    rows = []
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): get it again") from error
-
-
-def _read_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(_read_text(path).splitlines()))
-    missing = sorted(set(columns) - set(rows[0] if rows else ()))
-    if missing:
-        raise UserError(f"{path}: has no column {', '.join(missing)}: get it again")
+        missing = sorted(set(columns) - set(reader.fieldnames or ()))
+        if missing:
+            raise ValueError(f"has no column {', '.join(missing)}")
+        for row in reader:
+            rows.append({name: _cell(row, name, columns[name]) for name in columns})
+    except (csv.Error, ValueError) as error:
+        where = f"line {reader.line_num}: " if reader.line_num > 1 else ""
+        raise user_files.Unreadable(path, where + user_files.brief(error)) from error
+    if not rows:
+        raise user_files.Unreadable(path, "has no rows")
     return rows
+
+
+def _cell(row: Mapping[str, str | None], column: str, kind: Callable[[str], Any]):
+    try:
+        return kind(row[column] or "")
+    except ValueError as error:
+        found = reprlib.repr(row[column])
+        raise ValueError(f"{column} = {found}: {error}") from error
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("is missing")
+    return text
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("is no number")
+    return number
+
+
+def _file_name(text: str) -> str:
+    """A name in its folder, which it cannot leave."""
+    plain = user_files.printable(text) == text and len(os.fsencode(text)) < 256
+    if not plain or not text or pathlib.PurePath(text).name != text:
+        raise ValueError("is no file name")
+    return text
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text):
+        if not re.fullmatch("[0-9]{1,4}", text) or not least <= int(text) <= most:
+            raise ValueError(f"is no whole number of {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def read(text):
+        if text not in names:
+            raise ValueError("is no class of the data set")
+        return text
+
+    return read
 
 
 def _checked_folds(folds: int | Sequence[int], count: int) -> Sequence[int]:
@@ -566,10 +643,13 @@ def _download(release: _Release, target: pathlib.Path) -> None:
             if release.files:
                 _check(release, _digest_of_files(release, only))
             os.replace(only, target)
-    except (OSError, http.client.HTTPException, tarfile.TarError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises almost anything
         raise UserError(
-            f"{release.url}: cannot be downloaded to {target} ({error}): try again, or "
-            "download and unpack it there yourself"
+            f"{release.url}: cannot be downloaded to {target} "
+            f"({user_files.brief(error)}): try again, or download and unpack it there "
+            "yourself"
         ) from error
 
 

@@ -199,14 +199,14 @@ class _Bounded(gzip.GzipFile):
     """What a file unpacks to, up to `_MOST_BYTES` and no further."""
 
     def read(self, size):
-        self._check(self.tell() + size)
+        self.check(self.tell() + size)
         return super().read(size)
 
     def seek(self, offset, whence=0):
-        self._check(offset)
+        self.check(offset)
         return super().seek(offset, whence)
 
-    def _check(self, position: int) -> None:
+    def check(self, position: int) -> None:
         if position > _MOST_BYTES:
             raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
 
@@ -218,6 +218,7 @@ def _unpack(path: pathlib.Path) -> dict[str, bytes]:
         try:
             with tarfile.open(fileobj=_Bounded(fileobj=file), mode="r:") as tar:
                 for member in tar:
+                    tar.fileobj.check(member.offset_data + member.size)
                     # A sparse file has any size, and takes no bytes to have it.
                     if member.isreg() and not member.issparse():
                         name = pathlib.PurePosixPath(member.name).name

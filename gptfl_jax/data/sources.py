@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Shaped
 
-from gptfl_jax import artifacts, configuration
+from gptfl_jax import artifacts, configuration, user_files
 from gptfl_jax.data import audio, audio_sources, cifar, images
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
 from gptfl_jax.labels import require_text, same_name
@@ -40,7 +40,10 @@ class LoadReport(NamedTuple):
         if not self.left_out:
             return text
         text += f"; {len(self.left_out):,} left out:"
-        shown = [f"\n  {file}: {reason}" for file, reason in self.left_out[:10]]
+        shown = [
+            f"\n  {user_files.printable(file)}: {reason}"
+            for file, reason in self.left_out[:10]
+        ]
         if len(self.left_out) > len(shown):
             shown.append(f"\n  ... and {len(self.left_out) - len(shown):,} more")
         return text + "".join(shown)
@@ -532,7 +535,10 @@ def _read_real(
             pixels.append(picture.pixels)
             kept.append(index)
     if not pixels:
-        raise configuration.UserError(f"{part}: no picture that can be read")
+        file, reason = next(iter(left_out), ("", "there is none"))
+        raise configuration.UserError(
+            f"{part}: no picture that can be read; the first: {file} {reason}"
+        )
     if len({p.shape[:2] for p in pixels}) > 1:
         raise configuration.UserError(
             f"{part}: pictures of several sizes; set config.data.image_size"

@@ -19,6 +19,7 @@ Config = TypeVar("Config", bound="ModelConfig")
 # it is another's, and building takes time and memory by the layers.
 _LARGEST = 2**20
 _DEEPEST = 100
+_LONGEST_NAME = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ModelConfig:
                         f"{source}: {name} = {found}: takes {takes}: download the "
                         "model again or name another"
                     )
-                options[name] = value
+                options[name] = float(value) if hints[name] is float else value
             elif name in cls.fixed:
                 if value not in cls.fixed[name]:
                     known = " or ".join(repr(v) for v in cls.fixed[name])
@@ -148,4 +149,5 @@ def _what_is_wrong(name: str, value: Any, hint: Any, default: Any) -> str:
         fits = type(value) in (int, float) and abs(value) <= math.inf
         fits = fits and (type(value) is float or abs(value) <= _LARGEST)
         return "" if fits else _IN_WORDS[float]
-    return "" if type(value) is hint else _IN_WORDS[hint]
+    fits = type(value) is hint and (hint is not str or len(value) <= _LONGEST_NAME)
+    return "" if fits else _IN_WORDS[hint]

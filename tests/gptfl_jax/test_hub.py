@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
 
 import huggingface_hub
@@ -141,6 +142,8 @@ def test_a_tensor_built_by_hand(tmp_path):
     [
         (Storage(4), 2, (3,), (1,), "reaches beyond its data"),
         (Storage(4), 0, (2, 2), (4, 1), "reaches beyond its data"),
+        (Storage(4), 0, (5,), (0,), "reaches beyond its data"),
+        (Storage(4), 0, (2**40, 2**40), (0, 0), "reaches beyond its data"),
         (Storage(4), -1, (2,), (1,), "impossible form"),
         (Storage(4), 0, (2,), (-1,), "impossible form"),
         (Storage(4), 0, (2, 2), (1,), "impossible form"),
@@ -155,6 +158,66 @@ def test_impossible_tensors_are_refused(
 ):
     path = tensor_file(tmp_path / "x.bin", storage, offset, shape, strides)
     with pytest.raises(hub.BadWeights, match=rf"x.bin: damaged or .*{reason}"):
+        hub.read_weights(path)
+
+
+def old_file(path, storages, keys, data, little=True):
+    """A file of torch before 1.6 with a tensor of each storage's first number."""
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": little}]
+    tensors = {
+        str(number): Raw(
+            ("torch._utils", "_rebuild_tensor_v2", (storage, 0, (1,), (1,)))
+        )
+        for number, storage in enumerate(storages)
+    }
+    file = io.BytesIO()
+    for part in (*parts, tensors, keys):
+        TorchPickler(file, protocol=2).dump(part)
+    path.write_bytes(file.getvalue() + data)
+    return path
+
+
+NUMBERS = struct.pack("<q4f", 4, 1, 2, 3, 4)
+
+
+def test_an_old_file_built_by_hand(tmp_path):
+    path = old_file(tmp_path / "x.bin", [Storage(4)], ["0"], NUMBERS)
+    np.testing.assert_array_equal(hub.read_weights(path)["0"], [1])
+
+
+@pytest.mark.parametrize(
+    "storages, keys, data, reason",
+    [
+        # Left as they were, these became whatever the memory held.
+        ([Storage(4)], [], b"", "does not hold the storages"),
+        ([Storage(4), Storage(4, "1")], ["0"], NUMBERS, "does not hold the storages"),
+        ([Storage(4)], ["0", "0"], 2 * NUMBERS, "does not hold the storages"),
+        ([Storage(4)], ["1"], NUMBERS, "does not hold the storages"),
+        # One number would have been repeated.
+        ([Storage(4)], ["0"], NUMBERS[:12], "storage of the wrong size"),
+        ([Storage(4)], ["0"], struct.pack("<q4f", 3, 1, 2, 3, 4), "of the wrong size"),
+        ([Storage(4), Storage(5)], ["0"], NUMBERS, "storage of the wrong size"),
+        ([Storage(4), Storage(4, kind="IntStorage")], ["0"], NUMBERS, "wrong size"),
+        ([Storage(2**40)], ["0"], NUMBERS, "storages are larger than the file"),
+        ([Storage(4)], {"0": 0}, NUMBERS[:5], "unpack requires a buffer of 8 bytes"),
+    ],
+)
+def test_old_files_with_storages_that_do_not_fit_are_refused(
+    storages, keys, data, reason, tmp_path
+):
+    path = old_file(tmp_path / "x.bin", storages, keys, data)
+    with pytest.raises(hub.BadWeights, match=rf"x.bin: damaged or .*{reason}"):
+        hub.read_weights(path)
+
+
+def test_a_compressed_file_that_unpacks_to_more_is_refused(tmp_path):
+    path = tensor_file(tmp_path / "x.bin", Storage(4), 0, (4,), (1,))
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read("archive/data.pkl")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", bytes(2**20))
+    with pytest.raises(hub.BadWeights, match="its parts are larger than the whole"):
         hub.read_weights(path)
 
 
@@ -221,6 +284,8 @@ def test_sharded_weights_are_joined(tmp_path):
         ({"a": "../1.safetensors"}, "not the name of a file beside it"),
         ({"a": "/etc/passwd"}, "not the name of a file beside it"),
         ({"a": 3}, "not the name of a file beside it"),
+        ({"a": ["1"]}, "not the name of a file beside it"),
+        ({"a": "model.safetensors.index.json"}, "beside it with weights"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(index, message, tmp_path):
@@ -244,13 +309,22 @@ def test_the_best_form_of_weights_is_found(tmp_path):
         assert hub.find_weights(stem) == tmp_path / name
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", "\xff", "[" * 10**5, '{"a": ' * 10**5, f'{{"a": {"9" * 5000}}}'],
+)
 def test_files_that_are_no_json_objects_are_refused(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text.encode("latin1"))
     with pytest.raises(hub.BadWeights, match=r"config.json: not"):
         hub.read_json(tmp_path / "config.json")
     with pytest.raises(hub.BadWeights, match=r"x.json: missing"):
         hub.read_json(tmp_path / "x.json")
+
+
+def test_code_of_a_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoConfig": "x.C"}}')
+    with pytest.raises(hub.BadWeights, match=r"config.json: auto_map .* never run"):
+        hub.read_json(tmp_path / "config.json")
 
 
 # Folders and repositories -----------------------------------------------------------

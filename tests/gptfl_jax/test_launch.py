@@ -69,7 +69,7 @@ def get_config(arg=""):
 
 
 NO_FOLDER = (
-    "cannot write to /proc/x: No such file or directory. Choose another --workdir"
+    "cannot write to /proc/x: no such file or directory. Choose another --workdir"
 )
 
 
@@ -209,7 +209,7 @@ def test_names_do_not_command_the_terminal(folder):
         process = start(folder, *arguments, PYTHONIOENCODING=encoding)
         code, output, errors = outcome(process)
         assert code == 2
-        assert output.splitlines()[1:] == [r"a red \x1b[31mcat\x9b of caf\udce9"]
+        assert output.splitlines()[2:] == [r"a red \x1b[31mcat\x9b of caf\udce9"]
         assert errors == "echo: no \\x1b[31mcat\n"
 
 

@@ -163,6 +163,22 @@ def test_resampling_keeps_a_tone(rate):
     assert np.abs(found - expected)[400:-400].max() < 2e-3
 
 
+def test_long_clips_are_computed_in_parts(monkeypatch):
+    settings = FeatureSettings()
+    whole = audio.log_mel(sweep(), settings)
+    monkeypatch.setattr(audio, "_FRAMES", 7)
+    np.testing.assert_allclose(audio.log_mel(sweep(), settings), whole, atol=1e-4)
+
+
+def test_more_samples_than_a_clip_may_have_are_refused(tmp_path):
+    file = tmp_path / "slow.wav"
+    soundfile.write(file, np.zeros(3000), 1, subtype="PCM_16")
+    with pytest.raises(UserError, match=r"slow.wav: holds 3,000 s .* are 48,000,000 s"):
+        audio.read(file)
+    part = audio.read(file, duration_s=2)
+    assert len(part) == 32_000
+
+
 def test_files_that_are_no_sound(tmp_path):
     file = tmp_path / "broken.wav"
     with pytest.raises(UserError, match=r"broken.wav: cannot be read"):

@@ -244,21 +244,24 @@ def test_broken_synthetic_clips_are_reported_and_left_out(fsdd, tmp_path):
         "3/3_00003.wav": "no such file",
     }
 
-    # A clip that is whole, but another one than its line has the digest of.
-    line = artifacts.read_manifest(folder)[1]
-    content = (folder / line.file).read_bytes()
-    line = line._replace(sha256=artifacts.digest(content))
-    artifacts.write_manifest(folder, [line])
-    assert sources.load_synthetic(folder, source)[1].left_out == ()
-    (folder / line.file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match="1/1_00001.wav: changed since it was made: "):
-        sources.load_synthetic(folder, source)
     assert "2 synthetic clips loaded; 4 left out:" in str(report)
+    one = (folder / "1/1_00001.wav").read_bytes()
     # Content that only the decoder can refuse.
     (folder / "1/1_00001.wav").write_bytes(content[:8] + b"WAVE" + content[12:20] * 99)
     silent = struct.pack("<4sI4s", b"RIFF", 4, b"WAVE")
     (folder / "4/4_00004.wav").write_bytes(silent)
     with pytest.raises(UserError, match="none of 6 clips could be used.*generate.spee"):
+        sources.load_synthetic(folder, source)
+
+    # A clip that is whole, but another one than its line has the digest of.
+    line = artifacts.read_manifest(folder)[1]
+    content = one
+    (folder / line.file).write_bytes(content)
+    line = line._replace(sha256=artifacts.digest(content))
+    artifacts.write_manifest(folder, [line])
+    assert sources.load_synthetic(folder, source)[1].left_out == ()
+    (folder / line.file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="1/1_00001.wav: changed since it was made: "):
         sources.load_synthetic(folder, source)
     with pytest.raises(UserError, match="is missing: make it with.*generate.speech"):
         sources.load_synthetic(tmp_path / "none", source)
@@ -484,6 +487,12 @@ def test_esc50(tmp_path):
         sources.load("esc50", str(root))
     (root / "meta" / "esc50.csv").write_text(table)
     files[0].unlink()
+    for name in ("../../x.wav", "/x.wav", "a/x.wav", ".."):
+        changed = table.replace("1-100-A-0.wav", name)
+        (root / "meta/esc50.csv").write_text(changed)
+        with pytest.raises(UserError, match=rf"line 2: filename = '{name}': is no f"):
+            sources.load("esc50", str(root))
+    (root / "meta/esc50.csv").write_text(table)
     with pytest.raises(UserError, match="1-100-A-0.wav: cannot be read"):
         sources.load("esc50", str(root), features=SMALL)
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -85,3 +89,30 @@ def test_constants_fit_the_channels():
     assert images.normalisation_for((0.25, 0.5, 0.75), 1).tolist() == [0.5]
     with pytest.raises(ValueError, match="2 constants for 3 channels"):
         images.normalisation_for((0.25, 0.5), 3)
+
+
+PEAK = """
+import pathlib, resource, sys
+from gptfl_jax.data import images
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak_mb()
+paths = sorted(pathlib.Path(sys.argv[1]).glob("*.png"))
+read = lambda path: images.read_picture(path, 8, 3)
+pictures = list(images.read_pictures(paths, read))
+assert [p.size for p in pictures] == [(8192, 8192)] * 6, pictures
+print(peak_mb() - before)
+"""
+
+
+@pytest.mark.long
+def test_threads_share_the_memory_for_large_pictures(tmp_path):
+    """Each of the largest pictures takes over a gigabyte: they come one by one."""
+    PIL.Image.new("RGB", (8192, 8192), "red").save(tmp_path / "0.png", compress_level=1)
+    for number in range(1, 6):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, timeout=300, check=True)
+    assert float(run.stdout) < 1900

@@ -1,5 +1,6 @@
 import difflib
 import io
+import os
 import pathlib
 import pickle
 import struct
@@ -201,6 +202,59 @@ def test_truncated_or_absent_cifar_is_refused(tmp_path):
         sources.load("cifar10", str(tmp_path))
 
 
+def batch(**changes):
+    return pickle.dumps({"data": cifar_pixels(0, 2)[1], "labels": [1, 2]} | changes, 2)
+
+
+def meta(*names):
+    return pickle.dumps({"label_names": list(names)})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        # All later labels would belong to other pictures.
+        ("data_batch_2", batch(labels=[1]), "it has 1 labels for 2 pictures"),
+        ("data_batch_2", batch(labels=[1, 2, 3]), "it has 3 labels for 2 pictures"),
+        ("data_batch_2", batch(labels=[1, 10]), "labels that are no numbers of 0 to 9"),
+        ("data_batch_2", batch(labels=[1, -1]), "labels that are no numbers of 0 to 9"),
+        ("data_batch_2", batch(labels=[1, 1.5]), "labels that are no numbers"),
+        ("data_batch_2", batch(labels=[1, [2]]), "labels that are no numbers"),
+        ("data_batch_2", batch(labels=np.array([1, 255], np.uint8)), "of 0 to 9"),
+        ("data_batch_2", batch(labels=None), "it holds no labels"),
+        ("data_batch_2", batch(data=np.zeros((2, 3071), np.uint8)), "no pictures"),
+        ("data_batch_2", batch(data=np.zeros((2, 3072), np.int8)), "no pictures"),
+        ("data_batch_2", batch(data=[0]), "it holds no pictures"),
+        ("data_batch_2", pickle.dumps([1]), "it holds no dict"),
+        ("batches.meta", meta(*"abcdefghi"), "it names 9 classes in 9 lines, not 10"),
+        ("batches.meta", meta(*"abcdefghij", "k"), "it names 11 classes"),
+        ("batches.meta", meta(*"abcdefghii"), "it names 9 classes in 10 lines"),
+        ("batches.meta", meta(*"abcdefghi", 1), "it names 9 classes in 10 lines"),
+        ("batches.meta", pickle.dumps({"names": []}), "it has no label_names"),
+    ],
+)
+def test_cifar_whose_parts_do_not_fit_is_refused(name, content, message, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar10_python(folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: no file of CIFAR \(.*{message}"):
+        sources.load("cifar10", str(tmp_path))
+
+
+@pytest.mark.parametrize("label", [10, 200, 255])
+def test_labels_of_binary_cifar_are_checked(label, tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar10_binary(folder)
+    content = bytearray((folder / "data_batch_4.bin").read_bytes())
+    content[3073] = label
+    (folder / "data_batch_4.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"data_batch_4.bin: .* no numbers of 0 to 9"):
+        sources.load("cifar10", str(tmp_path))
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghijkl"))
+    with pytest.raises(UserError, match="batches.meta.txt: .* it names 12 classes"):
+        sources.load("cifar10", str(tmp_path))
+
+
 # Folders of pictures ----------------------------------------------------------------
 
 
@@ -293,6 +347,19 @@ def test_class_names_are_known_without_the_pictures(tmp_path):
     (tmp_path / "a\x1b[31m").mkdir()
     with pytest.raises(UserError, match=r"class name 'a\\x1b\[31m': takes words"):
         sources.class_names("image_folder", str(tmp_path))
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(tmp_path, capsys):
+    for name in ("a", "b"):
+        save(tmp_path / "cat" / f"{name}.png", np.zeros((4, 4, 3)))
+    broken = os.fsencode(tmp_path / "cat") + b"/\xff\x1b[31m.png"
+    with open(broken, "wb") as file:
+        file.write(b"no picture")
+    assert len(sources.load("image_folder", str(tmp_path)).train.labels) == 1
+    assert r"cat/\udcff\x1b[31m.png: cannot be decoded" in capsys.readouterr().out
+    os.rename(tmp_path / "cat", os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(UserError, match=r"class name .\\udcff.: takes words in UTF-8"):
+        sources.load("image_folder", str(tmp_path))
 
 
 def test_hold_out_is_a_share_of_each_class():

@@ -358,6 +358,30 @@ def test_a_model_of_another_kind_is_refused(folder):
         T5.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("model_type", [{"model_type": "t5"}, {}])
+def test_code_in_a_folder_is_neither_run_nor_asked_about(
+    file, model_type, folder, tmp_path, monkeypatch
+):
+    trap = tmp_path / "was_here"
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
+    path = folder / "config.json"
+    options = json.loads(path.read_text())
+    options.pop("model_type", None)
+    path.write_text(json.dumps(options | model_type))
+    code = {
+        "config.json": {"AutoConfig": "evil.Config"},
+        "tokenizer_config.json": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]},
+    }
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": code[file]}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("signal.alarm", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UserError, match=f"{file}: auto_map asks for Python code"):
+        T5.from_pretrained(folder)
+    assert not trap.exists()
+
+
 @pytest.mark.parametrize(
     "file, message",
     [
