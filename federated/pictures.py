@@ -107,7 +107,8 @@ def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         bottom += counts[:, index]
     bars.grid(axis="x", visible=False)
     bars.set_xlim(-0.7, len(counts) - 0.3)
-    bars.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    for axis in (bars.xaxis, bars.yaxis):
+        axis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     longest = max(len(str(name)) for name in class_names)
     figure.legend(
         title="class",
