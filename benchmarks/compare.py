@@ -28,6 +28,7 @@ from typing import NamedTuple
 from benchmarks import document, measure
 
 OURS = "gptfl-jax"
+WORKLOADS = ("w1", "w2", "w3", "w4", "w5")
 
 
 class Peer(NamedTuple):

@@ -295,7 +295,7 @@ def _normalise_groups(module, inputs, groups):
     norm."""
     x = inputs.astype(_statistics_dtype(inputs.dtype))
     x = x.reshape(inputs.shape[0], -1, inputs.shape[-1])
-    x = _group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
+    x = _traced_group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
     return x.reshape(inputs.shape).astype(module.dtype or inputs.dtype)
 
 
@@ -330,6 +330,8 @@ def _group_norm_backward(groups, epsilon, residuals, gradient):
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+# As convolutions do, layers of one shape share what one of them has traced.
+_traced_group_norm = jax.jit(_group_norm, static_argnums=(3, 4))
 
 
 def _group_mean(x, groups):
@@ -420,7 +422,7 @@ def _batch_norm(x, scale, bias, real, epsilon):
     """Norm of x [batch, ..., channels] by the mean and variance of each channel over
     the real rows, and these two, which carry no gradient. Without real rows they are 0.
     """
-    outputs, mean, variance = _batch_norm_with_moments(x, scale, bias, real, epsilon)
+    outputs, mean, variance = _traced_batch_norm(x, scale, bias, real, epsilon)
     return outputs, lax.stop_gradient(mean), lax.stop_gradient(variance)
 
 
@@ -457,6 +459,7 @@ def _batch_norm_backward(epsilon, residuals, gradients):
 
 
 _batch_norm_with_moments.defvjp(_batch_norm_forward, _batch_norm_backward)
+_traced_batch_norm = jax.jit(_batch_norm_with_moments, static_argnums=(4,))
 
 
 def _moments(x, axes):
