@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -36,13 +37,13 @@ def test_one_cpu_device_unless_others_are_named():
 
 
 def test_all_devices_of_other_kinds(monkeypatch):
-    class Device:
-        platform = "gpu"
-
-    devices = [Device(), Device()]
+    devices = [types.SimpleNamespace(platform="gpu") for _ in range(2)]
+    given = []
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(placement, "Mesh", lambda devices, axes: (devices, axes))
-    chosen, axes = placement.mesh()
+    one = placement.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(placement, "Mesh", lambda *args: given.append(args) or one)
+    placement.mesh()
+    ((chosen, axes),) = given
     assert chosen.tolist() == devices and axes == ("data",)
 
 
