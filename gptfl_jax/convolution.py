@@ -3,8 +3,10 @@
 `conv` is `jax.lax.conv_general_dilated` with the channels last. On GPU and TPU it is
 exactly that. On a CPU, XLA runs `lax.conv` inside `scan`, `fori_loop` or `while_loop`
 15 to 20 times slower than outside (jax issue 12868), and local training is such a
-loop; there it is written with shifted slices around matrix products, in one of three
-forms:
+loop; there it is written with shifted slices around matrix products. `choose` decides
+among the forms, by the place and by the shapes. A place counts as inside a loop unless
+the code that traces it says otherwise (`outside_loops`), as the generators do. Forms
+inside a loop:
 
 - "winograd": 3x3 and 5x5 windows without stride, F(4x4, 3x3) and F(4x4, 5x5) of Lavin
   and Gray (arXiv 1509.09308): 4 and 6.25 times fewer multiplications.
@@ -15,6 +17,13 @@ forms:
   half precision): windows unfolded along all axes, then one product a group. Where
   another form was meant, the logger of this module says at level INFO why not.
 
+And outside of loops, where networks are large and seldom differentiated:
+
+- "winograd_strips": "winograd", a few rows of the outputs at a time, so that what is
+  between inputs and outputs stays in the processor's cache and takes little memory.
+- "patches", where the windows are fewer than the output channels, or are single pixels.
+- "lax": everything else.
+
 Rounding, as the largest error over the largest value against float64, in float32 with
 128 channels: 4e-7 (row_split), 2e-6 (3x3 winograd), 5e-6 (5x5 winograd), the same for
 both gradients. Where a precision above JAX's default is asked for, "winograd" is not
@@ -23,7 +32,6 @@ mode (`jax.jvp`) with "lax" only.
 """
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import itertools
@@ -38,38 +46,52 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-Form = Literal["lax", "patches", "row_split", "winograd"]
+Form = Literal["lax", "patches", "row_split", "winograd", "winograd_strips"]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 # Up to this many numbers a window, gathering whole windows moves less memory than
 # row_split's sums over rows (measured on 3x3x3 and 5x5x1 against 5x5x32).
 _NARROW_WINDOW = 64
 
+# Outside of loops, from this many windows on winograd's transform of the weights costs
+# less than the multiplications that it saves.
+_MANY_WINDOWS = 1000
+
+# What a strip of winograd's holds at least, in bytes; more where the weights, which are
+# read for each strip, are more themselves.
+_STRIP_BYTES = 16 * 2**20
+
 _logger = logging.getLogger(__name__)
 
-_asked_form: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "convolution_form", default=None
-)
+# Values that `jax.jit` keeps apart: a function is traced anew for each.
+_asked_form = jax.make_user_context(None)
+_is_outside = jax.make_user_context(False)
 
 
 @contextlib.contextmanager
 def form(name: str) -> Iterator[None]:
     """Makes every `conv` traced inside the block use a form of `Form`, on any backend.
 
-    For tests, measurements and networks that no loop runs. A form that does not apply
-    (row_split and winograd have conditions) gives way to "patches". It acts while a
-    function is traced: what was compiled before keeps its form.
+    For tests and measurements. A form that does not apply (all but "lax" and "patches"
+    have conditions) gives way to "patches".
 
     Raises:
       ValueError: no such form.
     """
     if name not in get_args(Form):
         raise ValueError(f"form {name!r}: takes one of {', '.join(get_args(Form))}")
-    token = _asked_form.set(name)
-    try:
+    with _asked_form(name):
         yield
-    finally:
-        _asked_form.reset(token)
+
+
+@contextlib.contextmanager
+def outside_loops() -> Iterator[None]:
+    """Says that no loop of XLA's runs what is traced inside the block.
+
+    In a loop on a CPU it would be 15 to 20 times slower than without this.
+    """
+    with _is_outside(True):
+        yield
 
 
 class Geometry(NamedTuple):
@@ -157,10 +179,12 @@ def choose(
     precision: lax.PrecisionLike = None,
 ) -> Form:
     """The form that `conv` takes: by backend, shapes, type and precision."""
-    asked = _asked_form.get()
+    asked = _asked_form.value
     if asked is None:
         if jax.default_backend() != "cpu":
             return "lax"
+        if _is_outside.value:
+            return _choose_outside(inputs, kernel, geometry, precision)
         if _winograd_pays(inputs, kernel, geometry, precision):
             return "winograd"
         asked = "row_split"
@@ -169,7 +193,7 @@ def choose(
     elif asked == "lax":
         return "lax"
     obstacle = ""
-    if asked == "winograd":
+    if asked in ("winograd", "winograd_strips"):
         obstacle = _winograd_obstacle(inputs, kernel, geometry)
     elif asked == "row_split":
         obstacle = _row_split_obstacle(inputs, kernel, geometry)
@@ -183,6 +207,21 @@ def choose(
         obstacle,
     )
     return "patches"
+
+
+def _choose_outside(inputs, kernel, geometry, precision) -> Form:
+    """The form for a CPU outside of loops."""
+    *window, _, features = kernel.shape
+    out = geometry.out_sizes(inputs.shape[1:-1], window)
+    windows = inputs.shape[0] * math.prod(out)
+    if geometry.groups != 1:
+        return "lax"
+    if windows >= _MANY_WINDOWS and _winograd_pays(inputs, kernel, geometry, precision):
+        return "winograd_strips"
+    # One product without any rearrangement; or one before which "lax" would rearrange
+    # the weights, which are more than what all windows see.
+    single = math.prod(window) == 1 and set(geometry.stride) == {1}
+    return "patches" if single or windows <= features else "lax"
 
 
 def each_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -546,36 +585,61 @@ def _winograd(inputs, kernel, geometry, precision):
 
 
 def _winograd_forward(inputs, kernel, geometry, precision):
-    r, _, channels, features = kernel.shape
+    transform, sizes, tiles = _tiling(inputs, kernel, geometry)
+    x = _pad_to_tiles(inputs, geometry, transform, tiles)
+    weights = _winograd_weights(kernel, transform)
+    y, x = _winograd_products(x, weights, transform, precision)
+    shapes = Shape(inputs.shape), Shape(kernel.shape)
+    return y[:, : sizes[0], : sizes[1]], (*shapes, x, weights)
+
+
+def _tiling(inputs, kernel, geometry):
+    """The transform, the sizes of the outputs, and how many tiles cover each."""
+    r = kernel.shape[0]
     transform = _transform(_WINOGRAD_TILE[r], r)
-    m, n = transform.m, transform.n
     sizes = geometry.out_sizes(inputs.shape[1:3], (r, r))
-    tiles = [-(-size // m) for size in sizes]
-    x = inputs
-    # Padded such that whole tiles fit. Width first, then height, and each transformed
-    # axis in front: [column, batch, ...], [row, column, batch, ...].
-    x = _pad(
-        x,
+    return transform, sizes, [-(-size // transform.m) for size in sizes]
+
+
+def _pad_to_tiles(inputs, geometry, transform, tiles):
+    """Inputs padded such that whole tiles fit."""
+    m, r = transform.m, transform.r
+    ends = [count * m + r - 1 for count in tiles]
+    return _pad(
+        inputs,
         {
-            axis + 1: (lo, tiles[axis] * m + r - 1 - lo - inputs.shape[axis + 1])
+            axis + 1: (lo, ends[axis] - lo - inputs.shape[axis + 1])
             for axis, (lo, _) in enumerate(geometry.padding)
         },
     )
+
+
+def _winograd_weights(kernel, transform):
+    """[tile, channels, features]"""
+    r, _, channels, features = kernel.shape
+    both = np.kron(transform.weight, transform.weight)
+    weights = jnp.matmul(both.astype(kernel.dtype), kernel.reshape(r * r, -1))
+    return keep(weights.reshape(transform.n**2, channels, features))
+
+
+def _winograd_products(x, weights, transform, precision):
+    """Outputs of whole tiles of padded inputs, and these inputs transformed."""
+    m, r, n = transform.m, transform.r, transform.n
+    batch, *ends, channels = x.shape
+    tiles = [(end - r + 1) // m for end in ends]
+    features = weights.shape[-1]
+    # Width first, then height, and each transformed axis in front:
+    # [column, batch, ...], [row, column, batch, ...].
     x = [_every(x, 2, j, tiles[1], m) for j in range(n)]
     x = keep(jnp.stack(_combine(transform.input, x)))
     x = [_every(x, 2, i, tiles[0], m) for i in range(n)]
     x = keep(jnp.stack(_combine(transform.input, x)).reshape(n * n, -1, channels))
-    both = np.kron(transform.weight, transform.weight)
-    weights = jnp.matmul(both.astype(kernel.dtype), kernel.reshape(r * r, -1))
-    weights = keep(weights.reshape(n * n, channels, features))
     y = keep(jnp.matmul(x, weights, precision=precision))
-    y = y.reshape(n, n, inputs.shape[0], *tiles, features)
+    y = y.reshape(n, n, batch, *tiles, features)
     y = jnp.stack(_combine(transform.output.T, y), 3)
-    y = keep(y.reshape(n, inputs.shape[0], tiles[0] * m, tiles[1], features))
+    y = keep(y.reshape(n, batch, tiles[0] * m, tiles[1], features))
     y = jnp.stack(_combine(transform.output.T, y), 3)
-    y = y.reshape(inputs.shape[0], tiles[0] * m, tiles[1] * m, features)
-    shapes = Shape(inputs.shape), Shape(kernel.shape)
-    return y[:, : sizes[0], : sizes[1]], (*shapes, x, weights)
+    return y.reshape(batch, tiles[0] * m, tiles[1] * m, features), x
 
 
 def _winograd_backward(geometry, precision, residuals, gradient):
@@ -604,6 +668,53 @@ def _winograd_backward(geometry, precision, residuals, gradient):
 
 
 _winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _winograd_strips(inputs, kernel, geometry, precision):
+    transform, sizes, tiles = _tiling(inputs, kernel, geometry)
+    batch, channels, features = inputs.shape[0], *kernel.shape[2:]
+    itemsize = inputs.dtype.itemsize
+    row = transform.n**2 * tiles[1] * (channels + features) * itemsize
+    weight_bytes = transform.n**2 * channels * features * itemsize
+    at_once = max(_STRIP_BYTES, weight_bytes) // row
+    examples, rows = _strips(batch, tiles[0], at_once)
+    if (examples, rows) == (batch, tiles[0]):
+        return _winograd_forward(inputs, kernel, geometry, precision)[0]
+    tiles[0] += -tiles[0] % rows
+    x = _pad_to_tiles(inputs, geometry, transform, tiles)
+    weights = _winograd_weights(kernel, transform)
+    strips = tiles[0] // rows
+    m, r = transform.m, transform.r
+    size = (examples, rows * m + r - 1, *x.shape[2:])
+
+    def strip(number):
+        example, place = lax.div(number, strips), lax.rem(number, strips)
+        start = (example * examples, place * (rows * m), 0, 0)
+        part = lax.dynamic_slice(x, start, size)
+        return _winograd_products(part, weights, transform, precision)[0]
+
+    y = lax.map(strip, jnp.arange(batch // examples * strips))
+    y = y.reshape(batch, tiles[0] * m, tiles[1] * m, features)
+    return y[:, : sizes[0], : sizes[1]]
+
+
+_winograd_strips.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _strips(batch, rows, at_once):
+    """Examples and rows of tiles of a strip: whole examples, or rows of one.
+
+    Examples are split evenly, as the last strip cannot be smaller than the others; rows
+    are padded.
+    """
+    examples = at_once // rows
+    if examples:
+        return next(
+            n for n in range(min(examples, batch), 0, -1) if batch % n == 0
+        ), rows
+    count = -(-rows // max(1, at_once))
+    return 1, -(-rows // count)
 
 
 def _combine(matrix, parts):
@@ -646,4 +757,5 @@ _CPU_FORMS = {
     "patches": jax.jit(_patches, static_argnums=(2, 3)),
     "row_split": jax.jit(_row_split_in_blocks, static_argnums=(2, 3)),
     "winograd": jax.jit(_winograd, static_argnums=(2, 3)),
+    "winograd_strips": jax.jit(_winograd_strips, static_argnums=(2, 3)),
 }

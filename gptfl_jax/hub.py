@@ -4,13 +4,15 @@ Weights are read from safetensors files, or from what `torch.save` writes (`.bin
 `.pth`), without torch. Nothing in a file is ever executed.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -283,12 +285,7 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     if path.suffix == ".json":
         return _read_sharded(path)
     if path.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(path)
-        except Exception as error:  # a damaged file raises almost anything
-            raise BadWeights(
-                f"{path}: damaged ({user_files.brief(error)}): download the file again"
-            ) from error
+        return dict(open_weights(path))
     weights = _read_torch(path)
     if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
         weights = weights["state_dict"]
@@ -298,6 +295,62 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     ):
         raise BadWeights(f"{path}: holds no weights by name: is it the right file?")
     return dict(weights)
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Weights by name, each read when it is asked for and not kept."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
+        self.readers = dict(readers)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+def open_weights(path: PathLike) -> Mapping[str, np.ndarray]:
+    """`read_weights`, but of safetensors files one weight at a time.
+
+    So whoever puts them elsewhere one by one never holds all of them twice.
+
+    Raises:
+      BadWeights: as `read_weights`; damage that an index cannot show, when the weight
+        is asked for.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+        readers: dict[str, Callable[[], np.ndarray]] = {}
+        for file in _shards(path):
+            weights = open_weights(file)
+            for name in weights:
+                readers[name] = functools.partial(weights.__getitem__, name)
+        return _complete(path, Weights(readers))
+    if path.suffix != ".safetensors" or not path.is_file():
+        return read_weights(path)
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew: closing it gives back the memory that reading has touched.
+        with _opened(path) as file:
+            return file.get_tensor(name)
+
+    with _opened(path) as file:
+        return Weights({name: functools.partial(read, name) for name in file.keys()})
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            yield file
+    except Exception as error:  # a damaged file raises almost anything
+        raise BadWeights(
+            f"{path}: damaged ({user_files.brief(error)}): download the file again"
+        ) from error
 
 
 def _read_torch(path: pathlib.Path) -> Any:
@@ -324,6 +377,14 @@ def write_weights(path: PathLike, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
+    weights = {}
+    for file in _shards(index):
+        weights |= read_weights(file)
+    return _complete(index, weights)
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index names."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise BadWeights(f"{index}: has no weight_map: download the file again")
@@ -336,10 +397,12 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
                 f"{index}: {reprlib.repr(file)} is not the name of a file beside it "
                 "with weights: download the file again"
             )
-    weights = {}
-    for file in sorted(set(shards.values())):
-        weights |= read_weights(index.parent / file)
-    missing = sorted(set(shards) - set(weights))
+    return [index.parent / file for file in sorted(set(shards.values()))]
+
+
+def _complete(index: pathlib.Path, weights: Any) -> Any:
+    """`weights`, if they are all that the index names."""
+    missing = sorted(set(read_json(index)["weight_map"]) - set(weights))
     if missing:
         raise BadWeights(
             f"{index}: the files it names do not hold {missing[0]}: download them again"

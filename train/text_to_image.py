@@ -226,7 +226,7 @@ def encode_pictures(
     def encode(number):
         pictures, prompts = render(jax.random.fold_in(key, number), atlas, size)
         images = pictures.astype(jnp.float32) / 127.5 - 1
-        with convolution.form("lax"):
+        with convolution.outside_loops():
             mean, _ = vae.apply({"params": params}, images, method="encode")
         return mean, prompts
 

@@ -14,21 +14,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from gptfl_jax import artifacts, hub
 from gptfl_jax.configuration import UserError
-from gptfl_jax.generators import blocks, clip_text, solvers, torch_weights, vae
+from gptfl_jax.generators import (
+    blocks,
+    clip_text,
+    placement,
+    solvers,
+    torch_weights,
+    vae,
+)
 from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.model_config import building
+from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 from gptfl_jax.generators.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig, project_context
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
-
-_SHARDED = PartitionSpec("data")
-_REPLICATED = PartitionSpec()
 
 
 class _Component(NamedTuple):
@@ -115,7 +120,8 @@ class StableDiffusion:
     ):
         """Puts a pipeline together from its parts.
 
-        `devices` are those of this process to split batches over, by default all.
+        `devices` are those of this process to split batches over, by default those of
+        `placement.mesh`.
 
         Raises:
           UserError: if the parts do not fit together.
@@ -141,8 +147,8 @@ class StableDiffusion:
         self.networks = networks
         self.tokenizer = tokenizer
         self.solver = solver
-        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
-        everywhere = NamedSharding(self._mesh, _REPLICATED)
+        self._mesh = placement.mesh(devices)
+        everywhere = NamedSharding(self._mesh, EVERYWHERE)
         self.params = jax.device_put(dict(params), everywhere)
 
     @classmethod
@@ -191,10 +197,11 @@ class StableDiffusion:
         for name, shapes in all_shapes.items():
             params[name] = torch_weights.from_torch(
                 shapes,
-                hub.read_weights(files[name]),
+                hub.open_weights(files[name]),
                 str(files[name]),
                 _COMPONENTS[name].current_name,
                 dtype,
+                torch_weights.on_device,
             )
         if isinstance(solver, str):
             path = folder / "scheduler" / "scheduler_config.json"
@@ -216,8 +223,7 @@ class StableDiffusion:
         """Makes an image for each prompt.
 
         A sample depends on its prompt, key, guidance and nothing else: the rest of the
-        batch and the number of devices change only rounding errors. The batch is split
-        over all local devices.
+        batch and the number of devices change only rounding errors.
 
         Args:
           prompts: what to show; what is longer than the text encoder takes is cut.
@@ -372,9 +378,9 @@ class StableDiffusion:
         def place(rows):
             if rows is None:
                 return None
-            spec = _SHARDED
+            spec = SPLIT
             if rows is start.negative_tokens and len(rows) == 1:
-                spec = _REPLICATED
+                spec = EVERYWHERE
             elif len(rows) % count:
                 order = np.minimum(
                     np.arange(-(-len(rows) // count) * count), len(rows) - 1
@@ -409,9 +415,9 @@ class _State(NamedTuple):
 def _sample(networks, shape, mesh, params, start, schedule):
     """Images, by the loop that suits the backend."""
     one_prompt = start.negative_tokens is not None and len(start.negative_tokens) == 1
-    specs = jax.tree.map(lambda _: _SHARDED, start)
+    specs = jax.tree.map(lambda _: SPLIT, start)
     if one_prompt:
-        specs = specs._replace(negative_tokens=_REPLICATED)
+        specs = specs._replace(negative_tokens=EVERYWHERE)
     programs = _programs(networks, shape, mesh, specs)
     if jax.default_backend() != "cpu":
         return programs.whole(params, start, schedule)
@@ -480,19 +486,14 @@ def _programs(networks, shape, mesh, specs) -> _Programs:
         state, _ = jax.lax.scan(body, state, schedule)
         return end(params["vae"], state.sample)
 
-    def split(function, *in_specs, donate=()):
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=_SHARDED, check_vma=False
-        )
-        return jax.jit(mapped, donate_argnums=donate)
+    def program(function, *in_specs, donate=()):
+        return placement.compiled(function, mesh, in_specs, donate=donate)
 
     return _Programs(
-        whole=split(whole, _REPLICATED, specs, _REPLICATED),
-        begin=split(begin, _REPLICATED, specs),
-        step=split(
-            step, _REPLICATED, _REPLICATED, _SHARDED, _SHARDED, _SHARDED, donate=(4,)
-        ),
-        end=split(end, _REPLICATED, _SHARDED),
+        whole=program(whole, EVERYWHERE, specs, EVERYWHERE),
+        begin=program(begin, EVERYWHERE, specs),
+        step=program(step, EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT, donate=(4,)),
+        end=program(end, EVERYWHERE, SPLIT),
     )
 
 

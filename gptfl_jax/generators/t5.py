@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptfl_jax import artifacts, hub, user_files
 from gptfl_jax.configuration import UserError
-from gptfl_jax.generators import decoding, torch_weights
+from gptfl_jax.generators import decoding, placement, torch_weights
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.model_config import ModelConfig, building
 
@@ -439,10 +439,11 @@ class T5:
         tokenizer: Any,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """`devices` are those of this process to split work over, by default all."""
+        """`devices` are those of this process to split work over, by default those of
+        `placement.mesh`."""
         self.network = network
         self.tokenizer = tokenizer
-        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
+        self._mesh = placement.mesh(devices)
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         self.params = jax.device_put(dict(params), everywhere)
 
@@ -474,11 +475,13 @@ class T5:
                 "another model"
             )
         config = T5Config.from_json(options, str(path))
-        config, weights = current_weights(config, hub.read_weights(file))
+        config, weights = current_weights(config, hub.open_weights(file))
         network = T5Network(config, dtype=jnp.dtype(dtype))
         with building(path):
             shapes = network_shapes(network)
-        params = torch_weights.from_torch(shapes, weights, str(file), dtype=dtype)
+        params = torch_weights.from_torch(
+            shapes, weights, str(file), dtype=dtype, place=torch_weights.on_device
+        )
         return cls(network, params, _load_tokenizer(folder))
 
     def generate(
@@ -521,7 +524,7 @@ class T5:
 
         A sampled answer depends on its text, its key and `how`; the other texts and the
         number of devices change only rounding errors. Texts, or the answers where texts
-        are few, are split over all local devices.
+        are few, are split over the devices.
 
         Args:
           tokens: of the texts, each with its end.
@@ -637,14 +640,8 @@ def _program(
 
     texts = PartitionSpec("data") if by_text else PartitionSpec()
     answers = PartitionSpec("data") if by_text else PartitionSpec(None, "data")
-    return jax.jit(
-        jax.shard_map(
-            answer,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), texts, texts, answers),
-            out_specs=answers,
-            check_vma=False,
-        )
+    return placement.compiled(
+        answer, mesh, (PartitionSpec(), texts, texts, answers), answers
     )
 
 
@@ -662,35 +659,36 @@ def network_shapes(network: T5Network) -> dict[str, Any]:
 
 def current_weights(
     config: T5Config, weights: Mapping[str, np.ndarray]
-) -> tuple[T5Config, dict[str, np.ndarray]]:
+) -> tuple[T5Config, Mapping[str, np.ndarray]]:
     """Weights without copies, and the config that fits them.
 
     Files hold the embeddings under one to four names. Whether the output layer has
     weights of its own is seen from them: configs of version 1.1 contradict each other.
     """
-    weights = dict(weights)
+    # Each weight is read where it is needed, and not kept.
+    readers = {name: functools.partial(weights.__getitem__, name) for name in weights}
     # Older files have biases here, which no version has used.
-    weights.pop(
+    readers.pop(
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None
     )
-    head = weights.pop("lm_head.weight", None)
+    head = readers.pop("lm_head.weight", None)
     copies = [
-        weights.pop(f"{stack}.embed_tokens.weight", None)
+        readers.pop(f"{stack}.embed_tokens.weight", None)
         for stack in ("encoder", "decoder")
     ]
     for copy in (*copies, head):
-        if "shared.weight" not in weights and copy is not None:
-            weights["shared.weight"] = copy
-    tied = head is None or np.array_equal(head, weights["shared.weight"])
+        if "shared.weight" not in readers and copy is not None:
+            readers["shared.weight"] = copy
+    tied = head is None or np.array_equal(head(), readers["shared.weight"]())
     if not tied:
-        weights["lm_head.weight"] = head
+        readers["lm_head.weight"] = head
     scaled = config.scale_decoder_outputs
     config = dataclasses.replace(
         config,
         tie_word_embeddings=tied,
         scale_decoder_outputs=config.tie_word_embeddings if scaled is None else scaled,
     )
-    return config, weights
+    return config, hub.Weights(readers)
 
 
 def _fetch(path_or_id, revision) -> tuple[pathlib.Path, pathlib.Path]:

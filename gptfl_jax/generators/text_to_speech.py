@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int32, Key
 
 from gptfl_jax import artifacts, hub
 from gptfl_jax.configuration import UserError
-from gptfl_jax.generators import hifigan, speecht5, torch_weights
+from gptfl_jax.generators import hifigan, placement, speecht5, torch_weights
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.model_config import building
+from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
 
-_SHARDED = PartitionSpec("data")
-_REPLICATED = PartitionSpec()
 _TOKENIZER_FILES = ["*token*.json", "*.model", "vocab.json", "merges.txt"]
 _STEMS = ("model", "pytorch_model")
 
@@ -53,7 +52,8 @@ class TextToSpeech:
     ):
         """Puts a pipeline together from its parts.
 
-        `devices` are those of this process to split batches over, by default all.
+        `devices` are those of this process to split batches over, by default those of
+        `placement.mesh`.
 
         Raises:
           UserError: if the parts do not fit together.
@@ -67,8 +67,8 @@ class TextToSpeech:
         self.model = model
         self.vocoder = vocoder
         self.tokenizer = tokenizer
-        self._mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
-        everywhere = NamedSharding(self._mesh, _REPLICATED)
+        self._mesh = placement.mesh(devices)
+        everywhere = NamedSharding(self._mesh, EVERYWHERE)
         self.variables = jax.device_put(dict(variables), everywhere)
 
     @classmethod
@@ -102,10 +102,11 @@ class TextToSpeech:
         variables = {
             "model": torch_weights.variables_from_torch(
                 shapes,
-                hub.read_weights(file),
+                hub.open_weights(file),
                 str(file),
                 speecht5.current_name,
                 dtype,
+                torch_weights.on_device,
             )
         }
         tokenizer = hub.load_tokenizer(folder, "SpeechT5Tokenizer")
@@ -137,8 +138,7 @@ class TextToSpeech:
         """Speaks each text.
 
         A sample depends on its text, speaker and key and nothing else: the rest of the
-        batch and the number of devices change only rounding errors. The batch is split
-        over all local devices.
+        batch and the number of devices change only rounding errors.
 
         Args:
           texts: what to say, in characters that the model knows.
@@ -331,7 +331,7 @@ class TextToSpeech:
             if missing:
                 order = np.minimum(np.arange(len(rows) + missing), len(rows) - 1)
                 rows = rows[order]
-            return jax.device_put(rows, NamedSharding(self._mesh, _SHARDED))
+            return jax.device_put(rows, NamedSharding(self._mesh, SPLIT))
 
         return jax.tree.map(place, rows)
 
@@ -441,24 +441,15 @@ def _programs(model, vocoder, mesh) -> _Programs:
     def split(function, *specs):
         """`function`, whose first argument is static, over the devices."""
 
-        @functools.partial(jax.jit, static_argnums=0)
-        def program(static, *arguments):
-            mapped = jax.shard_map(
-                functools.partial(function, static),
-                mesh=mesh,
-                in_specs=specs,
-                out_specs=_SHARDED,
-                check_vma=False,
-            )
-            return mapped(*arguments)
+        @functools.cache
+        def program(static):
+            bound = functools.partial(function, static)
+            return placement.compiled(bound, mesh, specs)
 
-        return program
+        return lambda static, *arguments: program(static)(*arguments)
 
-    vocode = split(
-        lambda _, *arguments: vocoder.apply(*arguments), _REPLICATED, _SHARDED, _SHARDED
-    )
     return _Programs(
-        speak=split(speak, _REPLICATED, _SHARDED, _REPLICATED),
-        refine=split(refine, _REPLICATED, _SHARDED, _SHARDED),
-        vocode=functools.partial(vocode, None),
+        speak=split(speak, EVERYWHERE, SPLIT, EVERYWHERE),
+        refine=split(refine, EVERYWHERE, SPLIT, SPLIT),
+        vocode=placement.compiled(vocoder.apply, mesh, (EVERYWHERE, SPLIT, SPLIT)),
     )

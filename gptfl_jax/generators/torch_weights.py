@@ -57,6 +57,7 @@ def from_torch(
     source: str,
     current_name: Callable[[str], str | None] = lambda name: name,
     dtype: DTypeLike | None = None,
+    place: Callable[[np.ndarray], Any] = lambda value: value,
 ) -> dict[str, Any]:
     """Parameters that hold the weights of a PyTorch checkpoint.
 
@@ -67,15 +68,17 @@ def from_torch(
       current_name: today's name of a weight of an older release, None for entries that
         are no weights.
       dtype: of the parameters; by default as in the checkpoint.
+      place: puts each parameter where it shall be, before the next weight is read.
 
     Raises:
       UserError: if a weight is missing, left over or of another shape.
     """
+    # Names alone: reading a weight may take memory (`hub.open_weights`).
     found = {}
-    for name, value in weights.items():
-        name = current_name(name)
-        if name is not None:
-            found[name] = value
+    for name in weights:
+        current = current_name(name)
+        if current is not None:
+            found[current] = name
     expected = {path: torch_name(path) for path in traverse_util.flatten_dict(shapes)}
     missing = sorted(set(expected.values()) - set(found))
     unknown = sorted(set(found) - set(expected.values()))
@@ -89,12 +92,17 @@ def from_torch(
             )
     params = {}
     for path, struct in traverse_util.flatten_dict(shapes).items():
-        value = np.asarray(found[expected[path]])
+        value = np.asarray(weights[found[expected[path]]])
         value = _layout(path, value, struct.shape, source)
         if dtype is not None:
             value = value.astype(jnp.dtype(dtype), copy=False)
-        params[path] = value
+        params[path] = place(value)
     return traverse_util.unflatten_dict(params)
+
+
+def on_device(value: np.ndarray) -> Array:
+    """`value` on the first device, with no memory of the host held any longer."""
+    return jax.block_until_ready(jnp.asarray(value))
 
 
 def variables_from_torch(
@@ -103,11 +111,13 @@ def variables_from_torch(
     source: str,
     current_name: Callable[[str], str | None] = lambda name: name,
     dtype: DTypeLike | None = None,
+    place: Callable[[np.ndarray], Any] = lambda value: value,
 ) -> dict[str, Any]:
     """`from_torch` for all collections of a module, as `params` and `batch_stats`.
 
     Args:
       dtype: of the parameters; the other collections stay as in the checkpoint.
+      place: as in `from_torch`.
     """
     owner = {
         path: collection
@@ -118,7 +128,7 @@ def variables_from_torch(
     for tree in shapes.values():
         merged |= traverse_util.flatten_dict(tree)
     merged = traverse_util.unflatten_dict(merged)
-    loaded = from_torch(merged, weights, source, current_name)
+    loaded = from_torch(merged, weights, source, current_name, place=place)
     variables: dict[str, dict] = {collection: {} for collection in shapes}
     for path, value in traverse_util.flatten_dict(loaded).items():
         if dtype is not None and owner[path] == "params":

@@ -44,6 +44,35 @@ def test_files_of_torch_are_read(name):
             assert weights[key].dtype == value.astype(key).dtype
 
 
+def test_weights_are_read_when_asked_for(tmp_path):
+    weights = {name: np.arange(6.0).reshape(2, 3) + i for i, name in enumerate("abc")}
+    hub.write_weights(tmp_path / "1.safetensors", {n: weights[n] for n in "ab"})
+    hub.write_weights(tmp_path / "2.safetensors", {"c": weights["c"]})
+    index = tmp_path / "model.safetensors.index.json"
+    shards = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
+    index.write_text(json.dumps({"weight_map": shards}))
+    for path in (tmp_path / "1.safetensors", index):
+        opened, read = hub.open_weights(path), hub.read_weights(path)
+        assert list(opened) == sorted(read) and len(opened) == len(read)
+        for name, value in opened.items():
+            np.testing.assert_array_equal(value, weights[name])
+            np.testing.assert_array_equal(read[name], weights[name])
+    opened = hub.open_weights(index)
+    hub.write_weights(tmp_path / "2.safetensors", {"c": np.ones(3)})
+    np.testing.assert_array_equal(opened["c"], np.ones(3))
+    hub.write_weights(tmp_path / "2.safetensors", {"d": np.ones(3)})
+    with pytest.raises(hub.BadWeights, match="2.safetensors: damaged"):
+        opened["c"]
+    with pytest.raises(hub.BadWeights, match="do not hold c"):
+        hub.open_weights(index)
+    (tmp_path / "1.safetensors").write_bytes(b"no weights")
+    with pytest.raises(hub.BadWeights, match="1.safetensors: damaged"):
+        hub.open_weights(tmp_path / "1.safetensors")
+    # Of the other formats nothing is gained: they are read at once.
+    torch_file = REFERENCES / "saved_by_torch.bin"
+    assert set(hub.open_weights(torch_file)) == set(hub.read_weights(torch_file))
+
+
 class Attack:
     """Runs a command when it is unpickled by a careless reader."""
 

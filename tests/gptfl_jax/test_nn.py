@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import convolution, nn
 
-FORMS = ("patches", "row_split", "winograd")
+FORMS = ("patches", "row_split", "winograd", "winograd_strips")
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +115,89 @@ def test_choice_on_a_cpu():
     assert chosen(sizes=square, channels=wide, stride=(2, 2)) == "patches"
     assert chosen(sizes=square, channels=wide, dtype=jnp.bfloat16) == "patches"
     assert chosen(sizes=(16,), channels=wide, window=(3,)) == "patches"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
+@pytest.mark.parametrize(
+    ("sizes", "channels", "window", "options", "inside", "outside"),
+    [
+        # Of Stable Diffusion's UNet; a batch of 4.
+        ((32, 32), (320, 320), (3, 3), {}, "winograd", "winograd_strips"),
+        ((16, 16), (640, 640), (3, 3), {}, "winograd", "winograd_strips"),
+        ((8, 8), (1280, 1280), (3, 3), {}, "winograd", "patches"),
+        ((4, 4), (2560, 1280), (3, 3), {}, "winograd", "patches"),
+        (
+            (32, 32),
+            (960, 320),
+            (1, 1),
+            {"padding": ((0, 0),) * 2},
+            "row_split",
+            "patches",
+        ),
+        ((32, 32), (320, 320), (3, 3), {"stride": (2, 2)}, "patches", "lax"),
+        ((8, 8), (1280, 1280), (3, 3), {"stride": (2, 2)}, "patches", "patches"),
+        ((32, 32), (4, 320), (3, 3), {}, "patches", "lax"),
+        ((32, 32), (320, 4), (3, 3), {}, "row_split", "lax"),
+        # Of the autoencoder, in half precision, and of HiFi-GAN.
+        ((256, 256), (128, 128), (3, 3), {}, "winograd", "winograd_strips"),
+        ((256, 256), (128, 128), (3, 3), {"dtype": jnp.bfloat16}, "patches", "lax"),
+        ((3200,), (64, 64), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
+        ((32,), (512, 512), (7,), {"padding": ((3, 3),)}, "patches", "patches"),
+        ((32, 32), (320, 320), (3, 3), {"groups": 2}, "patches", "lax"),
+    ],
+)
+def test_choice_by_place_and_shapes(sizes, channels, window, options, inside, outside):
+    channels = channels[0] // options.get("groups", 1), channels[1]
+    case = dict(sizes=sizes, channels=channels, window=window, **options)
+    assert chosen(**case) == inside
+    with convolution.outside_loops():
+        assert chosen(**case) == outside
+        with convolution.form("row_split"):
+            assert chosen(sizes=(8, 8), channels=(32, 32)) == "row_split"
+    assert chosen(**case) == inside
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
+def test_a_compiled_function_follows_the_place():
+    """One that was compiled before in another place is traced again."""
+    places = []
+
+    @jax.jit
+    def function(x, kernel):
+        places.append(convolution._is_outside.value)
+        return nn.conv(x, kernel)
+
+    x, kernel = random(4, 16, 16, 16), random(3, 3, 16, 16, seed=1)
+    first = function(x, kernel)
+    with convolution.outside_loops():
+        second = function(x, kernel)
+    function(x, kernel)
+    assert places == [False, True]
+    np.testing.assert_allclose(first, second, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strips"),
+    # Room for 16 tiles: whole examples, rows of one, or rows of one and padding.
+    [((6, 8, 8), (3, 2)), ((2, 32, 16), (1, 4)), ((3, 44, 12), (1, 4))],
+)
+def test_winograd_in_strips_is_winograd(monkeypatch, shape, strips):
+    inputs, kernel = random(*shape, 8), random(3, 3, 8, 12, seed=1)
+    cotangent = random(*shape, 12, seed=2)
+    whole = values_and_gradients("winograd", {}, inputs, kernel, cotangent)
+    given = []
+    split = convolution._strips
+    monkeypatch.setattr(convolution, "_STRIP_BYTES", 16 * 36 * (8 + 12) * 8)
+    monkeypatch.setattr(
+        convolution, "_strips", lambda *args: given.append(split(*args)) or given[-1]
+    )
+    with convolution.form("winograd_strips"):
+        outputs = nn.conv(inputs, kernel)
+    assert given == [strips]
+    np.testing.assert_allclose(outputs, whole[0], rtol=0, atol=1e-12)
+    again = values_and_gradients("winograd_strips", {}, inputs, kernel, cotangent)
+    for one, other in zip(again, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")

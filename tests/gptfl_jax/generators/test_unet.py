@@ -153,3 +153,9 @@ def test_attention_in_blocks_of_queries_is_the_same(monkeypatch):
     np.testing.assert_allclose(whole, expected, atol=1e-5)
     monkeypatch.setattr(blocks, "_MAX_LOGITS", 70)  # 20 a query: 4 blocks of 3
     np.testing.assert_allclose(blocks.attention(query, key, value), whole, atol=1e-6)
+    # On a CPU head by head, here 5 logits a query: 3 blocks of 4, then all in one.
+    monkeypatch.setattr(blocks, "_MANY_CPU_LOGITS", 60)
+    for most in (20, 60):
+        monkeypatch.setattr(blocks, "_MAX_CPU_LOGITS", most)
+        outputs = blocks.attention(query, key, value)
+        np.testing.assert_allclose(outputs, whole, atol=1e-6)

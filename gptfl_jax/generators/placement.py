@@ -1,0 +1,61 @@
+"""Where a generator runs, and how its programs are compiled for that place.
+
+On GPUs and TPUs a batch is split over all devices of the process. The CPU devices of a
+process are no machines of their own: they share its cores, and each operation of one of
+them uses all cores anyway. There a generator runs on one device: a batch that is split
+over CPU devices is filled up to a multiple of their number, each reads all the weights,
+and intermediate values are held once a device.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from gptfl_jax import convolution
+
+SPLIT = PartitionSpec("data")
+EVERYWHERE = PartitionSpec()
+
+
+def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices that share a batch, along the axis `data`.
+
+    By default all of this process, of CPU devices one.
+    """
+    if devices is None:
+        devices = jax.local_devices()
+        if devices[0].platform == "cpu":
+            devices = devices[:1]
+    return Mesh(np.asarray(devices), ("data",))
+
+
+def compiled(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: tuple[Any, ...],
+    out_specs: Any = SPLIT,
+    donate: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """`function` as a program that each device runs on its share of the batch.
+
+    Args:
+      function: has no convolution inside a loop of XLA's where it runs on a CPU.
+      mesh: of `mesh`.
+      in_specs: how each argument lies on the devices.
+      out_specs: how the results do.
+      donate: numbers of the arguments whose memory the results may take.
+    """
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with convolution.outside_loops():
+            return function(*arguments)
+
+    mapped = jax.shard_map(
+        traced, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=donate)
