@@ -97,7 +97,7 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
         absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
         if absent:
             lacking = ", ".join(names[label] for label in absent)
-            _say(f"no synthetic {report.plural} of {lacking}")
+            _say(f"no {report.plural} of {lacking}")
         both = config.train.data == "both"
         dataset = sources.concatenate(dataset, synthetic) if both else synthetic
     validation = None
