@@ -19,7 +19,7 @@ def module_of(name):
 
 def value_of(config, dotted):
     """A value of the field that its config string takes."""
-    value = configuration._get(config, dotted)
+    value = configuration.get(config, dotted)
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -579,7 +579,7 @@ def test_help_and_refusals_on_the_command_line(tmp_path, config_file, capsys):
         ([], "prompts.json is missing: make it with `python -m generate.prompts"),
         (["--config.generate.batch_size=0"], "batch_size = 0: takes a whole number >="),
         (["--config.generate.num_step=3"], "did you mean config.generate.num_steps?"),
-        (["--config.generate.samples_per_class=x"], "or a multiple of the real count"),
+        (["--config.generate.samples_per_class=x"], "or such a multiple of the real"),
     ):
         with pytest.raises(SystemExit) as leaving:
             launch.launch(images.run, sections, [*arguments, *extra])
