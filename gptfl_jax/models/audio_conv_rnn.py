@@ -53,40 +53,20 @@ class BidirectionalGRU(nn.Module):
         Where `mask` is False the state stays as it is: behind a clip's end, so that the
         backward direction begins, with zeros, at its last frame.
         """
-        batch, frames, channels = inputs.shape
-        projected, recurrent = [], []
+        channels = inputs.shape[-1]
+        gates, recurrent = [], []
         for ending in ("", "_reverse"):
-            weight_in, bias_in = self._weight_and_bias(f"ih_l0{ending}", channels)
-            weight_hidden, bias_hidden = self._weight_and_bias(
-                f"hh_l0{ending}", self.features
-            )
-            gates = inputs @ weight_in.T.astype(inputs.dtype)
-            gates = (gates + bias_in.astype(inputs.dtype)).swapaxes(0, 1)
-            projected.append(gates[::-1] if ending else gates)
-            recurrent.append(
-                (
-                    weight_hidden.T.astype(inputs.dtype),
-                    bias_hidden.astype(inputs.dtype),
-                )
-            )
+            weight, bias = self._weight_and_bias(f"ih_l0{ending}", channels)
+            weight, bias = weight.astype(inputs.dtype), bias.astype(inputs.dtype)
+            projected = (inputs @ weight.T + bias).swapaxes(0, 1)
+            gates.append(projected[::-1] if ending else projected)
+            weight, bias = self._weight_and_bias(f"hh_l0{ending}", self.features)
+            weight, bias = weight.astype(inputs.dtype), bias.astype(inputs.dtype)
+            recurrent.append((weight.T, bias))
         if mask is not None:
             mask = mask.T[..., None]
             mask = (mask, mask[::-1])
-
-        def step(states, frame):
-            gates, real = frame
-            new = []
-            for i, (weight, bias) in enumerate(recurrent):
-                state = _gru_cell(states[i], gates[i], states[i] @ weight + bias)
-                if real is not None:
-                    state = jnp.where(real[i], state, states[i])
-                new.append(state)
-            return tuple(new), tuple(new)
-
-        zero = jnp.zeros((batch, self.features), inputs.dtype)
-        _, (forward, backward) = lax.scan(
-            step, (zero, zero), (tuple(projected), mask), length=frames
-        )
+        forward, backward = _recurrence(tuple(gates), tuple(recurrent), mask)
         states = jnp.concatenate([forward, backward[::-1]], -1)
         return states.swapaxes(0, 1)
 
@@ -104,13 +84,75 @@ class BidirectionalGRU(nn.Module):
         )
 
 
-def _gru_cell(state, from_input, from_state):
-    reset, update, new = jnp.split(from_input, 3, -1)
-    reset_, update_, new_ = jnp.split(from_state, 3, -1)
-    reset = jax.nn.sigmoid(reset + reset_)
-    update = jax.nn.sigmoid(update + update_)
-    new = jnp.tanh(new + reset * new_)
-    return (1 - update) * new + update * state
+@jax.custom_vjp
+def _recurrence(gates, recurrent, real):
+    """States after each frame, from zeros, of recurrences that have nothing in common.
+
+    Every argument is a tuple with an entry for each of them: gates from the inputs
+    [frames, batch, 3 features], (U, its bias), and which frames are real [frames,
+    batch, 1], or None in place of the last tuple. The gradient of U is one product over
+    all frames, not a sum of one a frame.
+    """
+    return _recurrence_forward(gates, recurrent, real)[0]
+
+
+def _recurrence_forward(gates, recurrent, real):
+    def step(states, frame):
+        gates, real = frame
+        new, kept = [], []
+        for i, (weight, bias) in enumerate(recurrent):
+            reset, update, candidate = jnp.split(gates[i], 3, -1)
+            reset_, update_, from_state = jnp.split(states[i] @ weight + bias, 3, -1)
+            reset = jax.nn.sigmoid(reset + reset_)
+            update = jax.nn.sigmoid(update + update_)
+            candidate = jnp.tanh(candidate + reset * from_state)
+            state = (1 - update) * candidate + update * states[i]
+            if real is not None:
+                state = jnp.where(real[i], state, states[i])
+            new.append(state)
+            kept.append((states[i], reset, update, candidate, from_state))
+        return tuple(new), (tuple(new), tuple(kept))
+
+    features = recurrent[0][0].shape[0]
+    start = tuple(jnp.zeros((*x.shape[1:-1], features), x.dtype) for x in gates)
+    _, (states, kept) = lax.scan(step, start, (gates, real))
+    return states, (kept, recurrent, real)
+
+
+def _recurrence_backward(residuals, gradient):
+    kept, recurrent, real = residuals
+
+    def step(d_states, frame):
+        gradient, kept, real = frame
+        new, d_gates, d_from_state = [], [], []
+        for i, (weight, _) in enumerate(recurrent):
+            state, reset, update, candidate, from_state = kept[i]
+            d_state = passed = d_states[i] + gradient[i]
+            if real is not None:
+                d_state = jnp.where(real[i], d_state, 0)
+            d_candidate = d_state * (1 - update) * (1 - candidate**2)
+            d_update = d_state * (state - candidate) * update * (1 - update)
+            d_reset = d_candidate * from_state * reset * (1 - reset)
+            both = d_reset, d_update
+            d_gates.append(jnp.concatenate([*both, d_candidate], -1))
+            d_from_state.append(jnp.concatenate([*both, d_candidate * reset], -1))
+            before = d_state * update + d_from_state[i] @ weight.T
+            if real is not None:
+                before += passed - d_state
+            new.append(before)
+        return tuple(new), (tuple(d_gates), tuple(d_from_state))
+
+    start = tuple(jnp.zeros_like(x[0]) for x in gradient)
+    frames = gradient, kept, real
+    _, (d_gates, d_from_state) = lax.scan(step, start, frames, reverse=True)
+    d_recurrent = tuple(
+        (jnp.tensordot(states, d, ((0, 1), (0, 1))), d.sum((0, 1)))
+        for (states, *_), d in zip(kept, d_from_state, strict=True)
+    )
+    return d_gates, d_recurrent, None
+
+
+_recurrence.defvjp(_recurrence_forward, _recurrence_backward)
 
 
 class Model(nn.Module):

@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 
@@ -32,6 +33,51 @@ def reference_gru(x, weights, ending, backward):
         state = (1 - update) * new + update * state
         states[t] = state
     return np.stack([states[t] for t in order])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_the_gru_are_those_of_its_equations(masked):
+    frames, batch, size = 5, 3, 4
+    keys = jax.random.split(jax.random.key(0), 6)
+    gates = tuple(jax.random.normal(k, (frames, batch, 3 * size)) for k in keys[:2])
+    recurrent = tuple(
+        (jax.random.normal(k, (size, 3 * size)), jax.random.normal(k, (3 * size,)))
+        for k in keys[2:4]
+    )
+    pulls = [jax.random.normal(k, (frames, batch, size)) for k in keys[4:]]
+    real = None
+    if masked:
+        real = jnp.arange(frames)[:, None, None] < jnp.array([5, 2, 4])[:, None]
+        real = (real, real[::-1])
+
+    def known(gates, recurrent):
+        results = []
+        for i, (gate, (weight, bias)) in enumerate(zip(gates, recurrent, strict=True)):
+            state, states = jnp.zeros((batch, size)), []
+            for t in range(frames):
+                h = state @ weight + bias
+                reset, update = jnp.split(
+                    jax.nn.sigmoid(gate[t, :, : 2 * size] + h[:, : 2 * size]), 2, -1
+                )
+                new = jnp.tanh(gate[t, :, 2 * size :] + reset * h[:, 2 * size :])
+                new = (1 - update) * new + update * state
+                state = jnp.where(real[i][t], new, state) if masked else new
+                states.append(state)
+            results.append(jnp.stack(states))
+        return tuple(results)
+
+    def ours(gates, recurrent):
+        return audio_conv_rnn._recurrence(gates, recurrent, real)
+
+    def run(states):
+        def total(gates, recurrent):
+            found = states(gates, recurrent)
+            return sum((s * p).sum() for s, p in zip(found, pulls, strict=True))
+
+        return states(gates, recurrent), jax.grad(total, (0, 1))(gates, recurrent)
+
+    check = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+    jax.tree.map(check, run(ours), run(known))
 
 
 def reference(weights, x):
