@@ -295,7 +295,7 @@ def _normalise_groups(module, inputs, groups):
     norm."""
     x = inputs.astype(_statistics_dtype(inputs.dtype))
     x = x.reshape(inputs.shape[0], -1, inputs.shape[-1])
-    x = _group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
+    x = _traced_group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
     return x.reshape(inputs.shape).astype(module.dtype or inputs.dtype)
 
 
@@ -330,6 +330,8 @@ def _group_norm_backward(groups, epsilon, residuals, gradient):
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+# As convolutions do, layers of one shape share what one of them has traced.
+_traced_group_norm = jax.jit(_group_norm, static_argnums=(3, 4))
 
 
 def _group_mean(x, groups):
@@ -396,34 +398,68 @@ class BatchNorm(flax.linen.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = inputs.astype(_statistics_dtype(inputs.dtype))
+        scale, bias = _scale_and_bias(self, x)
         if train:
-            batch_mean, batch_var, count = _batch_moments(x, mask)
+            real = jnp.ones(x.shape[0], bool) if mask is None else mask != 0
+            x, batch_mean, batch_var = _batch_norm(x, scale, bias, real, self.epsilon)
             if not self.is_initializing():
+                count = _numbers(x, real)
                 unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
                 for running, batch in ((mean, batch_mean), (var, unbiased)):
                     new = (1 - self.momentum) * batch.astype(running.value.dtype)
                     running.value = self.momentum * running.value + new
         else:
-            batch_mean, batch_var = mean.value, var.value
-        x = (x - batch_mean) * lax.rsqrt(batch_var + self.epsilon)
-        scale, bias = _scale_and_bias(self, x)
-        return (x * scale + bias).astype(self.dtype or inputs.dtype)
+            x = (x - mean.value) * lax.rsqrt(var.value + self.epsilon) * scale + bias
+        return x.astype(self.dtype or inputs.dtype)
 
 
-def _batch_moments(x, mask):
-    """Mean and variance of each channel over the real rows, and how many numbers these
-    have. A batch without real rows has mean and variance 0."""
-    if mask is None:
-        mask = jnp.ones(x.shape[0], x.dtype)
-    real = (mask != 0).reshape(-1, *[1] * (x.ndim - 1))
+def _numbers(x, real):
+    """How many numbers of a channel belong to real rows."""
+    return real.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])
+
+
+def _batch_norm(x, scale, bias, real, epsilon):
+    """Norm of x [batch, ..., channels] by the mean and variance of each channel over
+    the real rows, and these two, which carry no gradient. Without real rows they are 0.
+    """
+    outputs, mean, variance = _traced_batch_norm(x, scale, bias, real, epsilon)
+    return outputs, lax.stop_gradient(mean), lax.stop_gradient(variance)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _batch_norm_with_moments(x, scale, bias, real, epsilon):
+    return _batch_norm_forward(x, scale, bias, real, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, real, epsilon):
+    x = convolution.keep(x)
     axes = tuple(range(x.ndim - 1))
-    count = real.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])
+    rows = real.reshape(-1, *[1] * (x.ndim - 1))
+    count = jnp.maximum(_numbers(x, real), 1)
+    mean = jnp.where(rows, x, 0).sum(axes) / count
+    variance = jnp.where(rows, jnp.square(x - mean), 0).sum(axes) / count
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = convolution.keep(inverse * scale)
+    outputs = (x - mean) * factor + bias, mean, variance
+    return outputs, (x, mean, inverse, factor, count, rows)
 
-    def mean_of(values):
-        return jnp.where(real, values, 0).sum(axes) / jnp.maximum(count, 1)
 
-    mean = mean_of(x)
-    return mean, mean_of(jnp.square(x - mean)), count
+def _batch_norm_backward(epsilon, residuals, gradients):
+    x, mean, inverse, factor, count, rows = residuals
+    gradient = convolution.keep(gradients[0])
+    axes = tuple(range(x.ndim - 1))
+    d_bias = gradient.sum(axes)
+    d_scale = (gradient * (x - mean)).sum(axes) * inverse
+    # By what the gradients through mean and variance lower that of a real x.
+    level, slope = convolution.keep(
+        (factor * d_bias / count, factor * inverse * d_scale / count)
+    )
+    lowered = jnp.where(rows, level + (x - mean) * slope, 0)
+    return gradient * factor - lowered, d_scale, d_bias, None
+
+
+_batch_norm_with_moments.defvjp(_batch_norm_forward, _batch_norm_backward)
+_traced_batch_norm = jax.jit(_batch_norm_with_moments, static_argnums=(4,))
 
 
 def _moments(x, axes):

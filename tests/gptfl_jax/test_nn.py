@@ -107,7 +107,7 @@ def test_choice_on_a_cpu():
     assert chosen(sizes=square, channels=wide, precision=highest) == "row_split"
     with jax.default_matmul_precision("highest"):
         assert chosen(sizes=square, channels=wide) == "row_split"
-    assert chosen(sizes=square, channels=(128, 8)) == "row_split"
+    assert chosen(sizes=square, channels=(128, 16)) == "row_split"
     assert chosen(sizes=square, channels=wide, window=(7, 7)) == "row_split"
     # A single output a tile: nothing saved.
     assert chosen(sizes=(1, 1), channels=wide) == "row_split"
@@ -173,6 +173,21 @@ def test_float32_rounding(form, window, tolerance):
         assert rounded.dtype == jnp.float32
         error = np.abs(rounded - reference).max() / np.abs(reference).max()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_large_batches_are_split_by_rows_in_blocks(monkeypatch, batch):
+    """Of three rows, or of all where nothing divides them."""
+    inputs, kernel = random(batch, 5, 6, 2), random(3, 3, 2, 3, seed=1)
+    cotangent = random(batch, 5, 6, 3, seed=2)
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 3 * inputs[0].nbytes)
+    run = functools.partial(values_and_gradients, "row_split", {})
+    jaxpr = jax.make_jaxpr(run)(inputs, kernel, cotangent)
+    assert ("length=2" in str(jaxpr)) == (batch == 6)
+    results = run(inputs, kernel, cotangent)
+    known = values_and_gradients("lax", {}, inputs, kernel, cotangent)
+    for result, reference in zip(results, known, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -425,6 +440,37 @@ def test_batch_norm_leaves_masked_rows_out():
     # Padding alone, as in an idle lane, gives numbers.
     outputs, state = train(x, jnp.zeros(5))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((outputs, state)))
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0] * 5])
+def test_gradients_of_batch_norm(mask):
+    layer, x, cotangent = (
+        nn.BatchNorm(0.1),
+        random(5, 2, 3) + 3,
+        random(5, 2, 3, seed=1),
+    )
+    mask = jnp.array(mask, float)
+    stats = layer.init(jax.random.key(0), x, train=True)["batch_stats"]
+    params = {"scale": random(3, seed=2), "bias": random(3, seed=3)}
+
+    def run(norm):
+        outputs, pull = jax.vjp(norm, params, x)
+        return outputs, pull(cotangent)
+
+    def known(params, x):
+        real = mask[:, None, None]
+        count = jnp.maximum(2 * mask.sum(), 1)
+        mean = (real * x).sum((0, 1)) / count
+        variance = (real * (x - mean) ** 2).sum((0, 1)) / count
+        x = (x - mean) / (variance + 0.1) ** 0.5
+        return x * params["scale"] + params["bias"]
+
+    def ours(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        return layer.apply(variables, x, True, mask, mutable=["batch_stats"])[0]
+
+    check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    jax.tree.map(check, run(ours), run(known))
 
 
 def test_frame_mask():
