@@ -2,14 +2,16 @@
 
   python -m benchmarks.compare --peers VENVS --scripts SCRIPTS --data DATA
 
-VENVS holds a virtual environment for each simulator (`VENVS/pfl/bin/python`, ...) and
-SCRIPTS a script for each (`peer_pfl.py`, ...) that takes --workload, --rounds and
---data and prints one line of JSON; those installed are run. DATA is that of
-`benchmarks.fl_round`, made by SCRIPTS/gen_data.py. Everybody runs in turn, `--repeats`
-times, so that other work on the machine meets all of them; rates and memory in the
-table are medians, the ratio is the median of the ratios within a turn.
+VENVS holds a virtual environment for each simulator (`VENVS/pfl/bin/python`, ...);
+those installed are run. For w1 and w2, SCRIPTS has a script for each (`peer_pfl.py`,
+...) that takes --workload, --rounds and --data and prints one line of JSON; for the
+others, `benchmarks/peers` has a loop in torch. DATA is that of `benchmarks.fl_round`,
+made by SCRIPTS/gen_data.py and `benchmarks.peers.make_data`. Everybody runs in turn,
+`--repeats` times, so that other work on the machine meets all of them; rates and memory
+in the table are medians, the ratio is the median of the ratios within a turn.
 
-The table goes between two marks in docs/performance.md, with machine and versions.
+A table a workload goes between two marks in docs/performance.md, with machine and
+versions.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from typing import NamedTuple
 from benchmarks import document, measure
 
 OURS = "gptfl-jax"
+WORKLOADS = ("w1", "w2", "w3", "w4", "w5")
 
 
 class Peer(NamedTuple):
@@ -37,6 +40,7 @@ class Peer(NamedTuple):
     command: tuple[str, ...]
     """{bin} and {scripts} stand for the folders."""
     variables: dict[str, str] = {}
+    workloads: tuple[str, ...] = ("w1", "w2")
 
 
 # One thread a process where there are two of them: torch's threads wait by spinning.
@@ -54,6 +58,13 @@ PEERS = (
         ("{bin}/python", "{scripts}/peer_torch_loop.py", "--workers", "2"),
         _ONE_THREAD,
     ),
+    Peer(
+        "torch loop, two processes",
+        ("torchseq", "pfl"),
+        ("{bin}/python", "-m", "benchmarks.peers.torch_loop", "--workers", "2"),
+        _ONE_THREAD,
+        ("w3", "w4", "w5"),
+    ),
     Peer("FedJAX", ("fedjax",), ("{bin}/python", "{scripts}/peer_fedjax.py")),
     Peer("DrJAX", ("drjax",), ("{bin}/python", "{scripts}/peer_drjax.py")),
     Peer("Flower", ("flower",), ("{bin}/python", "{scripts}/peer_flower.py")),
@@ -70,24 +81,28 @@ class Result(NamedTuple):
 
 
 def main() -> None:
-    """Runs everybody and writes the table."""
+    """Runs everybody and writes the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", type=pathlib.Path, required=True, help="VENVS")
-    parser.add_argument("--scripts", type=pathlib.Path, required=True)
+    parser.add_argument("--scripts", type=pathlib.Path, help="needed for w1 and w2")
     parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--workloads", nargs="+", default=["w1", "w2"])
+    parser.add_argument(
+        "--workloads", nargs="+", default=["w1", "w2", "w3", "w4", "w5"]
+    )
     parser.add_argument("--only", nargs="+", help="environments to run, as pfl fedjax")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, default=document.PAGE)
     arguments = parser.parse_args()
-    contenders = find_contenders(arguments)
-    results = {w: {name: [] for name in contenders} for w in arguments.workloads}
+    if arguments.scripts is None and not {"w1", "w2"}.isdisjoint(arguments.workloads):
+        parser.error("--scripts is missing: w1 and w2 need it")
+    contenders = {w: find_contenders(arguments, w) for w in arguments.workloads}
+    results = {w: {name: [] for name in contenders[w]} for w in arguments.workloads}
     for repeat in range(arguments.repeats):
         for workload in arguments.workloads:
-            for name, (command, variables) in contenders.items():
+            for name, (command, variables) in contenders[workload].items():
                 options = ["--workload", workload, "--rounds", str(arguments.rounds)]
                 options += ["--data", str(arguments.data.resolve())]
                 result = run([*command, *options], variables)
@@ -97,19 +112,20 @@ def main() -> None:
                 results[workload][name].append(result)
                 rate = result.fields["examples_per_s"]
                 print(f"{repeat + 1}: {workload} {name}: {rate} examples/s", flush=True)
-        # After every turn: a comparison cut short has its table.
-        document.write(
-            "compare", describe(results, arguments, repeat + 1), arguments.output
-        )
+            # After every turn: a comparison cut short has its table.
+            table = describe(workload, results[workload], arguments, repeat + 1)
+            document.write(f"compare {workload}", table, arguments.output)
 
 
 def find_contenders(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, workload: str
 ) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Command and environment variables of ours and every installed peer, by name."""
     contenders = {OURS: ([sys.executable, "-m", "benchmarks.fl_round"], {})}
-    scripts = arguments.scripts.resolve()
+    scripts = arguments.scripts and arguments.scripts.resolve()
     for peer in PEERS:
+        if workload not in peer.workloads:
+            continue
         for environment in peer.environments:
             if arguments.only and environment not in arguments.only:
                 continue
@@ -158,54 +174,53 @@ def run(command: list[str], variables: dict[str, str]) -> Result | None:
 
 
 def describe(
-    results: dict[str, dict[str, list[Result]]],
+    workload: str,
+    by_name: dict[str, list[Result]],
     arguments: argparse.Namespace,
     turns: int,
 ) -> str:
     """The table in Markdown, below the machine and the versions."""
-    lines = [
-        f"{document.circumstances()} Turns: {turns}, each of {arguments.rounds} rounds "
-        "after one that warms up.",
-    ]
-    for workload, by_name in results.items():
-        ran = {name: runs for name, runs in by_name.items() if runs}
-        rates = {
-            name: statistics.median(r.fields["examples_per_s"] for r in runs)
-            for name, runs in ran.items()
-        }
-        peers = [name for name in rates if name != OURS]
-        best = max(peers, key=rates.get, default=None)
-        rows = []
-        for name in sorted(rates, key=rates.get, reverse=True):
-            fields = [r.fields for r in ran[name]]
-            clients = statistics.median(f["clients_per_s"] for f in fields)
-            first = statistics.median(f["startup_to_first_round_s"] for f in fields)
-            memory = statistics.median(r.peak_mb for r in ran[name])
-            relative = "-" if best is None else f"{ratio(ran[name], ran[best]):.2f}"
-            rows.append(
-                [
-                    f"{name}{_versions(fields[0])}",
-                    f"{rates[name]:,.0f}",
-                    f"{clients:,.1f}",
-                    f"{first:.1f} s",
-                    f"{memory:,.0f} MB",
-                    relative,
-                ]
-            )
-        header = ["", "examples/s", "clients/s", "first round done after"]
-        header += ["peak memory", "examples/s, relative to the fastest peer"]
-        lines += ["", f"**{workload}**", "", document.table(header, rows)]
-        if OURS in ran:
-            fields = ran[OURS][-1].fields
-            share = statistics.median(
-                r.fields["share_of_matmul_rate"] for r in ran[OURS]
-            )
-            lines += [
-                "",
-                f"Ours reaches {share:.0%} of the machine's rate on plain matrix "
-                f"products ({fields['matmul_gflops']:,.0f} GFLOP/s), counting the "
-                "operations of a direct convolution.",
+    ran = {name: runs for name, runs in by_name.items() if runs}
+    rates = {
+        name: statistics.median(r.fields["examples_per_s"] for r in runs)
+        for name, runs in ran.items()
+    }
+    peers = [name for name in rates if name != OURS]
+    best = max(peers, key=rates.get, default=None)
+    rows = []
+    for name in sorted(rates, key=rates.get, reverse=True):
+        fields = [r.fields for r in ran[name]]
+        clients = statistics.median(f["clients_per_s"] for f in fields)
+        first = statistics.median(f["startup_to_first_round_s"] for f in fields)
+        memory = statistics.median(r.peak_mb for r in ran[name])
+        relative = "-" if best is None else f"{ratio(ran[name], ran[best]):.2f}"
+        rows.append(
+            [
+                f"{name}{_versions(fields[0])}",
+                f"{rates[name]:,.0f}",
+                f"{clients:,.1f}",
+                f"{first:.1f} s",
+                f"{memory:,.0f} MB",
+                relative,
             ]
+        )
+    header = ["", "examples/s", "clients/s", "first round done after"]
+    header += ["peak memory", "examples/s, relative to the fastest peer"]
+    lines = [
+        f"**{workload}**: {document.circumstances()} Turns: {turns}, each of "
+        f"{arguments.rounds} rounds after one that warms up.",
+        "",
+        document.table(header, rows),
+    ]
+    if OURS in ran:
+        fields = ran[OURS][-1].fields
+        share = statistics.median(r.fields["share_of_matmul_rate"] for r in ran[OURS])
+        lines += [
+            "",
+            f"Ours reaches {share:.0%} of the machine's rate on plain matrix products "
+            f"({fields['matmul_gflops']:,.0f} GFLOP/s), counting the operations of a "
+            "direct convolution.",
+        ]
     return "\n".join(lines) + "\n"
 
 
