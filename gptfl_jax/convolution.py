@@ -684,8 +684,8 @@ def _winograd_strips(inputs, kernel, geometry, precision):
         part = lax.dynamic_slice_in_dim(part, start - inside + top, tall, 1)
         return _winograd_products(part, weights, transform, precision)[0]
 
-    count = batch // examples * strips
-    y = lax.map(strip, jnp.arange(count)) if count > 1 else strip(jnp.int32(0))
+    numbers = jnp.arange(batch // examples * strips)
+    y = lax.map(strip, numbers) if len(numbers) > 1 else strip(numbers[0])
     y = y.reshape(batch, tiles[0] * m, tiles[1] * m, features)
     return y[:, : sizes[0], : sizes[1]]
 
