@@ -614,11 +614,11 @@ def _pad_to_tiles(inputs, geometry, transform, tiles):
     )
 
 
-def _winograd_weights(kernel, transform):
+def _winograd_weights(kernel, transform, factor=1):
     """[tile, channels, features]"""
     r, _, channels, features = kernel.shape
-    both = np.kron(transform.weight, transform.weight)
-    weights = jnp.matmul(both.astype(kernel.dtype), kernel.reshape(r * r, -1))
+    both = np.kron(transform.weight, transform.weight).astype(kernel.dtype)
+    weights = jnp.matmul(both * factor, kernel.reshape(r * r, -1))
     return keep(weights.reshape(transform.n**2, channels, features))
 
 
@@ -679,22 +679,33 @@ def _winograd_strips(inputs, kernel, geometry, precision):
     weight_bytes = transform.n**2 * channels * features * itemsize
     at_once = max(_STRIP_BYTES, weight_bytes) // row
     examples, rows = _strips(batch, tiles[0], at_once)
-    if (examples, rows) == (batch, tiles[0]):
-        return _winograd_forward(inputs, kernel, geometry, precision)[0]
     tiles[0] += -tiles[0] % rows
-    x = _pad_to_tiles(inputs, geometry, transform, tiles)
-    weights = _winograd_weights(kernel, transform)
+    # Always 1, but known only with the inputs: XLA would transform the weights of a
+    # whole network at its start, and hold four times their memory to its end.
+    one = jnp.where(inputs[0, 0, 0, 0] > jnp.inf, 0, 1).astype(kernel.dtype)
+    weights = _winograd_weights(kernel, transform, one)
     strips = tiles[0] // rows
     m, r = transform.m, transform.r
-    size = (examples, rows * m + r - 1, *x.shape[2:])
+    (top, _), (left, _) = geometry.padding
+    height, width = inputs.shape[1:3]
+    tall = rows * m + r - 1
+    read = min(tall, height)
+    # Each strip is padded by itself: a padded copy of the inputs would be large.
+    below = max(0, tiles[0] * m + r - 1 - top - height)
+    edges = {1: (top, below), 2: (left, tiles[1] * m + r - 1 - left - width)}
 
     def strip(number):
         example, place = lax.div(number, strips), lax.rem(number, strips)
-        start = (example * examples, place * (rows * m), 0, 0)
-        part = lax.dynamic_slice(x, start, size)
+        start = place * (rows * m) - top
+        inside = jnp.clip(start, 0, height - read)
+        begin = (example * examples, inside, 0, 0)
+        part = lax.dynamic_slice(inputs, begin, (examples, read, width, channels))
+        part = _pad(part, edges)
+        part = lax.dynamic_slice_in_dim(part, start - inside + top, tall, 1)
         return _winograd_products(part, weights, transform, precision)[0]
 
-    y = lax.map(strip, jnp.arange(batch // examples * strips))
+    numbers = jnp.arange(batch // examples * strips)
+    y = lax.map(strip, numbers) if len(numbers) > 1 else strip(numbers[0])
     y = y.reshape(batch, tiles[0] * m, tiles[1] * m, features)
     return y[:, : sizes[0], : sizes[1]]
 
