@@ -1,11 +1,6 @@
 """Test sets on 1, 2 and 8 devices made of one CPU, each in its own process."""
 
-import json
-import os
 import pathlib
-import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,11 +8,11 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from gptfl_jax import devices
+from tests.cpu_devices import assert_no_waiting, results_on
 
 from .evaluations_on_devices import CLASSES, SIZES, examples
 
 PROGRAM = pathlib.Path(__file__).with_name("evaluations_on_devices.py")
-COLLECTIVE = r" (?:all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +23,7 @@ def dump(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def results(dump) -> dict[int, dict]:
-    flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
-    runs = {
-        count: subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(count)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "XLA_FLAGS": flags.get(count, "")},
-        )
-        for count in (1, 2, 8)
-    }
-    outputs = {count: run.communicate(timeout=300)[0] for count, run in runs.items()}
-    assert all(run.returncode == 0 for run in runs.values())
-    return {count: json.loads(output) for count, output in outputs.items()}
+    return results_on((1, 2, 8), PROGRAM, dump)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -67,10 +51,7 @@ def test_ten_thousand_pictures_are_evaluated(results):
 
 
 def test_no_device_waits_for_another_in_a_test(results, dump):
-    programs = list(dump.glob("*after_optimizations.txt"))
-    assert any("count_shares" in path.name for path in programs)
-    for path in programs:
-        assert not re.findall(COLLECTIVE, path.read_text()), path.name
+    assert_no_waiting(dump, "jit__count_shares")
 
 
 @pytest.mark.parametrize("count", [2, 8])

@@ -1,16 +1,14 @@
 """The same rounds on 1, 2 and 8 devices made of one CPU, each in its own process."""
 
-import json
-import os
 import pathlib
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-COLLECTIVE = r" (?:all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
+from tests.cpu_devices import assert_no_waiting, results_on
+
 PROGRAM = pathlib.Path(__file__).with_name("rounds_on_devices.py")
 
 
@@ -22,18 +20,7 @@ def dump(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def results(dump) -> dict[int, dict]:
-    flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
-    runs = {
-        devices: subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(devices)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "XLA_FLAGS": flags.get(devices, "")},
-        )
-        for devices in (1, 2, 8)
-    }
-    outputs = {devices: run.communicate()[0] for devices, run in runs.items()}
-    assert all(run.returncode == 0 for run in runs.values())
-    return {devices: json.loads(output) for devices, output in outputs.items()}
+    return results_on((1, 2, 8), PROGRAM, dump)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -76,11 +63,7 @@ def test_a_round_has_one_all_reduce(devices, expected):
 
 def test_cpu_devices_of_a_process_never_wait_for_each_other(results, dump):
     """No program of rounds, tests of clients and streaming has a collective."""
-    programs = list(dump.glob("*after_optimizations.txt"))
-    names = {path.name.split(".")[1] for path in programs}
-    assert {"jit_train_apart", "jit_update_apart", "jit_evaluate"} <= names
-    for path in programs:
-        assert not re.findall(COLLECTIVE, path.read_text()), path.name
+    assert_no_waiting(dump, "jit_train_apart", "jit_update_apart", "jit_evaluate")
 
 
 def test_a_round_is_compiled_once_on_a_mesh(results):
