@@ -338,7 +338,7 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     import jax.numpy as jnp
 
-    from gptfl_jax.generators import placement, torch_weights
+    from gptfl_jax.generators import placement, torch_weights, unet
     from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
     given = inputs(case, batch)
