@@ -338,7 +338,7 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     import jax.numpy as jnp
 
-    from gptfl_jax.generators import placement, torch_weights
+    from gptfl_jax.generators import placement, torch_weights, unet
     from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
     given = inputs(case, batch)
@@ -371,6 +371,9 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
             )
             for name, value in given.items()
         }
+        if case.model == "unet":
+            # As the sampler, which has these from before its first step.
+            given["projected"] = unet.project_context(params, given["context"])
         return lambda: np.asarray(program(params, given))
     if case.name == "t5":
         from gptfl_jax.generators import decoding, t5
