@@ -374,6 +374,19 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
         if case.model == "unet":
             # As the sampler, which has these from before its first step.
             given["projected"] = unet.project_context(params, given["context"])
+        if case.model == "vae":
+            # As the sampler, by parts.
+            [(name, values)] = given.items()
+            config = network.config
+            scale = 1 if name == "images" else config.factor
+            most = config.pictures_at_once(
+                values.shape[1] * scale, values.shape[2] * scale
+            )
+
+            def run(rows):
+                return program(params, {name: rows})
+
+            return lambda: np.asarray(placement.in_parts(run, values, most))
         return lambda: np.asarray(program(params, given))
     if case.name == "t5":
         from gptfl_jax.generators import decoding, t5

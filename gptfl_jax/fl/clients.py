@@ -772,7 +772,9 @@ class _Client(NamedTuple):
         A rest that only the last bucket holds, a whole batch, goes with the loop: one
         step less to compile.
         """
-        sizes = _buckets(self.local.batch_size)[:-1]
+        # A model with batch statistics is large to compile, and mostly deep.
+        count = 2 if jax.tree.leaves(progress.model_state) else 4
+        sizes = _buckets(self.local.batch_size, count)[:-1]
 
         def epoch(e, progress):
             before = e * entry.batches
@@ -970,8 +972,8 @@ def _square(tree: PyTree) -> Float[Array, ""]:
     return sum((jnp.vdot(x, x) for x in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
-def _buckets(batch_size: int) -> tuple[int, ...]:
+def _buckets(batch_size: int, count: int) -> tuple[int, ...]:
     """Array sizes for the rest of an epoch. Four waste an eighth of a batch on average,
-    and each costs the compilation of one more step."""
-    unit = math.ceil(batch_size / 4)
-    return tuple(sorted({min(batch_size, unit * i) for i in range(1, 5)}))
+    two a quarter, and each costs the compilation of one more step."""
+    unit = math.ceil(batch_size / count)
+    return tuple(sorted({min(batch_size, unit * i) for i in range(1, count + 1)}))

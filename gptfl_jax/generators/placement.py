@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from gptfl_jax import convolution
 
@@ -31,6 +33,25 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         if devices[0].platform == "cpu":
             devices = devices[:1]
     return Mesh(np.asarray(devices), ("data",))
+
+
+def in_parts(
+    run: Callable[[Array], Array], rows: Array, most: int
+) -> Shaped[Array, "rows ..."]:
+    """`run(rows)`, on a CPU by parts of at most `most` rows, one after the other.
+
+    What a part needs between its inputs and its outputs is free for the next one.
+    """
+    count = len(rows)
+    size = next(n for n in range(min(most, count), 0, -1) if count % n == 0)
+    if size == count or jax.default_backend() != "cpu":
+        return run(rows)
+    # Programs in flight would run side by side, each with memory of its own.
+    parts = [
+        jax.block_until_ready(run(rows[first : first + size]))
+        for first in range(0, count, size)
+    ]
+    return jnp.concatenate(parts)
 
 
 def compiled(

@@ -426,7 +426,15 @@ def _sample(networks, shape, mesh, params, start, schedule):
     for i in range(len(schedule.timesteps)):
         row = jax.tree.map(lambda column, i=i: column[i], schedule)
         state = programs.step(params["unet"], row, context, start.guidance, state)
-    return programs.end(params["vae"], state.sample)
+    if mesh.size > 1:
+        return programs.end(params["vae"], state.sample)
+    config = networks.vae.config
+    height, width = (size * config.factor for size in shape[:2])
+    return placement.in_parts(
+        lambda sample: programs.end(params["vae"], sample),
+        state.sample,
+        config.pictures_at_once(height, width),
+    )
 
 
 class _Programs(NamedTuple):

@@ -72,9 +72,10 @@ def test_example_order_is_a_permutation_that_changes_with_the_epoch():
     assert (first != second).any()
 
 
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("size", [1, 3, 5, 20, 32])
-def test_buckets_hold_every_rest_with_little_waste(size):
-    buckets = clients._buckets(size)
-    assert buckets[-1] == size and len(buckets) <= 4
+def test_buckets_hold_every_rest_with_little_waste(size, count):
+    buckets = clients._buckets(size, count)
+    assert buckets[-1] == size and len(buckets) <= count
     for rest in range(1, size):
         assert any(bucket >= rest for bucket in buckets)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gptfl_jax import convolution
-from gptfl_jax.generators import placement
+from gptfl_jax.generators import placement, vae
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 PROGRAM = """
 import jax
 jax.config.update("jax_num_cpu_devices", 3)
 import numpy as np
-from gptfl_jax.generators import placement
+from gptfl_jax.generators import placement, vae
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 for devices in (None, jax.local_devices(), jax.local_devices()[1:]):
@@ -58,3 +58,24 @@ def test_programs_are_outside_of_loops():
     np.testing.assert_array_equal(program(np.zeros(2)), [1, 1])
     assert places == [True] and not convolution._is_outside.value
     assert EVERYWHERE != SPLIT
+
+
+@pytest.mark.parametrize("rows, most, sizes", [(6, 4, [3, 3]), (5, 4, [1] * 5)])
+def test_a_cpu_takes_a_batch_by_equal_parts(rows, most, sizes):
+    seen = []
+
+    def run(part):
+        seen.append(len(part))
+        return 2 * part
+
+    result = placement.in_parts(run, jax.numpy.arange(rows), most)
+    assert result.tolist() == [2 * row for row in range(rows)] and seen == sizes
+    seen.clear()
+    placement.in_parts(run, jax.numpy.arange(rows), rows)
+    assert seen == [rows]
+
+
+def test_pictures_of_a_released_autoencoder_are_decoded_one_by_one():
+    released = vae.VAEConfig(block_out_channels=(128, 256, 512, 512))
+    assert [released.pictures_at_once(n, n) for n in (768, 256, 128)] == [1, 1, 4]
+    assert vae.VAEConfig(block_out_channels=(16, 32)).pictures_at_once(32, 32) == 512
