@@ -19,10 +19,10 @@ import jax
 from ml_collections import ConfigDict
 
 from generate import text_models
-from generate.sample_folder import wait_for_all
 from gptfl_jax import artifacts, labels, prompting
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.devices import wait_for_processes
 from gptfl_jax.launch import launch, prepare
 
 _ROWS_SHOWN = 20
@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     with artifacts.lock(workdir):
         if jax.process_index() == 0:
             _make(config, request, workdir)
-        wait_for_all("prompts made")
+        wait_for_processes("prompts made")
 
 
 def _make(

@@ -19,18 +19,16 @@ from typing import Any, Self
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from orbax.checkpoint import multihost
 from tqdm import tqdm
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.configuration import UserError
+from gptfl_jax.devices import wait_for_processes
 
 _SETTINGS = "settings.json"
 # Names in the folder that no class folder may take.
 _RESERVED = ("manifest.jsonl", "preview.png", "run.json", _SETTINGS)
-# How long a process waits for the slowest one: longer than any run.
-_PATIENCE_MS = 30 * 24 * 3600 * 1000
 # Batches being written while the next one is made.
 _BATCHES_AHEAD = 2
 
@@ -100,7 +98,7 @@ class SampleFolder:
             artifacts.write_json(self.folder / _SETTINGS, self._settings)
             self._remove_leftovers()
             self._put_in_order(self._as_made(lines))
-        wait_for_all("folder opened")
+        wait_for_processes("folder opened")
         return {sample.file for sample in artifacts.read_manifest(self.folder)}
 
     def close(self) -> None:
@@ -109,7 +107,7 @@ class SampleFolder:
         Raises:
           UserError: a sample is missing.
         """
-        wait_for_all("samples made")
+        wait_for_processes("samples made")
         if jax.process_index() == 0:
             made = {each.file: each for each in artifacts.read_manifest(self.folder)}
             self._put_in_order(made)
@@ -120,7 +118,7 @@ class SampleFolder:
                     f"{missing[0]}); start the same command again to make them. With "
                     "several processes --workdir must be a folder that all share"
                 )
-        wait_for_all("folder closed")
+        wait_for_processes("folder closed")
 
     def _refuse_links(self) -> None:
         folders = {sample.file.rpartition("/")[0] for sample in self.planned}
@@ -307,8 +305,3 @@ class SampleWriter:
         finally:
             self._batches.shutdown(cancel_futures=True)
             self._encoders.shutdown()
-
-
-def wait_for_all(moment: str) -> None:
-    """Waits until every process has come here; one that died ends the others too."""
-    multihost.get_barrier_sync_fn()(key=moment, timeout_ms=_PATIENCE_MS)

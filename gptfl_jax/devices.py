@@ -8,13 +8,15 @@ there (`apart`) a program has no collective. What each device computed is copied
 first device of its process, its leader, and added there by a program of its own, which
 starts when its inputs are ready: nothing waits in a thread. What processes have to add
 is left to a collective among the leaders, one device a process, where nobody shares a
-pool.
+pool. That too gives up, after half an hour: so they meet before it, where each waits
+for the others as long as they live.
 
-All functions return without waiting for the devices.
+Of a single process, all functions return without waiting for the devices.
 """
 
 import collections
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,6 +30,11 @@ from jaxtyping import Array, PyTree
 
 # XLA uses an array in place, on every CPU device, if it begins at such an address.
 _ALIGNMENT = 64
+
+# How long a process waits for the slowest one: longer than any run.
+_PATIENCE_MS = 30 * 24 * 3600 * 1000
+# Every meeting has a number of its own; all processes come to the same ones in turn.
+_meetings = itertools.count()
 
 
 def all_along(axis: str, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
@@ -60,11 +67,19 @@ def for_steps(batch_size: int) -> Mesh:
 
 
 def apart(mesh: Mesh | None) -> bool:
-    """Whether devices of the mesh are CPU devices of one process: see above."""
-    if mesh is None:
+    """Whether the mesh is of CPU devices, which do not meet in a collective."""
+    if mesh is None or mesh.size == 1:
         return False
-    local = mesh.local_devices
-    return len(local) > 1 and local[0].platform == "cpu"
+    return mesh.local_devices[0].platform == "cpu"
+
+
+def wait_for_processes(moment: str) -> None:
+    """Waits until every process has come here; one that died ends the others too."""
+    # Deferred: it takes a second to import, and only several processes need it.
+    from orbax.checkpoint import multihost
+
+    key = f"{moment} {next(_meetings)}"
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE_MS)
 
 
 @functools.cache
@@ -133,8 +148,15 @@ def _aligned(x: np.ndarray) -> np.ndarray:
 
 
 def sum_by_process(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
-    """[devices, ...] split over the mesh -> [processes, ...] split over its leaders."""
-    return _bring(tree, mesh, _add)
+    """[devices, ...] split over the mesh -> [processes, ...] split over its leaders.
+
+    Of several processes, all have their part when this returns.
+    """
+    sums = _bring(tree, mesh, _add)
+    if leaders(mesh).size > 1:
+        jax.block_until_ready(sums)
+        wait_for_processes("sums")
+    return sums
 
 
 def add_up(tree: PyTree[Array, "T"], mesh: Mesh) -> PyTree[Array, "T"]:
