@@ -582,7 +582,7 @@ def _number(text: str) -> float:
 def _file_name(text: str) -> str:
     """A name in its folder, which it cannot leave."""
     plain = user_files.printable(text) == text and len(os.fsencode(text)) < 256
-    if not plain or not text or pathlib.PurePath(text).name != text:
+    if not plain or text in ("", "..") or pathlib.PurePath(text).name != text:
         raise ValueError("is no file name")
     return text
 

@@ -22,6 +22,11 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Of one picture, and of all that are decoded at a time: a pixel takes up to 20 bytes on
 # the way to an array. The largest cameras have 50 megapixels.
 _PIXELS = user_files.Allowance(2**26)
+# A picture lies in one piece in Pillow: of pieces of 16 MB, its default, every thread's
+# allocator would keep those of its largest picture.
+PIL.Image.core.set_block_size(2**29)
+# Pixels from which a picture is resized a channel at a time.
+_LARGE = 2**24
 # A file needs no more than its pixels: 8 bytes each, and as much again for the rest.
 _MOST_BYTES = 16 * _PIXELS.most
 
@@ -37,6 +42,13 @@ def box_resize(
     """
     if images.shape[1:3] == (size, size):
         return images
+    if images.shape[1] * images.shape[2] > _LARGE and images.shape[3] > 1:
+        # In float32 a channel takes as much memory as the whole picture in the file.
+        channels = [
+            box_resize(images[..., channel, None], size)
+            for channel in range(images.shape[3])
+        ]
+        return np.concatenate(channels, axis=-1)
     rows = _box_weights(images.shape[1], size)
     columns = _box_weights(images.shape[2], size)
     resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
@@ -104,14 +116,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
       Unreadable: the file is missing, damaged, or of none of the known formats; or it
         has more pixels than a picture may have.
     """
-    with contextlib.ExitStack() as stack:
+    # The allowance is given back last, when the picture's memory is free.
+    with contextlib.ExitStack() as allowance, contextlib.ExitStack() as stack:
         file = stack.enter_context(user_files.open_plain(path, _MOST_BYTES))
         try:
             image = stack.enter_context(PIL.Image.open(file, formats=_FORMATS))
             width, height = image.size
             if width * height > _PIXELS.most:
                 raise ValueError(f"{width}x{height} pixels, more than {_PIXELS.most:,}")
-            stack.enter_context(_PIXELS.hold(width * height))
+            allowance.enter_context(_PIXELS.hold(width * height))
             image.load()
         except Exception as error:  # Pillow reports broken files as almost anything
             reason = f"cannot be decoded ({user_files.brief(error)})"
