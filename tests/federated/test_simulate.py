@@ -724,7 +724,10 @@ def test_compare_checks_the_methods_first(tmp_path):
     with pytest.raises(UserError, match="compare.methods is empty"):
         compare.run(config, tmp_path)
     config.compare.methods = {"one": {"round": 3}}
-    with pytest.raises(ConfigError, match=r"there is no config\.federated\.round; "):
+    message = (
+        r"config\.compare\.methods\.one\.round: no such field; did you mean config"
+    )
+    with pytest.raises(ConfigError, match=message):
         compare.run(config, tmp_path)
     config.compare.methods = {"one": {"rounds": 0}}
     with pytest.raises(ConfigError, match=r"config\.federated\.rounds = 0"):

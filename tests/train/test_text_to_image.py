@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from gptfl_jax import artifacts, configuration
+from gptfl_jax import artifacts, configuration, devices
 from gptfl_jax.configuration import UserError
 from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
@@ -161,7 +162,8 @@ def test_a_run_writes_a_pipeline(tmp_path, shapes):
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [None, None])
+    mesh = types.SimpleNamespace(size=2)
+    monkeypatch.setattr(devices, "for_steps", lambda batch_size: mesh)
     with pytest.raises(
         UserError, match="config.text_to_image.batch_size = 7.*devices, 2"
     ):
