@@ -76,6 +76,15 @@ def test_a_cpu_takes_a_batch_by_equal_parts(rows, most, sizes):
 
 
 def test_pictures_of_a_released_autoencoder_are_decoded_one_by_one():
-    released = vae.VAEConfig(block_out_channels=(128, 256, 512, 512))
+    def config(*channels):
+        down, up = ("DownEncoderBlock2D",), ("UpDecoderBlock2D",)
+        levels = len(channels)
+        return vae.VAEConfig(
+            block_out_channels=channels,
+            down_block_types=down * levels,
+            up_block_types=up * levels,
+        )
+
+    released = config(128, 256, 512, 512)
     assert [released.pictures_at_once(n, n) for n in (768, 256, 128)] == [1, 1, 4]
-    assert vae.VAEConfig(block_out_channels=(16, 32)).pictures_at_once(32, 32) == 512
+    assert config(32, 64).pictures_at_once(32, 32) == 256
