@@ -678,8 +678,12 @@ def _draw(
         "marker": marker,
         **options,
     }
-    line["linewidth"] *= max(0.75, 1.9 - 0.3 * len(axes.get_legend_handles_labels()[0]))
-    axes.plot(rounds, mean, **line, **style)
+    # Where lines coincide, one beneath shows on both sides of the one above, or, of
+    # another pattern, in its gaps.
+    pattern = str(style["linestyle"])
+    beneath = sum(other.get_gid() == pattern for other in axes.lines)
+    line["linewidth"] *= max(0.75, 1.9 - 0.5 * beneath)
+    axes.plot(rounds, mean, gid=pattern, **line, **style)
     if band and (high > low).any():
         axes.fill_between(
             rounds, low, high, color=style["color"], alpha=0.13, linewidth=0
