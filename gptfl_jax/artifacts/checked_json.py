@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gptfl_jax.artifacts.files import PathLike, read_plain
-from gptfl_jax.configuration import UserError
+from gptfl_jax.configuration import UserError, is_utf8
 
 Shape = str | dict[str, Any] | list[Any] | tuple[Any, ...]
 
@@ -37,7 +37,7 @@ def _is_number(value: Any) -> bool:
 
 
 _KINDS = {
-    "text": _Kind("text", lambda value: isinstance(value, str) and _is_unicode(value)),
+    "text": _Kind("text", lambda value: isinstance(value, str) and is_utf8(value)),
     "string": _Kind("text", lambda value: isinstance(value, str)),
     "whole": _Kind("a whole number", _is_whole),
     "number": _Kind("a number", _is_number),
@@ -161,12 +161,3 @@ def _named(name: str) -> str:
     """A name for a message, which may come from the file; empty is the whole value."""
     name = name if len(name) <= 80 else f"{name[:79]}\u2026"
     return ascii(name)[1:-1] if name else "what it holds"
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: a lone half of a pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -106,8 +106,8 @@ class Algorithm(NamedTuple):
 
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
-    read on the host, and on several CPU devices of a process a round is several
-    programs: there it cannot itself be compiled; where the server keeps
+    read on the host, and on several CPU devices a round is several programs: there it
+    cannot itself be compiled; where the server keeps
     some that goes with it, no client may be in a cohort twice."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
@@ -167,7 +167,7 @@ def compose(
       dropout: probability that a client of a cohort fails to report.
       batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
       collectives: whether all devices of the mesh meet in an all-reduce, and a round is
-        one program; None: unless they are CPU devices of one process.
+        one program; None: unless they are CPU devices.
 
     Raises:
       ValueError: an unknown weighting or execution, a weighting beside an aggregation,
