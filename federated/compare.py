@@ -33,8 +33,8 @@ from ml_collections import ConfigDict
 
 from federated import experiment, simulate
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import launch, prepare
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from federated import experiment
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sound_pictures, sources
 from gptfl_jax.data.images import read_picture
+from gptfl_jax.errors import UserError
 
 # Of a data set of sounds the report shows so many classes, and has so many to hear.
 _MOST_CLASSES, _MOST_HEARD = 12, 6

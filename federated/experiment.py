@@ -20,9 +20,9 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from gptfl_jax import augmentation, configuration, models, training, user_files
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
+from gptfl_jax.errors import UserError
 from gptfl_jax.fl import aggregation, algorithms, clients, personalisation, sampling
 
 SECTIONS = ("data", "model", "federated")

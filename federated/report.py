@@ -53,7 +53,7 @@ from PIL import Image
 
 from federated import examples, pictures, run_files
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 
 SYNTHETIC_ONLY = "Synthetic only"

@@ -7,7 +7,7 @@ import numpy as np
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import NUMBER
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 # Null stands for NaN.
 _LINE = {

@@ -47,8 +47,8 @@ from ml_collections import ConfigDict
 
 from federated import experiment, pictures, run_files
 from gptfl_jax import artifacts, configuration, interruption, training
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
+from gptfl_jax.errors import UserError
 from gptfl_jax.fl import (
     algorithms,
     clients,

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 
 from generate import text_models
 from gptfl_jax import artifacts, labels, prompting
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
 from gptfl_jax.devices import wait_for_processes
+from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 
 _ROWS_SHOWN = 20

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.configuration import UserError
 from gptfl_jax.devices import wait_for_processes
+from gptfl_jax.errors import UserError
 
 _SETTINGS = "settings.json"
 # Names in the folder that no class folder may take.

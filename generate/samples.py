@@ -29,8 +29,8 @@ from generate import sample_folder
 from generate.prompts import settings as prompt_settings
 from gptfl_jax import artifacts, interruption, prompting
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.errors import UserError
 
 # The shape of prompts.json.
 _PROMPTS_FILE = {

@@ -29,9 +29,9 @@ from ml_collections import ConfigDict
 from generate import samples
 from gptfl_jax import hub
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sound_pictures
 from gptfl_jax.data.noise import Noise, add_noise
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
 from gptfl_jax.launch import launch, prepare

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from gptfl_jax import artifacts, hub, interruption, prompting
 from gptfl_jax.artifacts import checked_json
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.chat import Chat
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5

@@ -6,9 +6,10 @@ from typing import Any
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gptfl_jax.configuration import AUGMENTATION, ConfigError
+from gptfl_jax.configuration import AUGMENTATION
 from gptfl_jax.data.audio import SpecAugment
 from gptfl_jax.data.datasets import Source
+from gptfl_jax.errors import ConfigError
 from gptfl_jax.training import Augmentation
 
 

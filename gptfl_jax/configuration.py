@@ -22,16 +22,7 @@ from typing import Any, NamedTuple
 import optax
 from ml_collections import ConfigDict
 
-
-class UserError(Exception):
-    """The user can mend this: the message names the field or file and the remedy.
-
-    `launch` prints it as one line without a traceback.
-    """
-
-
-class ConfigError(UserError):
-    """A config field that does not exist, or a value it does not take."""
+from gptfl_jax.errors import ConfigError
 
 
 class Rule(NamedTuple):

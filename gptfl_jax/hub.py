@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from gptfl_jax import artifacts, safe_pickle, torch_files, user_files
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 

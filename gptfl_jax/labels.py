@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 # For class names of which nothing is known: pictures of things.
 GENERIC_TEMPLATES = {

@@ -41,7 +41,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gptfl_jax import compilation_cache, configuration, interruption
-from gptfl_jax.configuration import ConfigError, UserError
+from gptfl_jax.errors import ConfigError, UserError
 
 _PACKAGE = pathlib.Path(__file__).parent
 # A wheel carries the config files in the package; a checkout has them beside it.

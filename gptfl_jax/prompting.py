@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Int32, Key, PRNGKeyArray
 
 from gptfl_jax import labels, safe_pickle, user_files
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 # Unconditional guidance ("ucg") draws each sample's guidance scale from these.
 UCG_GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -30,8 +30,9 @@ from jaxtyping import (
     Shaped,
 )
 
-from gptfl_jax import configuration, devices
+from gptfl_jax import devices
 from gptfl_jax.devices import replicate
+from gptfl_jax.errors import UserError
 
 Variables = dict[str, Any]
 """`{"params": ..., **model_state}`; model_state, as `{"batch_stats": ...}`, is often
@@ -223,13 +224,11 @@ def make_learner(
     """
     takes = _arguments_of(model)
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
-        raise configuration.UserError(
+        raise UserError(
             f"dtype = {dtype!r}: takes float32, bfloat16, float16 or float64"
         )
     if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise configuration.UserError(
-            "dtype = 'float64' needs 64-bit numbers: set JAX_ENABLE_X64=1"
-        )
+        raise UserError("dtype = 'float64' needs 64-bit numbers: set JAX_ENABLE_X64=1")
     compute = jnp.dtype(dtype)
     wide = jnp.promote_types(compute, jnp.float32)
     gradient_scale = _FLOAT16_LOSS_SCALE if dtype == "float16" else 1.0
@@ -458,7 +457,7 @@ def make_schedule(
         decay_steps = max(steps - warmup_steps, 1)
         main = optax.cosine_decay_schedule(learning_rate, decay_steps)
     else:
-        raise configuration.UserError(f"schedule = {name!r}: takes cosine or constant")
+        raise UserError(f"schedule = {name!r}: takes cosine or constant")
     if not warmup_steps:
         return main
     first = learning_rate / (warmup_steps + 1)
@@ -491,7 +490,7 @@ def make_optimizer(
             parts.append(optax.add_decayed_weights(weight_decay))
         parts.append(optax.sgd(learning_rate, momentum=momentum or None))
     else:
-        raise configuration.UserError(f"optimizer = {name!r}: takes adamw or sgd")
+        raise UserError(f"optimizer = {name!r}: takes adamw or sgd")
     return optax.chain(*parts)
 
 

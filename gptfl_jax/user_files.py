@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 

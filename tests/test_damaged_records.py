@@ -13,7 +13,7 @@ import pytest
 from federated import compare, report, run_files
 from generate import sample_folder, samples, text_models
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 from . import mutations
 from .federated.test_report import make_config, make_run

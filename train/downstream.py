@@ -34,7 +34,6 @@ from ml_collections import ConfigDict
 from gptfl_jax import (
     artifacts,
     augmentation,
-    configuration,
     devices,
     interruption,
     models,
@@ -42,6 +41,7 @@ from gptfl_jax import (
 )
 from gptfl_jax.data import sources
 from gptfl_jax.data.fingerprint import fingerprint
+from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress
 
@@ -204,7 +204,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 state, total = carry
                 train_loss = float(total) / num_examples
                 if not math.isfinite(train_loss):
-                    raise configuration.UserError(
+                    raise UserError(
                         f"the training loss is {train_loss} in epoch {epoch + 1}: "
                         "lower config.train.learning_rate, or set "
                         "config.train.clip_norm "
@@ -255,7 +255,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         past = artifacts.read_metrics(log, _line(best))
         lines = {line["step"]: line for line in past}
         if (best_epoch := saved.best_step()) not in lines:
-            raise configuration.UserError(
+            raise UserError(
                 f"{log} has no line of epoch {best_epoch}, the best one: put the file "
                 f"back from a copy, or delete {folder} to train again"
             )

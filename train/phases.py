@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts, convolution, devices, interruption
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.progress import Progress
 
 

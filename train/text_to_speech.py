@@ -33,8 +33,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from gptfl_jax import artifacts, devices, labels, models, training
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, sources, synthesizers
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech_spectrogram import (

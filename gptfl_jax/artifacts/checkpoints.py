@@ -30,7 +30,7 @@ from gptfl_jax.artifacts.files import (
     write_json,
 )
 from gptfl_jax.artifacts.locking import require_held
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 class CheckpointMismatch(UserError):

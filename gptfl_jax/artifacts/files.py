@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 

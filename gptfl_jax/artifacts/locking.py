@@ -22,7 +22,7 @@ from gptfl_jax.artifacts.files import (
     remove_leftovers,
     require_no_link,
 )
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 # The folders that this process holds, each with the descriptor of its lock file.
 _HELD: dict[str, int] = {}

@@ -37,7 +37,7 @@ from gptfl_jax.artifacts.files import (
     write_text,
 )
 from gptfl_jax.artifacts.locking import require_held
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 def whole_lines(path: PathLike) -> list[bytes]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.artifacts.files import PathLike, plain, read_plain, write_bytes
 from gptfl_jax.artifacts.records import append_lines, whole_lines
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 class ManifestError(UserError):

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 from tqdm import tqdm
 
 from gptfl_jax import artifacts, user_files
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data.noise import Noise, add_noise
+from gptfl_jax.errors import UserError
 
 SAMPLE_RATE_HZ = 16_000
 

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from gptfl_jax import labels as label_sets
 from gptfl_jax import user_files
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
+from gptfl_jax.errors import UserError
 
 Options = Mapping[str, Any] | ConfigDict | None
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptfl_jax import safe_pickle, user_files
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data.datasets import Dataset, Source
+from gptfl_jax.errors import UserError
 
 # The archives unpack to 178 MB, of which the largest file has 155 MB.
 _MOST_BYTES = 2**28

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 DIGIT_NAMES = (
     *("zero", "one", "two", "three", "four"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, Shaped
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 class Noise(NamedTuple):

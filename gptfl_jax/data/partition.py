@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
-from gptfl_jax import configuration
 from gptfl_jax.data.datasets import Dataset
+from gptfl_jax.errors import UserError
 
 # Beside the seed in the generator of `hold_out`.
 _HOLD_OUT = 1
@@ -201,7 +201,7 @@ def partition(
     match method:
         case "natural":
             if dataset.clients is None:
-                raise configuration.UserError(
+                raise UserError(
                     "config.federated.partition = 'natural': this data source has no "
                     "natural clients; use 'iid' or 'dirichlet'"
                 )
@@ -218,7 +218,7 @@ def partition(
         case "quantity_skew":
             owner = quantity_skew(len(labels), num_clients, alpha, seed, min_examples)
         case _:
-            raise configuration.UserError(
+            raise UserError(
                 f"config.federated.partition = {method!r}: takes natural, iid, "
                 "dirichlet, dirichlet_balanced, shards or quantity_skew"
             )
@@ -302,7 +302,7 @@ def summarise(data: FederatedData, num_classes: int) -> Summary:
 
 def _check_enough(num_examples: int, num_clients: int, min_examples: int) -> None:
     if num_examples < num_clients * max(min_examples, 1):
-        raise configuration.UserError(
+        raise UserError(
             f"config.federated.num_clients = {num_clients} with min_examples = "
             f"{max(min_examples, 1)} needs {num_clients * max(min_examples, 1)} "
             f"examples; the training set has {num_examples}: lower one of the two"
@@ -323,9 +323,7 @@ def _dirichlet(
     share is then never 0 / 0.
     """
     if not 0 < alpha < np.inf:
-        raise configuration.UserError(
-            f"config.federated.alpha = {alpha}: takes a finite number > 0"
-        )
+        raise UserError(f"config.federated.alpha = {alpha}: takes a finite number > 0")
     alpha = max(alpha, 1e-100)  # keeps log(u) / alpha finite
     logs = np.log(generator.standard_gamma(alpha + 1, size))
     logs += np.log1p(-generator.random(size)) / alpha

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Shaped
 
-from gptfl_jax import artifacts, configuration, user_files
+from gptfl_jax import artifacts, user_files
 from gptfl_jax.data import audio, audio_sources, cifar, images
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
+from gptfl_jax.errors import UserError
 from gptfl_jax.labels import require_text, same_name
 
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
@@ -64,7 +65,7 @@ def load(
     """
     known = available()
     if name not in known:
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.source = {name!r}: takes one of {', '.join(known)}"
         )
     function = known[name]
@@ -72,19 +73,19 @@ def load(
     unknown = sorted(set(options) - (set(takes) - {"folder", "image_size", "channels"}))
     if unknown:
         known = sorted(set(takes) - {"folder", "image_size", "channels"})
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.options: {name} does not take {', '.join(unknown)}; "
             f"it takes {', '.join(known) or 'no options'}"
         )
     given = {"folder": folder, "image_size": image_size, "channels": channels}
     if "folder" in takes and not folder:
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.folder is empty: {name} is read from a folder, give its path"
         )
     source = function(**{k: v for k, v in given.items() if k in takes}, **options)
     if not isinstance(source.train.inputs, np.ndarray):
         if image_size or channels:
-            raise configuration.UserError(
+            raise UserError(
                 f"config.data.image_size and config.data.channels: {name} holds no "
                 "pictures; leave them 0"
             )
@@ -140,12 +141,12 @@ def sklearn_digits(*, test_blocks: int = 3, blocks: int = len(DIGITS_BLOCKS)) ->
     from sklearn.datasets import load_digits  # slow to import
 
     if not 2 <= blocks <= len(DIGITS_BLOCKS):
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.options.blocks = {blocks}: takes a whole number from 2 to "
             f"{len(DIGITS_BLOCKS)}"
         )
     if not 0 < test_blocks < blocks:
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.options.test_blocks = {test_blocks}: takes a whole number "
             f"from 1 to {blocks - 1}"
         )
@@ -206,7 +207,7 @@ def image_folder(
             print(LoadReport(len(pixels), left_out, "real pictures"), flush=True)
         labels = np.asarray(labels, np.int32)[kept]
         for label in sorted(set(range(len(names))) - set(labels.tolist())):
-            raise configuration.UserError(
+            raise UserError(
                 f"{part / names[label]}: no picture that can be read; remove the "
                 "folder, or name the classes in config.data.options.classes"
             )
@@ -215,20 +216,20 @@ def image_folder(
     if split:
         train, test = read(root / "train"), read(root / "test")
         if train.inputs.shape[1:] != test.inputs.shape[1:]:
-            raise configuration.UserError(
+            raise UserError(
                 f"{root}: train and test pictures differ in size or channels; "
                 "set config.data.image_size and config.data.channels"
             )
         return Source(train, test)
     if not 0 < test_fraction < 1:
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.options.test_fraction = {test_fraction}: takes a number "
             "between 0 and 1"
         )
     data = read(root)
     held_out = hold_out(data.labels, test_fraction, split_seed)
     if not held_out.any():
-        raise configuration.UserError(
+        raise UserError(
             f"{root}: a picture a class leaves none to test on; there must be two, or "
             "the folders train and test"
         )
@@ -242,7 +243,7 @@ def _is_split(root: pathlib.Path) -> bool:
 def _class_folders(root: pathlib.Path, classes: Sequence[str]) -> tuple[str, ...]:
     """Names of the class folders of `image_folder`, in the order of their labels."""
     if not root.is_dir():
-        raise configuration.UserError(f"config.data.folder: no such folder {root}")
+        raise UserError(f"config.data.folder: no such folder {root}")
     top = root / "train" if _is_split(root) else root
     names = tuple(classes) or tuple(
         sorted(
@@ -252,7 +253,7 @@ def _class_folders(root: pathlib.Path, classes: Sequence[str]) -> tuple[str, ...
         )
     )
     if not names:
-        raise configuration.UserError(f"{top} holds no class folders")
+        raise UserError(f"{top} holds no class folders")
     for name in names:
         require_text(name)
     return names
@@ -263,7 +264,7 @@ def _files_of_class(
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """The pictures in a class folder and in those below, and all other files."""
     if not folder.is_dir():
-        raise configuration.UserError(f"{folder}: no such class folder")
+        raise UserError(f"{folder}: no such class folder")
     pictures, others = [], []
     for file in sorted(folder.rglob("*")):
         below = file.relative_to(folder).parts
@@ -352,7 +353,7 @@ def load_synthetic(
         return synthetic_sounds(folder, names, source.sounds, frames)
     height, width, channels = source.train.inputs.shape[1:]
     if height != width:
-        raise configuration.UserError(
+        raise UserError(
             f"config.data.source: its pictures are {width}x{height}, and synthetic "
             "ones are square; set config.data.image_size"
         )
@@ -467,7 +468,7 @@ def _require_any(
     command: str,
 ) -> None:
     if not count:
-        raise configuration.UserError(
+        raise UserError(
             f"{folder}: none of {len(left_out):,} {plural} could be used; "
             f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
             f"Make them with `{command}`"
@@ -536,11 +537,11 @@ def _read_real(
             kept.append(index)
     if not pixels:
         file, reason = next(iter(left_out), ("", "there is none"))
-        raise configuration.UserError(
+        raise UserError(
             f"{part}: no picture that can be read; the first: {file} {reason}"
         )
     if len({p.shape[:2] for p in pixels}) > 1:
-        raise configuration.UserError(
+        raise UserError(
             f"{part}: pictures of several sizes; set config.data.image_size"
         )
     return _stack(pixels), kept, tuple(left_out)

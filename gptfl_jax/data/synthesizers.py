@@ -24,8 +24,8 @@ import soundfile
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio
+from gptfl_jax.errors import UserError
 
 ENGINES = ("espeak-ng", "flite", "hibari")
 

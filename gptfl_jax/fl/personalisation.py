@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax import devices
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.errors import UserError
 from gptfl_jax.fl import clients, sampling
 from gptfl_jax.fl.algorithms import Algorithm, ServerState
 from gptfl_jax.fl.normalisation import apply_policy

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptfl_jax import interruption
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 # What a server says when the same request may succeed later.
 _PASSING = {408, 409, 425, 429}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 METHODS = ("greedy", "sample", "beam")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from gptfl_jax import user_files
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 Config = TypeVar("Config", bound="ModelConfig")
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from gptfl_jax import hub, user_files
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 CMU_ARCTIC = "Matthijs/cmu-arctic-xvectors"
 """For models that have no speakers of their own."""

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from gptfl_jax import artifacts, hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import (
     blocks,
     clip_text,

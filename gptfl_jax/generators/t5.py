@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptfl_jax import artifacts, hub, user_files
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import decoding, placement, torch_weights
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.model_config import ModelConfig, building

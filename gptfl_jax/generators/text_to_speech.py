@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int32, Key
 
 from gptfl_jax import artifacts, hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import hifigan, placement, speecht5, torch_weights
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.model_config import building

@@ -16,7 +16,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 _LEAVES = {
     "kernel": "weight",

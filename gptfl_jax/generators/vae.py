@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gptfl_jax import nn
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.blocks import Attention, Downsample, ResnetBlock, Upsample
 from gptfl_jax.generators.model_config import ModelConfig
 

@@ -16,7 +16,7 @@ import pkgutil
 
 import flax.linen as nn
 
-from gptfl_jax import configuration
+from gptfl_jax.errors import UserError
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
@@ -27,7 +27,7 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     """
     if not name.isidentifier() or not importlib.util.find_spec(f"{__name__}.{name}"):
         known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-        raise configuration.UserError(
+        raise UserError(
             f"config.model.name = {name!r}: takes one of {', '.join(known)}"
         )
     model = importlib.import_module(f"{__name__}.{name}").Model
@@ -38,7 +38,7 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     ]
     unknown = sorted(set(options) - set(takes))
     if unknown:
-        raise configuration.UserError(
+        raise UserError(
             f"config.model.options: {name} does not take {', '.join(unknown)}; "
             f"it takes {', '.join(takes)}"
         )

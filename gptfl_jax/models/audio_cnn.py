@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float, Int
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, hide_padding, max_pool, mean_over_time
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gptfl_jax import hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import torch_weights
 from gptfl_jax.nn import Conv, frame_mask, hide_padding, max_pool, mean_over_time
 

@@ -5,7 +5,7 @@ import jax
 from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, GroupNorm, InstanceNorm, avg_pool
 
 

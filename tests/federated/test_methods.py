@@ -7,8 +7,8 @@ import pytest
 
 from federated import experiment, simulate
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
+from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, sampling
 
 from .conftest import make_config

@@ -13,7 +13,7 @@ import soundfile
 
 from federated import examples, report
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 from ..recordings import write_fsdd, write_synthetic
 from .conftest import make_config

@@ -15,8 +15,8 @@ from PIL import Image
 from federated import compare, experiment, simulate
 from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
-from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import partition
+from gptfl_jax.errors import ConfigError, UserError
 
 from .conftest import make_config
 
@@ -418,7 +418,7 @@ for field, value in (("rounds", -5), ("algorithm", "fedadam")):
     config.federated[field] = value
     try:
         simulate.run(config, "{tmp_path}")
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         print(error)
 simulate.run(make_config(rounds=2), launch.pathlib.Path("{tmp_path}"))
 print(jax.device_count())

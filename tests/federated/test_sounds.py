@@ -8,7 +8,7 @@ import pytest
 
 from federated import compare, report
 from gptfl_jax import artifacts, configuration, launch
-from gptfl_jax.configuration import ConfigError
+from gptfl_jax.errors import ConfigError
 from train import downstream
 
 from ..recordings import SPEAKERS, write_fsdd, write_synthetic

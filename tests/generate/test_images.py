@@ -15,8 +15,8 @@ import pytest
 
 from generate import images, prompts, sample_folder, samples
 from gptfl_jax import artifacts, configuration, launch
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.errors import UserError
 from gptfl_jax.interruption import Interrupted
 
 

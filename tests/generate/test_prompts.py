@@ -6,7 +6,7 @@ from PIL import Image
 
 from generate import prompts
 from gptfl_jax import artifacts, configuration, launch
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 def make_config(**fields):

@@ -7,7 +7,7 @@ import pytest
 from generate import sample_folder
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 def planned(*files):

@@ -9,8 +9,8 @@ import soundfile
 
 from generate import images, prompts, samples, speech
 from gptfl_jax import artifacts, configuration, hub
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sound_pictures
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import text_to_speech
 from gptfl_jax.generators.speakers import read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech

@@ -10,7 +10,7 @@ import small_t5
 from generate import prompts, text_models
 from generate.samples import read_prompts
 from gptfl_jax import configuration, labels, prompting
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5
 from gptfl_jax.interruption import Interrupted

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Checkpoints, Metrics, Sample, digests
 from gptfl_jax.artifacts.checkpoints import _is_key
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen:

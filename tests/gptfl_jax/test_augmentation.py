@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gptfl_jax import augmentation, configuration, training
-from gptfl_jax.configuration import ConfigError
 from gptfl_jax.data import audio, sources
+from gptfl_jax.errors import ConfigError
 
 PICTURES = sources.sklearn_digits()
 

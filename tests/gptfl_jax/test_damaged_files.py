@@ -28,8 +28,8 @@ import pytest
 import soundfile
 
 from gptfl_jax import hub, prompting
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, images, sources
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.clip_text import CLIPTextConfig
 from gptfl_jax.generators.hifigan import HifiGanConfig
 from gptfl_jax.generators.solvers import DDIM, DPMSolver

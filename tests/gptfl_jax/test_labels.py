@@ -3,8 +3,8 @@ import string
 import pytest
 
 from gptfl_jax import labels
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.errors import UserError
 
 # Published sizes.
 SIZES = {

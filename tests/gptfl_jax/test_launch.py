@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gptfl_jax import configuration, launch
-from gptfl_jax.configuration import ConfigError, UserError
+from gptfl_jax.errors import ConfigError, UserError
 from train import generator
 
 PROGRAM = '''\
@@ -23,7 +23,7 @@ import sys
 import time
 
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch
 
 

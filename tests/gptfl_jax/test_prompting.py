@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax import labels, prompting
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.prompting import Request
 
 FOOD = labels.label_set_of(["apple_pie", "sushi"], "food101")

@@ -9,7 +9,7 @@ from flax import nnx
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from gptfl_jax import training
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.nn import BatchNorm
 from gptfl_jax.training import Augmentation, Batch
 

@@ -13,8 +13,8 @@ import pytest
 
 from federated import simulate
 from gptfl_jax import artifacts, configuration, devices, training
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import sources
+from gptfl_jax.errors import UserError
 from train import downstream
 
 

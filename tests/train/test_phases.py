@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.interruption import Interrupted
 from train import phases
 

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from gptfl_jax import artifacts, configuration, devices
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import glyphs
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
 from train import text_to_image
 

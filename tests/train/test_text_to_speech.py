@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.configuration import ConfigError, UserError
 from gptfl_jax.data import synthesizers
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.generators.speakers import read_speakers
 from gptfl_jax.generators.speech_spectrogram import log_mel
 from gptfl_jax.generators.text_to_speech import TextToSpeech

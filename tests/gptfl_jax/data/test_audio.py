@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, noise
 from gptfl_jax.data.audio import Clip, FeatureSettings, SpecAugment
+from gptfl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 

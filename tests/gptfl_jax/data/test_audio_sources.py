@@ -15,9 +15,9 @@ import soundfile
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts, launch
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, audio_sources, noise, sources
 from gptfl_jax.data.audio import FeatureSettings
+from gptfl_jax.errors import UserError
 
 SMALL = {"num_mels": 4, "fft_size": 256}
 SETTINGS = FeatureSettings(**SMALL)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import glyphs
+from gptfl_jax.errors import UserError
 
 OPEN = jnp.int32(0)
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import noise
 from gptfl_jax.data.noise import Noise
+from gptfl_jax.errors import UserError
 
 
 def tone(samples=4000):

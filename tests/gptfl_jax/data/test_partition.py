@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import partition
 from gptfl_jax.data.datasets import Dataset
+from gptfl_jax.errors import UserError
 
 ALPHAS = (1e-300, 1e-5, 0.1, 1.0, 1e7)
 

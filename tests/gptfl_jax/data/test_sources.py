@@ -12,8 +12,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from gptfl_jax import artifacts
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import datasets, sources
+from gptfl_jax.errors import UserError
 
 
 def test_digits_blocks_are_copies_of_one_form():

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, personalisation
 from gptfl_jax.fl.clients import LocalTraining
 from gptfl_jax.fl.personalisation import ClientCounts

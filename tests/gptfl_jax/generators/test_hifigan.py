@@ -4,7 +4,7 @@ import numpy as np
 import ported_models
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import hifigan
 from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.clip_text import CLIPTextConfig
 from gptfl_jax.generators.hifigan import HifiGanConfig
 from gptfl_jax.generators.model_config import building

@@ -5,7 +5,7 @@ import numpy as np
 import ported_models
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import solvers
 from gptfl_jax.generators.solvers import DDIM, DPMSolver
 

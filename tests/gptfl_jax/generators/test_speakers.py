@@ -5,7 +5,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators.speakers import read_speakers
 
 NAMES = ("cmu_us_awb_arctic-wav-arctic_a0001", "cmu_us_bdl_arctic-wav-arctic_a0002")

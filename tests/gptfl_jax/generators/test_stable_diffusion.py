@@ -18,7 +18,7 @@ import pytest
 from small_pipeline import LENGTH, SOLVER, VOCABULARY, networks, parameters
 
 from gptfl_jax import hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import stable_diffusion
 from gptfl_jax.generators.solvers import DDIM
 from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion

@@ -17,7 +17,7 @@ import small_t5
 from sentencepiece import sentencepiece_model_pb2
 
 from gptfl_jax import hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import t5
 from gptfl_jax.generators.decoding import Decoding
 from gptfl_jax.generators.t5 import T5, T5Config, T5Network

@@ -7,7 +7,7 @@ import ported_models
 import pytest
 
 from gptfl_jax import hub
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import speecht5, text_to_speech
 from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
 

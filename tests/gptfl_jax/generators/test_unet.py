@@ -7,7 +7,7 @@ import numpy as np
 import ported_models
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import blocks, unet
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 

@@ -6,7 +6,7 @@ import numpy as np
 import ported_models
 import pytest
 
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.generators import torch_weights, vae
 from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gptfl_jax import models, training
-from gptfl_jax.configuration import UserError
 from gptfl_jax.data import audio, sources
+from gptfl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax import hub, models, training
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 from gptfl_jax.models import audio_conv_rnn
 
 RNG = np.random.default_rng(0)

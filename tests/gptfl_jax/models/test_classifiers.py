@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax import models, training
-from gptfl_jax.configuration import UserError
+from gptfl_jax.errors import UserError
 
 
 def shapes(name, shape, num_classes=10, **options):
