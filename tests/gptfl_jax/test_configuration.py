@@ -6,14 +6,13 @@ from ml_collections import ConfigDict
 from gptfl_jax import configuration
 from gptfl_jax.configuration import (
     SCHEMA,
-    ConfigError,
     Field,
-    UserError,
     apply_arguments,
     default_config,
     set_text,
     validate,
 )
+from gptfl_jax.errors import ConfigError, UserError
 
 SECTIONS = [name for name, entry in SCHEMA.items() if not isinstance(entry, Field)]
 
