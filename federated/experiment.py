@@ -23,7 +23,14 @@ from gptfl_jax import augmentation, configuration, models, training, user_files
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import aggregation, algorithms, clients, personalisation, sampling
+from gptfl_jax.fl import (
+    aggregation,
+    algorithms,
+    clients,
+    composition,
+    personalisation,
+    sampling,
+)
 
 SECTIONS = ("data", "model", "federated")
 
@@ -39,7 +46,7 @@ class Setting(NamedTuple):
     fingerprint: str
     """Of the source's examples."""
     learner: training.Learner
-    algorithm: algorithms.Algorithm
+    algorithm: composition.Algorithm
     mesh: Mesh | None
     """Devices that cohorts and tests are split over; None for a single one."""
     test_inputs: PyTree[Array]
@@ -174,8 +181,8 @@ def local_training(federated: ConfigDict) -> clients.LocalTraining:
 
 def make_algorithm(
     federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
-) -> algorithms.Algorithm:
-    """The algorithm of a config: a function of gptfl_jax/fl/algorithms.py, by name."""
+) -> composition.Algorithm:
+    """The algorithm of a config: a function of gptfl_jax/fl/algorithms, by name."""
     function = getattr(algorithms, federated.algorithm)
     combination = _aggregation(federated)
     try:

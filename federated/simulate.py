@@ -4,7 +4,7 @@
 
 The training set is dealt to clients (`config.federated.partition`), a cohort is drawn
 each round, its clients train locally, and the server combines their updates
-(`config.federated.algorithm`, a function of gptfl_jax/fl/algorithms.py). The weights
+(`config.federated.algorithm`, a function of gptfl_jax/fl/algorithms). The weights
 start at random, from stage 2 (`init=synthetic`, GPT-FL), or from a folder of
 checkpoints.
 
@@ -49,12 +49,7 @@ from federated import experiment, pictures, run_files
 from gptfl_jax import artifacts, configuration, interruption, training
 from gptfl_jax.data import partition
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import (
-    algorithms,
-    clients,
-    personalisation,
-    streaming,
-)
+from gptfl_jax.fl import clients, composition, personalisation, streaming
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress
@@ -233,7 +228,7 @@ def _start(
     data: partition.FederatedData,
     variables: training.Variables,
     checkpoints: artifacts.Checkpoints,
-) -> tuple[_Start, algorithms.ServerState]:
+) -> tuple[_Start, composition.ServerState]:
     """The state of the last checkpoint, or of round 0."""
     state = setting.algorithm.init(variables, len(data.offsets) - 1)
     round = checkpoints.latest_step()
@@ -250,7 +245,7 @@ def _start(
 
 
 def _checkpoint(
-    state: algorithms.ServerState, packed: PyTree, done: _Start
+    state: composition.ServerState, packed: PyTree, done: _Start
 ) -> dict[str, Any]:
     """All that a run needs to go on; its keys follow from the seed and the round.
 
@@ -325,7 +320,7 @@ class _Pending(NamedTuple):
     """Of the test set, where a test is due."""
     of_clients: personalisation.ClientCounts | None
     """Of the clients' held-out examples, where their test is due."""
-    state: algorithms.ServerState | None
+    state: composition.ServerState | None
     """To save, where a checkpoint is due."""
 
 
@@ -359,7 +354,7 @@ class _Loop:
         )
         self.clock = time.perf_counter()
 
-    def run(self, state: algorithms.ServerState) -> None:
+    def run(self, state: composition.ServerState) -> None:
         federated, seed = self.config.federated, self.config.seed
         start = self.start.round or 0
         cohorts = (
@@ -415,7 +410,7 @@ class _Loop:
             return streaming.stream(self.data, cohorts, self.setting.mesh)
         return ((cohort, self.data) for cohort in _one_ahead(cohorts))
 
-    def _test(self, state: algorithms.ServerState) -> training.Counts:
+    def _test(self, state: composition.ServerState) -> training.Counts:
         setting = self.setting
         return training.evaluate_async(
             setting.learner,
@@ -449,7 +444,7 @@ class _Loop:
         self.tested_data = place(data) if self.streamed else self.data
 
     def _test_clients(
-        self, state: algorithms.ServerState, round: int
+        self, state: composition.ServerState, round: int
     ) -> personalisation.ClientCounts | None:
         if not self.config.federated.personalisation_every:
             return None

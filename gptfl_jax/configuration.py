@@ -494,7 +494,7 @@ SCHEMA: dict[str, Field | dict[str, Field]] = {
                 *("fedavg", "fedavgm", "fedprox", "fedopt", "scaffold", "fednova"),
                 *("feddyn", "moon", "local_only"),
             ),
-            "a function of gptfl_jax/fl/algorithms.py",
+            "a function of gptfl_jax/fl/algorithms",
         ),
         "init": _field(
             "random",

@@ -28,7 +28,7 @@ from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import clients, sampling
-from gptfl_jax.fl.algorithms import Algorithm, ServerState
+from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.training import Learner
 

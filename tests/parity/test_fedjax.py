@@ -2,7 +2,7 @@
 
 FedJAX computes with its own loss, gradients, client loop, weighted mean and server
 step. The network is one Flax module for both, and the formulas of the optimizers are
-optax's for both; `tests/gptfl_jax/fl/test_algorithms.py` has those in numpy.
+optax's for both; `tests/gptfl_jax/fl/algorithms/` has those in numpy.
 """
 
 import contextlib

@@ -11,7 +11,14 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients, personalisation, sampling, streaming
+from gptfl_jax.fl import (
+    algorithms,
+    clients,
+    composition,
+    personalisation,
+    sampling,
+    streaming,
+)
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
 
 SIZES = (1, 7, 33, 12, 20, 50, 3, 9, 14)
@@ -114,7 +121,7 @@ def count_compilations():
         yield compilations
 
 
-def train(algorithm, variables, rows) -> tuple[algorithms.ServerState, dict]:
+def train(algorithm, variables, rows) -> tuple[composition.ServerState, dict]:
     state = algorithm.init(variables, len(SIZES))
     with count_compilations() as compilations:
         for number, (cohort, data) in enumerate(rows):

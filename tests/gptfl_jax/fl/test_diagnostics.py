@@ -7,8 +7,7 @@ import pytest
 from gptfl_jax.fl import algorithms, diagnostics
 from gptfl_jax.fl.clients import LocalTraining, Spread
 
-from .conftest import norm
-from .test_algorithms import COHORT, EXECUTIONS, run, sgd
+from .conftest import COHORT, EXECUTIONS, norm, run, sgd
 
 
 def spread_of(updates: np.ndarray) -> tuple[Spread, jax.Array, jax.Array]:

@@ -9,13 +9,12 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import aggregation, algorithms
+from gptfl_jax.fl import aggregation, algorithms, composition
 from gptfl_jax.fl.clients import LocalTraining
 from gptfl_jax.nn import BatchNorm
 from gptfl_jax.training import make_learner
 
-from .conftest import SIZES, assert_close, combine
-from .test_algorithms import EXECUTIONS, mean_update, run, sgd
+from .conftest import EXECUTIONS, SIZES, assert_close, combine, mean_update, run, sgd
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -290,7 +289,7 @@ def test_what_an_algorithm_does_not_take_is_refused_when_it_is_made(problem):
         algorithms.fedavg(problem.learner, LOCAL, aggregation="median")
     with pytest.raises(TypeError, match="takes what a function of gptfl_jax.fl.aggreg"):
         # Types are checked in tests alone.
-        algorithms._combination.__wrapped__(None, aggregation.median)
+        composition._combination.__wrapped__(None, aggregation.median)
     with pytest.raises(ValueError, match="beside an aggregation, which weights by its"):
         algorithms.fedavg(
             problem.learner,

@@ -1,9 +1,8 @@
-"""Federated algorithms: local objective, combination of updates, server optimizer.
+"""What every federated algorithm is composed of, and the round that follows from it.
 
-Every algorithm is `compose(rule, local, server, aggregation=...)`, three replaceable
-parts, and FedAvg is the identity in all of them. Notation: x the server's weights, y_i
-those of client i after its local steps, d_i = y_i - x its update, p_i its weight in the
-cohort (sum 1), eta the local learning rate, g a gradient at y.
+An algorithm is `compose(rule, local, server, aggregation=...)`: local objective,
+combination of updates and server optimizer are replaceable parts, and FedAvg is the
+identity in all of them. `gptfl_jax.fl.algorithms` has the notation.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
 from gptfl_jax.fl.aggregation import Aggregation, accumulator, weighted_mean
-from gptfl_jax.fl.clients import LocalRule, LocalTraining, plain_rule, replicated
+from gptfl_jax.fl.clients import LocalRule, LocalTraining, replicated
 from gptfl_jax.fl.diagnostics import (
     Diversity,
     RoundMetrics,
@@ -33,7 +32,7 @@ from gptfl_jax.fl.diagnostics import (
     squared_norm,
 )
 from gptfl_jax.fl.normalisation import apply_policy
-from gptfl_jax.training import Batch, Learner, Variables, masked_mean
+from gptfl_jax.training import Variables
 
 
 class ServerState(NamedTuple):
@@ -107,8 +106,8 @@ class Algorithm(NamedTuple):
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
     read on the host, and on several CPU devices a round is several programs: there it
-    cannot itself be compiled; where the server keeps
-    some that goes with it, no client may be in a cohort twice."""
+    cannot itself be compiled; where the server keeps some that goes with it, no client
+    may be in a cohort twice."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
     it keeps some of its own."""
@@ -152,27 +151,27 @@ def compose(
     others add up to 1 again. When no update counts, the state stays as it is.
 
     Args:
-      rule: what clients minimise, how they step, what they send.
-      local: optimizer, batches and epochs of the clients.
-      server: takes the negative mean update as a pseudo-gradient of the params. It
-        never sees model state, as batch statistics.
-      weighting: "examples" (None) or "uniform" mean of the updates.
-      aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`, which
-        weights by itself.
-      execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
-      mesh: of `clients.clients_mesh`; None: one device.
-      lanes: clients side by side under "vmap"; 0: all.
-      row_block: see `gptfl_jax.fl.clients.make_cohort_trainer`.
-      diagnostics: whether to measure diversity, norms and drift.
-      dropout: probability that a client of a cohort fails to report.
-      batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
-      collectives: whether all devices of the mesh meet in an all-reduce, and a round is
-        one program; None: unless they are CPU devices.
+        rule: what clients minimise, how they step, what they send.
+        local: optimizer, batches and epochs of the clients.
+        server: takes the negative mean update as a pseudo-gradient of the params. It
+            never sees model state, as batch statistics.
+        weighting: "examples" (None) or "uniform" mean of the updates.
+        aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`, which
+            weights by itself.
+        execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
+        mesh: of `clients.clients_mesh`; None: one device.
+        lanes: clients side by side under "vmap"; 0: all.
+        row_block: see `gptfl_jax.fl.clients.make_cohort_trainer`.
+        diagnostics: whether to measure diversity, norms and drift.
+        dropout: probability that a client of a cohort fails to report.
+        batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
+        collectives: whether all devices of the mesh meet in an all-reduce, and a round
+            is one program; None: unless they are CPU devices.
 
     Raises:
-      ValueError: an unknown weighting or execution, a weighting beside an aggregation,
-        or a value out of range.
-      TypeError: an aggregation that is none.
+        ValueError: an unknown weighting or execution, a weighting beside an
+            aggregation, or a value out of range.
+        TypeError: an aggregation that is none.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout}: takes a number in [0, 1)")
@@ -437,341 +436,11 @@ def _measure(rule, new, update, result, sizes, state, diagnostics):
     )
 
 
-_IDENTITY = optax.scale(-1.0)
+IDENTITY = optax.scale(-1.0)
 """The server optimizer of FedAvg: x + mean update."""
 
 
-def fedavg(learner: Learner, local: LocalTraining, **options: Any) -> Algorithm:
-    """Federated averaging: x <- x + sum_i p_i d_i.
-
-    Communication-Efficient Learning of Deep Networks from Decentralized Data
-    (arXiv 1602.05629). Clients start from x and take plain optimizer steps; p_i is the
-    client's share of the cohort's examples. The original GPT-FL's mean is uniform:
-    `weighting="uniform"`.
-
-    Args:
-      learner: gives the loss that clients minimise.
-      local: how they train.
-      **options: keywords of `compose`.
-    """
-    return compose(plain_rule(learner), local, _IDENTITY, **options)
-
-
-def fedprox(
-    learner: Learner, local: LocalTraining, mu: float, **options: Any
-) -> Algorithm:
-    """FedAvg whose clients stay near the server: they minimise f_i(y) + mu/2 |y - x|^2.
-
-    Federated Optimization in Heterogeneous Networks (arXiv 1812.06127). The gradient
-    step is along g + mu (y - x). The original GPT-FL penalises the norm, not its
-    square, which pulls as hard near x as far from it.
-
-    Raises:
-      ValueError: a negative mu.
-    """
-    if mu < 0:
-        raise ValueError(f"mu {mu}: takes a number >= 0")
-
-    rule = plain_rule(learner)._replace(correct=_proximal(mu))
-    return compose(rule, local, _IDENTITY, **options)
-
-
-def fedopt(
-    learner: Learner,
-    local: LocalTraining,
-    server_optimizer: optax.GradientTransformation,
-    **options: Any,
-) -> Algorithm:
-    """FedAvg with a server optimizer: x <- x + optimizer(-sum_i p_i d_i).
-
-    Adaptive Federated Optimization (arXiv 2003.00295): FedAdam, FedYogi and FedAdagrad
-    are `optax.adam`, `optax.yogi` and `optax.adagrad`. The paper's adaptivity tau (1e-3
-    there, far above the 1e-8 of optax.adam) is the eps of the first two; the eps of
-    adagrad stands under the root, in the place of tau^2. Unlike the paper's, optax's
-    Adam and Yogi correct the bias of their moments, and its second moments do not start
-    at tau^2. `optax.sgd(1.0)` is FedAvg. Batch statistics are averaged, and never seen
-    by the optimizer, which in the original GPT-FL moved them as if they were weights.
-    """
-    return compose(plain_rule(learner), local, server_optimizer, **options)
-
-
-def fedavgm(
-    learner: Learner,
-    local: LocalTraining,
-    beta: float = 0.9,
-    server_learning_rate: float = 1.0,
-    nesterov: bool = False,
-    **options: Any,
-) -> Algorithm:
-    """FedAvg with server momentum: v <- beta v + sum_i p_i d_i, x <- x + rate v.
-
-    Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-    Classification (arXiv 1909.06335), where v is not damped by 1 - beta: with beta =
-    0.9 the server moves up to ten times as far as FedAvg's.
-
-    Raises:
-      ValueError: beta outside [0, 1).
-    """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta {beta}: takes a number in [0, 1)")
-    server = optax.sgd(server_learning_rate, momentum=beta or None, nesterov=nesterov)
-    return compose(plain_rule(learner), local, server, **options)
-
-
-def scaffold(
-    learner: Learner,
-    local: LocalTraining,
-    control: str = "path",
-    server_learning_rate: float = 1.0,
-    **options: Any,
-) -> Algorithm:
-    """SCAFFOLD: control variates c (server) and c_i (clients) undo client drift.
-
-        client:  y <- y - eta (g - c_i + c), K steps from x
-        I,  control "start":  c_i' = gradient of f_i at x
-        II, control "path":   c_i' = c_i - c - d_i / (K eta)
-        server:  x <- x + rate sum_i p_i d_i,   c <- c + s sum_i p_i (c_i' - c_i)
-
-    with s the cohort's share of the population's weight: |S| / N under weighting
-    "uniform", the paper's, so that c stays the mean of all c_i; under "examples" it is
-    their mean by examples, which matches the objective that the weighting implies.
-
-    SCAFFOLD: Stochastic Controlled Averaging for Federated Learning (arXiv 1910.06378).
-    K eta is taken as the client's gradient mass, so that with momentum or a schedule
-    c_i' under "path" still is the mean of the gradients along the client's path, each
-    weighted by how far it moved the client. Control "start" costs one more pass over
-    the client's examples.
-
-    Raises:
-      ValueError: an unknown control, or control "path" with a client optimizer that is
-        not linear in the gradients, as Adam, where no mean of gradients can be read off
-        the update.
-    """
-    if control not in ("start", "path"):
-        raise ValueError(f"control {control!r}: takes 'start' or 'path'")
-    if control == "path" and not _is_linear(local.optimizer):
-        raise ValueError(
-            "scaffold's control 'path' needs SGD at the clients (momentum will do): "
-            "take control='start' with this optimizer"
-        )
-
-    def correct(gradient, params, context):
-        return jax.tree.map(
-            lambda g, own, c: g + (c - own).astype(g.dtype),
-            gradient,
-            context.own,
-            context.shared,
-        )
-
-    def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
-        if control == "start":
-            own = measured.start_gradient
-        else:
-            own = jax.tree.map(
-                lambda own, c, d: (
-                    own - c - d / _positive(measured.mass).astype(d.dtype)
-                ),
-                context.own,
-                context.shared,
-                message.update,
-            )
-        change = jax.tree.map(jnp.subtract, own, context.own)
-        return message._replace(extra=change), own
-
-    def receive(message, shared, share):
-        shared = jax.tree.map(
-            lambda c, change: c + share.astype(c.dtype) * change, shared, message.extra
-        )
-        return message.update, shared
-
-    rule = plain_rule(learner)._replace(
-        init_shared=_zeros_like,
-        init_own=lambda context: _zeros_like(context.variables["params"]),
-        correct=correct,
-        report=report,
-        receive=receive,
-        shadow=(lambda x: -1.0) if control == "path" else None,
-        start_gradient=control == "start",
-    )
-    return compose(rule, local, optax.sgd(server_learning_rate), **options)
-
-
-def fednova(
-    learner: Learner, local: LocalTraining, mu: float = 0.0, **options: Any
-) -> Algorithm:
-    """FedNova: clients that take more steps do not count for more.
-
-        x <- x + (sum_i p_i a_i) sum_i p_i d_i / a_i
-
-    with a_i the client's gradient mass, |a_i|_1 in the paper times eta, which cancels:
-    K under plain SGD, sum_k (1 - rho^k) / (1 - rho) under momentum rho,
-    sum_k (1 - eta mu)^k with a proximal term mu. It is measured, by taking the client's
-    steps on a number with gradient 1, hence right for any optimizer that is linear in
-    the gradients, and for schedules. The server goes sum_i p_i a_i far: with equal
-    steps at all clients this is FedAvg.
-
-    Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization
-    (arXiv 2007.07481). Norms and diversity in the metrics are of d_i / a_i, which is
-    what clients send.
-
-    Raises:
-      ValueError: a negative mu, or a client optimizer not linear in the gradients.
-    """
-    if mu < 0:
-        raise ValueError(f"mu {mu}: takes a number >= 0")
-    if not _is_linear(local.optimizer):
-        raise ValueError("fednova needs SGD at the clients (momentum will do)")
-
-    def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
-        normalised = jax.tree.map(
-            lambda d: d / _positive(measured.mass).astype(d.dtype), message.update
-        )
-        return message._replace(update=normalised, extra=measured.mass), ()
-
-    def receive(message, shared, share):
-        mass = message.extra
-        return jax.tree.map(lambda d: d * mass.astype(d.dtype), message.update), shared
-
-    rule = plain_rule(learner)._replace(
-        correct=_proximal(mu),
-        report=report,
-        receive=receive,
-        shadow=lambda x: mu * x - 1.0,
-    )
-    return compose(rule, local, _IDENTITY, **options)
-
-
-def feddyn(
-    learner: Learner, local: LocalTraining, alpha: float, **options: Any
-) -> Algorithm:
-    """FedDyn: a dynamic regulariser makes clients' optima agree with the server's.
-
-        client:  steps along g - h_i + alpha (y - x),  then h_i <- h_i - alpha d_i
-        server:  h <- h - alpha s sum_i p_i d_i,  x <- x + sum_i p_i d_i - h / alpha
-
-    with s the cohort's share of the population's weight (|S| / N and p_i = 1 / |S| in
-    the paper: weighting "uniform"). The server keeps h / alpha, which it does not send.
-    alpha = 0 is taken as FedAvg, h / alpha as 0.
-
-    Federated Learning Based on Dynamic Regularization (arXiv 2111.04263).
-
-    Raises:
-      ValueError: a negative alpha.
-    """
-    if alpha < 0:
-        raise ValueError(f"alpha {alpha}: takes a number >= 0")
-    if alpha == 0:
-        return fedavg(learner, local, **options)
-    pull = _proximal(alpha)
-
-    def correct(gradient, params, context):
-        gradient = jax.tree.map(
-            lambda g, h: g - h.astype(g.dtype), gradient, context.own
-        )
-        return pull(gradient, params, context)
-
-    def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
-        own = jax.tree.map(lambda h, d: h - alpha * d, context.own, message.update)
-        return message, own
-
-    def receive(message, shared, share):
-        shared = jax.tree.map(
-            lambda h, d: h - share.astype(h.dtype) * d, shared, message.update
-        )
-        return jax.tree.map(jnp.subtract, message.update, shared), shared
-
-    rule = plain_rule(learner)._replace(
-        init_shared=_zeros_like,
-        init_own=lambda context: _zeros_like(context.variables["params"]),
-        correct=correct,
-        report=report,
-        receive=receive,
-        sent_down=lambda variables, shared: variables,
-    )
-    return compose(rule, local, _IDENTITY, **options)
-
-
-def moon(
-    learner: Learner,
-    local: LocalTraining,
-    mu: float = 1.0,
-    temperature: float = 0.5,
-    represent: Callable[[Variables, Any], Array] | None = None,
-    **options: Any,
-) -> Algorithm:
-    """MOON: representations near the server's, and away from the client's last ones.
-
-        loss + mu mean -log(e^{a/T} / (e^{a/T} + e^{b/T})),
-        a = cos(z, z_server), b = cos(z, z_previous)
-
-    z is the representation of an example by the model in training, z_server by the
-    weights the client was sent, z_previous by those it ended its last round with. In a
-    client's first round these are the same, and the term has no gradient.
-
-    Model-Contrastive Federated Learning (arXiv 2103.16257).
-
-    Args:
-      represent: (variables, raw inputs) -> [batch, features]; by default
-        `learner.represent`, what the last layer is given, or else the logits. The paper
-        puts a projection head of two layers there, and takes its output.
-
-    Raises:
-      ValueError: a negative mu, or a temperature that is not positive.
-    """
-    if mu < 0 or temperature <= 0:
-        raise ValueError(
-            f"mu {mu}, temperature {temperature}: takes mu >= 0 and temperature > 0"
-        )
-    if mu == 0:
-        return fedavg(learner, local, **options)
-    represent = represent or learner.represent or learner.predict
-
-    def loss(variables, batch: Batch, key, context):
-        value, model_state = learner.loss(variables, batch, key)
-        z = represent(variables, batch.inputs)
-        near = _cosine(z, represent(context.variables, batch.inputs))
-        far = _cosine(z, represent(context.own, batch.inputs))
-        contrast = jax.nn.softplus((far - near) / temperature)
-        return value + mu * masked_mean(contrast, batch.mask), model_state
-
-    rule = plain_rule(learner)._replace(
-        init_own=lambda context: context.variables,
-        loss=loss,
-        report=lambda context, variables, measured: (
-            clients.difference(variables, context.variables),
-            variables,
-        ),
-    )
-    return compose(rule, local, _IDENTITY, **options)
-
-
-def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algorithm:
-    """No federation: every client goes on from its own weights, nothing is sent.
-
-    The baseline that says what a federation is worth to its clients. The server's
-    weights, from which a client starts in its first round, stay as they are; test those
-    that `Algorithm.start` gives.
-    """
-
-    def report(context, variables, measured):
-        message = clients.difference(variables, context.own)
-        return message._replace(model_state=_zeros_like(message.model_state)), variables
-
-    rule = plain_rule(learner)._replace(
-        init_own=lambda context: context.variables,
-        begin=lambda context: context.own,
-        report=report,
-        receive=lambda message, shared, share: (_zeros_like(message.update), shared),
-        sent_down=lambda variables, shared: (),
-        sent_up=lambda message: (),
-    )
-    return compose(rule, local, _IDENTITY, **options)
-
-
-def _proximal(mu: float) -> Callable[[PyTree, PyTree, clients.Context], PyTree]:
+def proximal(mu: float) -> Callable[[PyTree, PyTree, clients.Context], PyTree]:
     """The gradient of mu/2 |y - x|^2, added."""
 
     def correct(gradient, params, context):
@@ -787,7 +456,7 @@ def _proximal(mu: float) -> Callable[[PyTree, PyTree, clients.Context], PyTree]:
     return correct
 
 
-def _is_linear(optimizer: optax.GradientTransformation) -> bool:
+def is_linear(optimizer: optax.GradientTransformation) -> bool:
     """Whether updates are linear in the gradients, tried on two steps of a number."""
 
     def second_update(gradients):
@@ -801,15 +470,11 @@ def _is_linear(optimizer: optax.GradientTransformation) -> bool:
     return abs(other - 3 * one) <= 1e-5 * abs(other)
 
 
-def _cosine(a: Array, b: Array) -> Array:
-    """Cosine similarity of the rows, with finite gradients at 0."""
-    square = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
-    return jnp.sum(a * b, -1) * jax.lax.rsqrt(square + 1e-12)
-
-
-def _zeros_like(tree: PyTree) -> PyTree:
+def zeros_like(tree: PyTree) -> PyTree:
+    """Zeros of a tree's shapes, as wide as what is added up over clients."""
     return jax.tree.map(accumulator, tree)
 
 
-def _positive(x: Array) -> Array:
+def positive(x: Array) -> Array:
+    """x, or 1 where it is 0: a divisor."""
     return jnp.where(x > 0, x, 1)

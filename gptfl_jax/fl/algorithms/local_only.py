@@ -1,0 +1,36 @@
+"""Clients that train alone: the baseline of every federation."""
+
+from typing import Any
+
+from gptfl_jax.fl import clients
+from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, zeros_like
+from gptfl_jax.training import Learner
+
+
+def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algorithm:
+    """Local training: every client goes on from its own weights, nothing is sent.
+
+    The baseline that says what a federation is worth to its clients. The server's
+    weights, from which a client starts in its first round, stay as they are; test those
+    that `Algorithm.start` gives.
+
+    Args:
+        learner: gives the loss that clients minimise.
+        local: how they train.
+        **options: keywords of `compose`.
+    """
+
+    def report(context, variables, measured):
+        message = clients.difference(variables, context.own)
+        return message._replace(model_state=zeros_like(message.model_state)), variables
+
+    rule = plain_rule(learner)._replace(
+        init_own=lambda context: context.variables,
+        begin=lambda context: context.own,
+        report=report,
+        receive=lambda message, shared, share: (zeros_like(message.update), shared),
+        sent_down=lambda variables, shared: (),
+        sent_up=lambda message: (),
+    )
+    return compose(rule, local, IDENTITY, **options)
