@@ -13,20 +13,15 @@ from gptfl_jax.training import make_learner
 
 from .conftest import (
     CLASSES,
-    COHORT,
-    EXECUTIONS,
     FEATURES,
     HIDDEN,
-    LOCAL,
     SIZES,
     assert_close,
     combine,
     gradient,
-    mean_update,
     norm,
-    run,
-    sgd,
 )
+from .rounds import COHORT, EXECUTIONS, LOCAL, mean_update, run, sgd
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)

@@ -7,7 +7,8 @@ import pytest
 from gptfl_jax.fl import algorithms, diagnostics
 from gptfl_jax.fl.clients import LocalTraining, Spread
 
-from .conftest import COHORT, EXECUTIONS, norm, run, sgd
+from .conftest import norm
+from .rounds import COHORT, EXECUTIONS, run, sgd
 
 
 def spread_of(updates: np.ndarray) -> tuple[Spread, jax.Array, jax.Array]:

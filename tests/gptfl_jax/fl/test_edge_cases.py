@@ -14,7 +14,8 @@ from gptfl_jax.fl.clients import LocalTraining
 from gptfl_jax.nn import BatchNorm
 from gptfl_jax.training import make_learner
 
-from .conftest import EXECUTIONS, SIZES, assert_close, combine, mean_update, run, sgd
+from .conftest import SIZES, assert_close, combine
+from .rounds import EXECUTIONS, mean_update, run, sgd
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

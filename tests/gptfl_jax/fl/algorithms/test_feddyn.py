@@ -7,15 +7,8 @@ import pytest
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.clients import LocalTraining
 
-from ..conftest import (
-    EXECUTIONS,
-    LOCAL,
-    assert_close,
-    assert_same_rounds,
-    combine,
-    run_cohorts,
-    sgd,
-)
+from ..conftest import assert_close, combine
+from ..rounds import EXECUTIONS, LOCAL, assert_same_rounds, run_cohorts, sgd
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)

@@ -7,15 +7,13 @@ import pytest
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.clients import LocalTraining
 
-from ..conftest import (
+from ..conftest import assert_close, combine, gradient
+from ..rounds import (
     COHORT,
     EQUAL_STEPS,
     EXECUTIONS,
     LOCAL,
-    assert_close,
     assert_same_rounds,
-    combine,
-    gradient,
     run,
     weighted_sum,
 )

@@ -5,7 +5,8 @@ import optax
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.clients import LocalTraining
 
-from ..conftest import assert_close, run_cohorts, sgd
+from ..conftest import assert_close
+from ..rounds import run_cohorts, sgd
 
 
 def test_local_only(problem):

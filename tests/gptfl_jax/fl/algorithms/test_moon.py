@@ -7,16 +7,8 @@ import pytest
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.clients import LocalTraining
 
-from ..conftest import (
-    EXECUTIONS,
-    LOCAL,
-    assert_close,
-    assert_same_rounds,
-    combine,
-    gradient,
-    mean_update,
-    run_cohorts,
-)
+from ..conftest import assert_close, combine, gradient
+from ..rounds import EXECUTIONS, LOCAL, assert_same_rounds, mean_update, run_cohorts
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)

@@ -9,14 +9,12 @@ import pytest
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.clients import LocalTraining
 
-from ..conftest import (
+from ..conftest import assert_close, combine, gradient
+from ..rounds import (
     COHORT,
     EXECUTIONS,
     LOCAL,
-    assert_close,
     assert_same_rounds,
-    combine,
-    gradient,
     mean_update,
     population_share,
     run,
