@@ -41,7 +41,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gptfl_jax import compilation_cache, configuration, interruption
-from gptfl_jax.errors import ConfigError, UserError
+from gptfl_jax.errors import ConfigError, UserError, unknown
+from gptfl_jax.rules import is_utf8
 
 _PACKAGE = pathlib.Path(__file__).parent
 # A wheel carries the config files in the package; a checkout has them beside it.
@@ -296,7 +297,7 @@ def _read_command(argv: Sequence[str]) -> _Command:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise UserError(f"--{name} is missing; see --help")
-        if not configuration.is_utf8(values[name].value):
+        if not is_utf8(values[name].value):
             raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
     by_hand = (values.coordinator_address, values.num_processes, values.process_id)
     if any(value is not None for value in by_hand) and None in by_hand:
@@ -481,7 +482,7 @@ def _explain_config_error(error: Exception, path: pathlib.Path) -> str:
         known = [*configuration.SCHEMA, *(name for name, _ in configuration.fields())]
         if section and section[1] in configuration.SCHEMA:
             name = f"{section[1]}.{name}"
-        return f"{where}: {configuration.unknown(name, known, prefix=True)}"
+        return f"{where}: {unknown(name, known, prefix=True)}"
     return f"{where}: {' '.join(str(error).split())}"
 
 

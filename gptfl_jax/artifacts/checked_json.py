@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gptfl_jax.artifacts.files import PathLike, read_plain
-from gptfl_jax.configuration import is_utf8
 from gptfl_jax.errors import UserError
+from gptfl_jax.rules import is_utf8
 
 Shape = str | dict[str, Any] | list[Any] | tuple[Any, ...]
 

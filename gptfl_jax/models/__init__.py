@@ -9,37 +9,19 @@ The layer that makes the logits is called `classifier`; what it is given counts 
 representation of an example (`Learner.represent`).
 """
 
-import importlib
-import importlib.util
-import inspect
-import pkgutil
-
 import flax.linen as nn
 
-from gptfl_jax.errors import UserError
+from gptfl_jax import choices, families
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
     """`Model(num_classes, **options)` of the module `gptfl_jax.models.<name>`.
 
+    Args:
+      name: of the module; or of one of your own, as `my_package.my_file` or
+        `path/to/file.py`.
+
     Raises:
       UserError: no such module, or options the model does not take.
     """
-    if not name.isidentifier() or not importlib.util.find_spec(f"{__name__}.{name}"):
-        known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-        raise UserError(
-            f"config.model.name = {name!r}: takes one of {', '.join(known)}"
-        )
-    model = importlib.import_module(f"{__name__}.{name}").Model
-    takes = [
-        option
-        for option in inspect.signature(model).parameters
-        if option not in ("num_classes", "parent", "name")
-    ]
-    unknown = sorted(set(options) - set(takes))
-    if unknown:
-        raise UserError(
-            f"config.model.options: {name} does not take {', '.join(unknown)}; "
-            f"it takes {', '.join(takes)}"
-        )
-    return model(num_classes, **options)
+    return choices.bind(families.MODEL, name, options, num_classes=num_classes)

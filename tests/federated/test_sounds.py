@@ -45,7 +45,7 @@ def workdir(tmp_path_factory):
 def config(workdir):
     config = launch.read_config("fsdd")
     for name, value in FIELDS.items():
-        configuration._store(config, name, value)
+        configuration.put(config, name, value)
     config.data.folder = str(workdir.parent / "data")
     configuration.validate(config)
     return config

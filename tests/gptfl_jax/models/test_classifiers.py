@@ -87,9 +87,10 @@ def test_resnet_shortcut_pads_channels_on_both_sides():
 def test_unknown_models_and_options_are_refused():
     with pytest.raises(UserError, match="takes one of audio_cnn, audio_conv_rnn, cnn"):
         models.create("vgg0", 10)
-    with pytest.raises(UserError, match="takes one of"):
+    with pytest.raises(UserError, match="like gptfl_jax.models.* it holds none"):
         models.create("os.path", 10)
-    with pytest.raises(UserError, match="convnet does not take layers; it takes width"):
+    taken = "options.layers: convnet takes no such option; it takes width"
+    with pytest.raises(UserError, match=taken):
         models.create("convnet", 10, layers=3)
     with pytest.raises(UserError, match="norm = 'layer': takes instance"):
         shapes("convnet", (8, 8, 1), norm="layer")

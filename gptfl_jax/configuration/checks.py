@@ -1,0 +1,68 @@
+"""The checks of a whole config."""
+
+from ml_collections import ConfigDict
+
+from gptfl_jax import choices
+from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.schema import SCHEMA, SECTIONS, fields, find
+from gptfl_jax.configuration.values import get, present, put
+from gptfl_jax.errors import ConfigError, refused, unknown
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every field of a config, and the fields against each other.
+
+    Raises:
+        ConfigError: an unknown section or field, a missing field, or a value out of
+            range. The message names the field and says what it takes.
+    """
+    known = dict(fields())
+    for name in config.keys():
+        entry = SCHEMA.get(name)
+        if entry is None:
+            raise unknown(name, known=SCHEMA, what="section", prefix=True)
+        if isinstance(entry, Field):
+            continue
+        if not isinstance(config[name], ConfigDict):
+            raise ConfigError(f"config.{name} = {config[name]!r}: takes a section")
+        for key in config[name].keys():
+            if f"{name}.{key}" not in known:
+                raise unknown(f"{name}.{key}", known=known, prefix=True)
+    for dotted, field in fields(*present(config)):
+        section, _, key = dotted.rpartition(".")
+        holder = config[section] if section else config
+        if key not in holder:
+            raise ConfigError(f"config.{dotted} is missing: takes {field.takes}")
+        if not field.valid(holder[key]):
+            raise refused(dotted, holder[key], field.takes)
+    _check_options(config)
+    for name in SECTIONS:
+        if name in config and hasattr(SECTIONS[name], "check"):
+            SECTIONS[name].check(config)
+    if "compare" in config and "federated" in config:
+        for name, changes in config.compare.methods.items():
+            _check_method(config, name, changes)
+
+
+def _check_options(config: ConfigDict) -> None:
+    """Checks every choice with its options, as their signatures state them."""
+    for dotted, field in fields(*present(config)):
+        family = field.options_of
+        if family is not None:
+            values = get(config, dotted).to_dict()
+            choices.check(family, get(config, family.field), values)
+
+
+def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
+    """Check the federated section that a method of `compare` makes."""
+    method = ConfigDict({"seed": config.seed, "federated": config.federated.to_dict()})
+    for key, value in changes.items():
+        dotted = f"federated.{key}"
+        if find(dotted) is None:
+            known = [field for field, _ in fields("federated")]
+            raise unknown(f"compare.methods.{name}.{key}", known, prefix=True)
+        put(method, dotted, value)
+    try:
+        validate(method)
+    except ConfigError as error:
+        raise ConfigError(f"config.compare.methods.{name}: {error}") from None

@@ -1,0 +1,57 @@
+"""One config field: default, what it takes, help text."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gptfl_jax import choices
+from gptfl_jax.rules import KEYWORDS, Rule
+
+
+class Field(NamedTuple):
+    """One config field.
+
+    Attributes:
+        default: its value where a config says nothing.
+        rule: what it takes; of a choice the rule is made of the family.
+        help: a line for `--help`.
+        chooses: the family of which the field names a choice.
+        options_of: the family whose choice's options the field holds.
+    """
+
+    default: Any
+    rule: Rule
+    help: str
+    chooses: choices.Family | None = None
+    options_of: choices.Family | None = None
+
+    @property
+    def takes(self) -> str:
+        """What the field takes, in words."""
+        return choices.names(self.chooses) if self.chooses else self.rule.takes
+
+    def valid(self, value: Any) -> bool:
+        """Whether the field takes a value; options are checked with their choice."""
+        if self.chooses and self.rule.valid(value) and not choices.is_own(value):
+            return value in choices.available(self.chooses)
+        return self.rule.valid(value)
+
+
+_CHOICE = Rule("a name", lambda value: isinstance(value, str) and value != "")
+
+
+def choice(family: choices.Family, default: str, help: str) -> dict[str, Field]:
+    """Two fields by their names: which choice of a family, and its options."""
+    section, _, name = family.field.partition(".")
+    _, _, options = family.options.partition(".")
+    return {
+        name: Field(default, _CHOICE, help, chooses=family),
+        options: Field(
+            {},
+            KEYWORDS,
+            f"options of {section}.{name}, each set as {family.options}.<option>",
+            options_of=family,
+        ),
+    }
+
+
+Section = Mapping[str, Field]

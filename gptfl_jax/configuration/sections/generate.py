@@ -1,0 +1,108 @@
+"""Fields of `config.generate`."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gptfl_jax import rules
+from gptfl_jax.configuration.fields import Field
+from gptfl_jax.errors import ConfigError
+
+_MOST_SAMPLES = 1_000_000
+
+
+def _samples_per_class(value: Any) -> bool:
+    if rules.is_whole(value):
+        return 1 <= value <= _MOST_SAMPLES
+    if not isinstance(value, str):
+        return False
+    if value.endswith("x"):
+        try:
+            return 0 < float(value[:-1]) <= _MOST_SAMPLES
+        except ValueError:
+            return False
+    is_count = value.isascii() and value.isdigit() and len(value) < 10
+    return is_count and 1 <= int(value) <= _MOST_SAMPLES
+
+
+FIELDS: dict[str, Field] = {
+    "model": Field(
+        "glyphs",
+        rules.NAME,
+        "images: a Stable Diffusion shipped here, a diffusers folder or a hub id; "
+        "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts",
+    ),
+    "samples_per_class": Field(
+        "3x",
+        rules.Rule(
+            "a whole number from 1 to a million, or such a multiple of the real "
+            "count as 3x",
+            _samples_per_class,
+        ),
+        "samples a class: a number, or a multiple of the real training set's count",
+    ),
+    "num_steps": Field(25, rules.whole(1), "denoising steps of the solver"),
+    "guidance_scale": Field(
+        7.5, rules.number(least=0), "classifier-free guidance; 1: none"
+    ),
+    "guidance_choices": Field(
+        (),
+        rules.tuple_of(rules.number(least=0), "numbers >= 0"),
+        "guidance scales to draw from, one a sample, in place of guidance_scale",
+    ),
+    "negative_prompt": Field("", rules.TEXT, "what the pictures should not show"),
+    "vocoder": Field(
+        "",
+        rules.TEXT,
+        "speech: the HiFi-GAN, a folder or a hub id; empty: the model's own (its "
+        "folder vocoder/), or microsoft/speecht5_hifigan where it has none",
+    ),
+    "speaker_vectors": Field(
+        "",
+        rules.TEXT,
+        "speech: the speakers' voices, a .npy or .zip file, a folder or a hub id; "
+        "empty: the model's own (its folder speakers/), or "
+        "Matthijs/cmu-arctic-xvectors where it has none",
+    ),
+    "speakers": Field(
+        (),
+        rules.tuple_of(rules.whole(0), "whole numbers >= 0"),
+        "speech: numbers of the speaker vectors to draw from; empty: 0 alone, or "
+        "all where prompts.method is multi_speaker",
+    ),
+    "stop_threshold": Field(
+        0.5, rules.number(above=0), "speech ends where its probability to is this high"
+    ),
+    "max_seconds": Field(5.0, rules.number(above=0), "longest clip of speech"),
+    "trim_db": Field(
+        40.0,
+        rules.number(least=0),
+        "speech: ends of a clip this many decibels below its loudest part are "
+        "cut off; 0: they stay",
+    ),
+    "snr_db": Field(
+        (),
+        rules.tuple_of(rules.Rule("a number", rules.is_number), "numbers"),
+        "speech: signal-to-noise ratios in decibels to draw from, one a clip, for "
+        "white noise; empty: none",
+    ),
+    "height": Field(0, rules.whole(0), "pixels; 0: the model's own"),
+    "width": Field(0, rules.whole(0), "pixels; 0: the model's own"),
+    "batch_size": Field(64, rules.whole(1), "samples at once, over all devices"),
+    "dtype": Field(
+        "float32", rules.one_of("float32", "bfloat16"), "precision of the networks"
+    ),
+    "preview_per_class": Field(
+        10, rules.whole(0), "samples of a class on preview.png; 0: no preview"
+    ),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """The rules that bind several fields."""
+    generate = config.generate
+    if (generate.height == 0) != (generate.width == 0):
+        raise ConfigError(
+            f"config.generate.height = {generate.height} with config.generate.width"
+            f" = {generate.width}: takes both or neither"
+        )

@@ -1,0 +1,61 @@
+"""Fields of `config.train`."""
+
+from ml_collections import ConfigDict
+
+from gptfl_jax import rules
+from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
+from gptfl_jax.errors import refused
+
+FIELDS: dict[str, Field] = {
+    "data": Field(
+        "synthetic", rules.one_of("synthetic", "real", "both"), "what to train on"
+    ),
+    "epochs": Field(200, rules.whole(1), "passes over the training set"),
+    "batch_size": Field(32, rules.whole(1), "examples a step, over all devices"),
+    "optimizer": Field("adamw", rules.one_of("adamw", "sgd"), "optimizer"),
+    "learning_rate": Field(1e-4, rules.number(above=0), "peak learning rate"),
+    "momentum": Field(0.9, rules.number(least=0, most=1), "momentum of sgd"),
+    "weight_decay": Field(
+        5e-4, rules.number(least=0), "weight decay, decoupled in adamw, L2 in sgd"
+    ),
+    "schedule": Field(
+        "cosine", rules.one_of("cosine", "constant"), "learning rate over all epochs"
+    ),
+    "warmup_epochs": Field(
+        0.0, rules.number(least=0), "epochs of linear rise to the peak learning rate"
+    ),
+    "label_smoothing": Field(
+        0.0, rules.number(least=0, most=1), "share of a label spread over all classes"
+    ),
+    "clip_norm": Field(
+        0.0, rules.number(least=0), "largest norm of a gradient; 0: not clipped"
+    ),
+    **AUGMENTATION["pictures"],
+    **AUGMENTATION["sounds"],
+    "validation_fraction": Field(
+        0.1,
+        rules.number(least=0, below=1),
+        "share of the training set held out to choose the best checkpoint; "
+        "0: the last one is the best",
+    ),
+    "eval_every": Field(1, rules.whole(1), "epochs between tests on the real test set"),
+    "checkpoint_every": Field(10, rules.whole(1), "most epochs between checkpoints"),
+    "run": Field(
+        "pretrain",
+        rules.FOLDER_NAME,
+        "name of the folder, in the workdir, that checkpoints and metrics go to",
+    ),
+    "eval_batch_size": Field(512, rules.whole(1), "examples at once in a test"),
+    "dtype": Field("float32", rules.DTYPE, "precision of the computation"),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """The rules that bind several fields."""
+    if config.train.warmup_epochs > config.train.epochs:
+        raise refused(
+            "train.warmup_epochs",
+            config.train.warmup_epochs,
+            f"at most config.train.epochs = {config.train.epochs}",
+        )

@@ -1,0 +1,121 @@
+"""Fields as text: the command line, and the string behind a config file's name."""
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.schema import fields, find
+from gptfl_jax.configuration.values import (
+    get,
+    present,
+    put,
+    require_section,
+    section_names,
+)
+from gptfl_jax.errors import ConfigError, refused, unknown
+from gptfl_jax.rules import KEYWORDS
+
+
+def apply_arguments(
+    config: ConfigDict, arg: str, aliases: dict[str, str]
+) -> ConfigDict:
+    """Apply a config string to a config.
+
+    Args:
+        config: what a config file built.
+        arg: `name=value` pairs separated by commas: what follows the colon in
+            `--config=configs/digits.py:alpha=0.5,init=random`. May be empty.
+        aliases: the names the string may use, and the dotted field each one sets.
+
+    Returns:
+        The config itself, changed.
+
+    Raises:
+        ConfigError: a name that `aliases` lacks, or a value the field does not take.
+    """
+    for pair in _split(arg):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise ConfigError(
+                f"config string '{pair}': takes name=value pairs separated by commas"
+            )
+        if name not in aliases:
+            raise unknown(name, known=aliases, what="name in the config string")
+        set_text(config, aliases[name], value)
+    return config
+
+
+def set_text(config: ConfigDict, dotted: str, text: str) -> None:
+    """Set a field of a config from text, as the command line gives it.
+
+    `dotted` is a field of `SCHEMA` ("federated.alpha") or a keyword below a field of
+    keywords ("federated.client_options.momentum").
+
+    Raises:
+        ConfigError: no such field, or a value that it does not take.
+    """
+    parent, _, keyword = dotted.rpartition(".")
+    field = find(parent) if find(dotted) is None else None
+    if field is not None and field.takes == KEYWORDS.takes:
+        if not keyword.isidentifier():
+            raise ConfigError(f"config.{dotted}: {keyword!r} is not a keyword")
+        require_section(config, parent)
+        get(config, parent)[keyword] = _literal(text)
+        return
+    field = find(dotted)
+    if field is None:
+        if dotted in section_names():
+            names = ", ".join(name for name, _ in fields(dotted) if "." in name)
+            raise ConfigError(f"config.{dotted} is a section; its fields are {names}")
+        raise unknown(
+            dotted, known=[name for name, _ in fields(*present(config))], prefix=True
+        )
+    require_section(config, dotted)
+    put(config, dotted, _parse(dotted, field, text))
+
+
+def _literal(text: str) -> Any:
+    """The value a text stands for: a Python literal, or else the text itself."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text  # the last two: thousands of brackets
+
+
+def _parse(dotted: str, field: Field, text: str) -> Any:
+    """The first reading of `text` that the field takes."""
+    value = _literal(text)
+    readings = [value, text]
+    if isinstance(field.default, tuple):
+        # --config.report.runs=a,b and =a need no quotes, brackets or closing comma.
+        parts = _split(text)
+        readings = [value, tuple(map(_literal, parts)), tuple(parts)]
+    for reading in readings:
+        if field.valid(reading):
+            is_float = isinstance(field.default, float)
+            return float(reading) if is_float else reading
+    raise refused(dotted, value, field.takes)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    parts, start, depth, quote = [], 0, 0, ""
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
