@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import pytest
 
-from federated import compare, report, run_files
+from federated import compare, run_files
+from federated.report import figures, page, rows, runs, tables
 from generate import sample_folder, samples, text_models
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.errors import UserError
 
 from . import mutations
-from .federated.test_report import make_config, make_run
+from .federated.conftest import make_config
+from .federated.report.conftest import make_run
 
 SAMPLE = artifacts.Sample(
     "a/0", "a", "an a", 1, 7.5, "m", 3, 20.0, artifacts.digest(b"")
@@ -38,15 +40,15 @@ class Record(NamedTuple):
 
 def report_numbers(workdir):
     """All of a report but its pictures."""
-    runs = report.load_runs(workdir)
-    methods = report.methods_of(runs)
-    start = report.synthetic_only(methods)
+    found = runs.load_runs(workdir)
+    methods = runs.methods_of(found)
+    start = runs.synthetic_only(methods)
     methods = [*([start] if start else []), *methods]
-    rows = [report.row_of(each, (0.9,)) for each in methods]
-    report.table(rows, (0.9,))
-    report.client_table(rows)
-    report._setting(methods, make_config())
-    report._provenance(workdir, runs)
+    numbers = [rows.row_of(each, (0.9,)) for each in methods]
+    tables.of_methods(numbers, (0.9,)).text()
+    tables.of_clients(numbers).text()
+    page.setting(methods, make_config())
+    page.provenance(workdir, found)
 
 
 def provenance(workdir):
@@ -54,8 +56,8 @@ def provenance(workdir):
 
 
 def clients(workdir):
-    method = report.methods_of(report.load_runs(workdir))[0]
-    report.client_accuracies(method, workdir)
+    method = runs.methods_of(runs.load_runs(workdir))[0]
+    figures.client_accuracies(method, workdir)
 
 
 def partition(workdir):

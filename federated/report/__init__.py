@@ -1,0 +1,85 @@
+"""The report on federated runs: `report.html`, `report.json` and two tables.
+
+    python -m federated.report --config=configs/digits.py --workdir=runs/digits
+
+Reads every run under `<workdir>/federated/` (or those named in
+`config.report.runs`), takes runs that differ only in their seed together, and
+writes into the workdir
+
+- `report.json`: a list of rows, one a method: `name, algorithm, init, seeds,
+  accuracy_mean, accuracy_std, macro_f1_mean, rounds_to_90, bytes_to_90, ...`;
+- `report.html`: the same numbers as a page with learning curves, what was measured
+  about the clients, synthetic beside real examples, the commands and versions. One
+  file, nothing loaded from elsewhere;
+- `report.png`: the learning curves alone, to show elsewhere.
+
+How the numbers are taken: accuracy, macro F1 and loss are those of the last evaluated
+round, never of the best one, because choosing a round by the test set would flatter
+every method. Runs that have not come to their last round are left out; a method that
+has no other is marked, and `unfinished` names them. Their spread is the sample standard
+deviation over seeds (0 for one seed). Where a method was run in turns
+(`config.compare.data`), a seed's number is the mean over its turns, and `by_turn` has
+those of each. A method has reached a target in the first evaluated round whose test
+accuracy is at least the target; `rounds_to_90` is the mean over seeds (and turns), null
+while any run has not reached 90 %; `runs_reaching_90` have. `bytes_to_90` counts what
+went up and down until then. What is measured in a round (gradient diversity and its
+inverse, cosine of the clients' updates to their mean, their norms) is the mean over
+rounds and seeds; `update_norm_std` is the spread within a round. Drift and the accuracy
+of clients are those of the last round that has them; `client_accuracy_worst_decile` is
+the mean of the tenth of the clients that fares worst (gptfl_jax/fl/personalisation.py),
+and `personalised_*` is after local fine-tuning. Starting weights that were trained on
+synthetic data are a method of their own, `Synthetic only`: no round, no byte.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from federated import pictures
+from federated.report import figures, page, rows, runs, tables
+from gptfl_jax import artifacts
+from gptfl_jax.launch import launch, prepare
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes report.json, report.html and report.png and prints the tables."""
+    prepare(config)
+    methods = runs.methods_of(runs.load_runs(workdir, config.report.runs))
+    start = runs.synthetic_only(methods)
+    targets = config.report.targets
+    numbers = [
+        rows.row_of(method, targets) for method in ([start] if start else []) + methods
+    ]
+    artifacts.remove_leftovers(workdir)  # of a report that was killed
+    artifacts.write_json(workdir / "report.json", numbers)
+    artifacts.write_text(
+        workdir / "report.html", page.render(methods, numbers, config, workdir)
+    )
+    artifacts.write_bytes(
+        workdir / "report.png",
+        pictures.png(figures.learning_curves(methods, start, targets, alone=True)),
+    )
+    shown = (
+        tables.of_methods(numbers, targets),
+        tables.of_turns(numbers),
+        tables.of_clients(numbers),
+    )
+    print("\n\n".join(table.text() for table in shown if table is not None))
+    for method in methods:
+        for each in method.unfinished:
+            left_out = "" if each in method.runs else ", left out of the numbers"
+            print(
+                f"{each.folder}: {each.done} of {each.planned} rounds so far{left_out}"
+            )
+    print()
+    print(f"report   {workdir / 'report.html'}")
+    print(f"numbers  {workdir / 'report.json'}")
+    print(f"curves   {workdir / 'report.png'}")
+    preview = workdir / "synthetic" / "preview.png"
+    if preview.exists():
+        print(f"samples  {preview}")
+
+
+def main() -> None:
+    """Entry point of `python -m federated.report` and `gptfl-report`."""
+    launch(run, ("data", "report"))

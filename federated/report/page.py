@@ -1,0 +1,268 @@
+"""What the page of the report shows; `page.html.jinja` is its text and layout."""
+
+import base64
+import collections
+import io
+import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from PIL import Image
+
+from federated import pictures, run_files
+from federated.report import examples, figures, tables
+from federated.report.runs import SYNTHETIC_ONLY, Method, Run, synthetic_only
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    config: ConfigDict,
+    workdir: pathlib.Path,
+) -> str:
+    """The whole of report.html.
+
+    Args:
+        methods: those that were run.
+        rows: their numbers, and those of the starting weights, as in report.json.
+        config: of the report.
+        workdir: where examples and records are found.
+    """
+    drawn = _pictures(methods, config.report.targets, workdir)
+    found = examples.load(config, workdir)
+    counts = collections.Counter(clip.kind for clip in found.clips)
+    return _TEMPLATES.get_template("page.html.jinja").render(
+        source=config.data.source,
+        headline=headline(rows),
+        setting=setting(methods, config),
+        left_out=_left_out(methods),
+        by_method=tables.of_methods(rows, config.report.targets),
+        by_turn=tables.of_turns(rows),
+        of_clients=tables.of_clients(rows),
+        marks=_marks(methods, rows),
+        clients_tested=any(row["client_accuracy_mean"] is not None for row in rows),
+        pictures={
+            name: _data_uri("image/svg+xml", pictures.svg(figure))
+            for name, figure in drawn.items()
+            if figure is not None
+        },
+        bands=figures.have_bands(methods),
+        client_bands=figures.have_client_bands(methods),
+        partition_seed=methods[0].runs[0].config["seed"],
+        sheets={
+            caption: _data_uri("image/png", _png(sheet))
+            for caption, sheet in found.sheets.items()
+        },
+        clips=[
+            {
+                "label": clip.label,
+                "kind": clip.kind,
+                "source": _data_uri("audio/wav", clip.wav),
+            }
+            for clip in found.clips
+        ],
+        clips_counted=" and ".join(
+            _count(number, f"{kind} clip") for kind, number in counts.items()
+        ),
+        longest_clip=f"{examples.LONGEST_S:g}",
+        provenance=provenance(
+            workdir, [run for method in methods for run in method.runs]
+        ),
+    )
+
+
+def _pictures(
+    methods: Sequence[Method], targets: Sequence[float], workdir: pathlib.Path
+) -> dict[str, Figure | None]:
+    """The figures by their name in the template; None where nothing was measured."""
+    first = methods[0].runs[0]
+    partition = run_files.read_partition(workdir / "federated" / first.folder)
+    curves, accuracy = figures.metric_curves, figures.client_accuracy_curves
+    return {
+        "accuracy": figures.learning_curves(methods, synthetic_only(methods), targets),
+        "loss": curves(methods, "loss", "test loss (cross-entropy)", logarithmic=True),
+        "gradient_diversity": curves(
+            *(methods, "gradient_diversity", "gradient diversity"), logarithmic=True
+        ),
+        "cosine": curves(methods, "cosine_mean", "cosine to the mean update"),
+        "update_norm": curves(
+            *(methods, "update_norm_mean", "norm of a client's update"),
+            logarithmic=True,
+            spread=("update_norm_std", "update_norm_min"),
+        ),
+        "drift": curves(methods, "drift", "distance from the start"),
+        "client_accuracy": accuracy(methods, "mean", "accuracy of clients, %"),
+        "worst_clients": accuracy(
+            *(methods, "worst_decile", "accuracy of the worst tenth, %")
+        ),
+        "client_histograms": figures.client_accuracy_histograms(methods, workdir),
+        "partition": None if partition is None else pictures.partition(*partition),
+    }
+
+
+def _marks(
+    methods: Sequence[Method], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """How the tables mark each row: GPT-FL or not, and its line in the pictures."""
+    style = figures.styles(methods) | {SYNTHETIC_ONLY: figures.START_STYLE}
+    marks = []
+    for row in rows:
+        pattern = style[row["name"]]["linestyle"]
+        lengths = () if pattern == "solid" else pattern[1]
+        marks.append(
+            {
+                "gptfl": row["init"] == "synthetic" and row["algorithm"] != "none",
+                "color": style[row["name"]]["color"],
+                "dashes": " ".join(f"{1.8 * length:g}" for length in lengths),
+            }
+        )
+    return marks
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(sheet: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _best(rows: Sequence[dict[str, Any]], synthetic: bool) -> dict[str, Any] | None:
+    candidates = [
+        row
+        for row in rows
+        if row["algorithm"] != "none" and (row["init"] == "synthetic") == synthetic
+    ]
+    return max(candidates, key=lambda row: row["accuracy_mean"], default=None)
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> str:
+    """What the table says, in a sentence or two; empty with nothing to compare."""
+    ours, scratch = _best(rows, synthetic=True), _best(rows, synthetic=False)
+    start = next((row for row in rows if row["algorithm"] == "none"), None)
+    if ours is None:
+        return ""
+
+    def describe(row: dict[str, Any]) -> str:
+        seeds = len(row["seeds"])
+        mean_and_std = tables.percent(row["accuracy_mean"], row["accuracy_std"], seeds)
+        return f"{row['name']}: {mean_and_std} %"
+
+    others = [describe(row) for row in (scratch, start) if row is not None]
+    against = f" Against {' and '.join(others)}." if others else ""
+    return f"{describe(ours)} test accuracy after {ours['rounds']} rounds.{against}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def setting(methods: Sequence[Method], config: ConfigDict) -> str:
+    """The setting that all runs share, in words."""
+    federated = methods[0].runs[0].config["federated"]
+    clients = _count(federated["num_clients"], "client")
+    alpha = f"Dirichlet({federated['alpha']:g})"
+    match federated["partition"]:
+        case "natural":
+            clients = "natural clients"
+        case "iid":
+            clients += " (IID)"
+        case "dirichlet":
+            clients += f" with label skew {alpha}"
+        case "dirichlet_balanced":
+            clients += f" of similar size with label skew {alpha}"
+        case "shards":
+            each = federated.get("shards_per_client")
+            shards = "shards" if each is None else _count(each, "shard")
+            clients += f" with {shards} of one label each"
+        case "quantity_skew":
+            clients += f" with sizes drawn from {alpha}"
+        case other:
+            clients += f" ({other})"
+    local = (
+        _count(federated["local_steps"], "step")
+        if federated["local_steps"]
+        else _count(federated["local_epochs"], "epoch")
+    )
+    seeds = {run.config["seed"] for method in methods for run in method.runs}
+    names = methods[0].turns
+    turns = f" in each of {len(names)} turns ({', '.join(names)})" if names else ""
+    held_out = federated.get("client_test_fraction", 0)
+    if held_out:
+        clients += f", who hold out {held_out:.0%} of their examples"
+    return (
+        f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
+        f"each for {local} in batches of {federated['batch_size']}; "
+        f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}{turns}."
+    )
+
+
+def _left_out(methods: Sequence[Method]) -> str:
+    """The unfinished runs that no number counts; empty where there are none."""
+    return ", ".join(
+        f"{run.folder} ({run.done} of {run.planned} rounds)"
+        for method in methods
+        for run in method.unfinished
+        if run not in method.runs
+    )
+
+
+def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Run records of the stages that led here and of the runs shown, oldest first."""
+    shown = {workdir / "federated" / run.folder / "run.json" for run in runs}
+    files = [
+        file
+        for file in sorted(workdir.rglob("run.json"))
+        if (workdir / "federated") not in file.parents or file in shown
+    ]
+    records = [run_files.read_provenance(file) for file in files]
+    return sorted(records, key=lambda record: str(record.get("date", "")))
+
+
+class Provenance(NamedTuple):
+    """How the numbers came about."""
+
+    commands: list[str]
+    """Command lines, oldest first."""
+    circumstances: list[str]
+    """Versions, commits, machines and dates, in words."""
+
+
+def provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> Provenance:
+    """The commands, versions and machines behind the runs.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    records = _records(workdir, runs)
+    commands, versions, machines, commits = [], {}, [], []
+    for record in records:
+        _, *arguments = record["argv"]
+        commands.append(shlex.join(["python", *arguments]))
+        versions |= record["versions"]
+        if record.get("commit"):
+            commits.append(f"commit {record['commit']}")
+        devices = _count(len(record["devices"]), f"{record['device_kind']} device")
+        machines.append(f"{devices}, {record['platform']}")
+    circumstances = [
+        ", ".join(f"{name} {value}" for name, value in versions.items()),
+        *dict.fromkeys(commits),
+        *dict.fromkeys(machines),
+        f"{records[0]['date']} to {records[-1]['date']}",
+    ]
+    return Provenance(list(dict.fromkeys(commands)), circumstances)

@@ -1,0 +1,277 @@
+"""Reading the runs of a workdir, and taking together those of one method."""
+
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from federated import run_files
+from gptfl_jax.errors import UserError
+
+SYNTHETIC_ONLY = "Synthetic only"
+# Fields that may differ between runs of one method, as their seed may.
+_NOT_THE_METHOD = (
+    *("federated.run", "federated.checkpoint_every", "federated.eval_batch_size"),
+    *("federated.client_execution", "federated.client_lanes"),
+    *("federated.data_placement", "federated.keep_checkpoints"),
+    *("federated.personalisation_every", "federated.personalisation_clients"),
+)
+_NAMES = {
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fedopt": "FedOpt",
+    "fedavgm": "FedAvgM",
+    "scaffold": "SCAFFOLD",
+    "fednova": "FedNova",
+    "feddyn": "FedDyn",
+    "moon": "MOON",
+    "local_only": "Local training",
+}
+
+
+class Run(NamedTuple):
+    """One folder of `<workdir>/federated/`."""
+
+    folder: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def done(self) -> int:
+        """Rounds that are done."""
+        return self.metrics[-1]["step"]
+
+    @property
+    def planned(self) -> int:
+        """Rounds that the run is to have."""
+        return self.config["federated"]["rounds"]
+
+    @property
+    def turn(self) -> str:
+        """The turn of `config.compare.data` that the run is; empty: of none."""
+        turns = self.config.get("compare", {}).get("data", {})
+        for name, changes in turns.items():
+            options = self.config["data"]["options"]
+            if all(options.get(key) == value for key, value in changes.items()):
+                return name
+        return ""
+
+    @property
+    def method_fields(self) -> dict[str, Any]:
+        """The fields of the config that tell methods apart."""
+        sections = {name: self.config[name] for name in ("data", "model", "federated")}
+        if self.turn:
+            changed = self.config["compare"]["data"][self.turn]
+            options = sections["data"]["options"]
+            kept = {k: v for k, v in options.items() if k not in changed}
+            sections["data"] = {**sections["data"], "options": kept}
+        fields = _flatten(sections)
+        return {k: v for k, v in fields.items() if k not in _NOT_THE_METHOD}
+
+
+class Method(NamedTuple):
+    """Runs that differ only in their seed, and turn."""
+
+    name: str
+    algorithm: str
+    init: str
+    runs: tuple[Run, ...]
+    """Those that are finished; where none is, all."""
+    unfinished: tuple[Run, ...] = ()
+    """Those that are not."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run.config["seed"] for run in self.runs})
+
+    @property
+    def turns(self) -> list[str]:
+        """Names of the turns, in the order of the config; empty without turns."""
+        names = {run.turn for run in self.runs}
+        order = self.runs[0].config.get("compare", {}).get("data", {})
+        return [name for name in order if name in names]
+
+    def by_seed(self, values: Sequence[Any]) -> list[Any]:
+        """Means of each seed's values, of one value a run: over its turns."""
+        return [
+            np.mean(
+                [
+                    value
+                    for run, value in zip(self.runs, values, strict=True)
+                    if run.config["seed"] == seed
+                ],
+                axis=0,
+            )
+            for seed in self.seeds
+        ]
+
+
+def load_runs(workdir: pathlib.Path, names: Sequence[str] = ()) -> list[Run]:
+    """Reads the runs of a workdir, all of them or those named.
+
+    Raises:
+        UserError: there is no run, or one that was named is missing.
+    """
+    root = workdir / "federated"
+    folders = [root / name for name in names] or sorted(
+        path.parent for path in root.glob("*/metrics.jsonl")
+    )
+    if not folders:
+        raise UserError(
+            f"{root}: no federated run here. `python -m federated.simulate "
+            f"--config=... --workdir={workdir}` makes one."
+        )
+    runs = []
+    for folder in folders:
+        metrics_file, record_file = folder / "metrics.jsonl", folder / "run.json"
+        for file in (metrics_file, record_file):
+            if not file.exists():
+                raise UserError(
+                    f"{file} is missing, but config.report.runs or the folder says "
+                    f"that {folder.name} is a run. `python -m federated.simulate "
+                    f"--config.federated.run={folder.name} --workdir={workdir}` "
+                    "makes it."
+                )
+        config = run_files.read_config(folder)
+        metrics = run_files.read_metrics(folder)
+        if not any("accuracy" in line for line in metrics):
+            raise UserError(
+                f"{metrics_file}: no evaluated round yet. Wait for the run, or leave "
+                "it out with config.report.runs."
+            )
+        runs.append(Run(folder.name, config, metrics))
+    return runs
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or (prefix and not tree):
+        return {prefix: tree}
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+    return leaves
+
+
+def display_name(algorithm: str, init: str) -> str:
+    """What readers call an algorithm that starts from such weights."""
+    name = _NAMES.get(algorithm, algorithm)
+    if init == "synthetic":
+        return f"GPT-FL ({name})"
+    return f"{name} from scratch" if init == "random" else f"{name} from {init}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """Takes runs that differ only in seed and turn together; those from scratch first.
+
+    Methods that would have the same name are told apart by as few of the fields in
+    which they differ as it takes: `FedAvg from scratch (alpha 0.5)`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(run.method_fields, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    keys_of_name: dict[str, list[str]] = {}
+    for key, members in groups.items():
+        federated = members[0].config["federated"]
+        name = display_name(federated["algorithm"], federated["init"])
+        keys_of_name.setdefault(name, []).append(key)
+    names = {}
+    for name, keys in keys_of_name.items():
+        fields_of_key = {key: json.loads(key) for key in keys}
+        paths = sorted(set().union(*fields_of_key.values()))
+        differing = [
+            path
+            for path in paths
+            if len({json.dumps(f.get(path)) for f in fields_of_key.values()}) > 1
+        ]
+        telling = _telling(differing, list(fields_of_key.values()))
+        for key, fields in fields_of_key.items():
+            what = ", ".join(
+                f"{path.rpartition('.')[2]} {_text(fields.get(path))}"
+                for path in telling
+            )
+            names[key] = f"{name} ({what})" if what else name
+    methods = [_method(names[key], members) for key, members in groups.items()]
+    order = ("random", "synthetic")
+    return sorted(
+        methods,
+        key=lambda m: (order.index(m.init) if m.init in order else 2, m.name),
+    )
+
+
+def _method(name: str, runs: Sequence[Run]) -> Method:
+    ordered = sorted(runs, key=lambda run: (run.config["seed"], run.turn))
+    finished = tuple(run for run in ordered if run.done >= run.planned)
+    unfinished = tuple(run for run in ordered if run.done < run.planned)
+    if not finished:
+        done = sorted({run.done for run in unfinished})
+        some = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
+        name += f" (unfinished: {some} of {unfinished[0].planned} rounds)"
+    federated = ordered[0].config["federated"]
+    return Method(
+        *(name, federated["algorithm"], federated["init"]),
+        finished or unfinished,
+        unfinished,
+    )
+
+
+def _telling(
+    paths: Sequence[str], methods: Sequence[dict[str, Any]]
+) -> tuple[str, ...]:
+    """The fewest of the fields that no two methods have alike in all of them.
+
+    Of equally few, what is tuned for each method (rates) tells least.
+    """
+    ordered = sorted(paths, key=lambda path: path.endswith("_rate"))
+    for count in range(len(ordered)):
+        for chosen in itertools.combinations(ordered, count):
+            values = {json.dumps([m.get(path) for path in chosen]) for m in methods}
+            if len(values) == len(methods):
+                return chosen
+    return tuple(paths)
+
+
+def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds and values of one metric, where it was measured and finite."""
+    points = [
+        (line["step"], line[field])
+        for line in run.metrics
+        if line.get(field) is not None and math.isfinite(line[field])
+    ]
+    return np.array([p[0] for p in points]), np.array([p[1] for p in points])
+
+
+def synthetic_only(methods: Sequence[Method]) -> Method | None:
+    """The starting weights of the GPT-FL runs as a method of their own.
+
+    Round 0 of a run measures the weights before any client has seen them. Of several
+    methods with the same seed, turn and start the first is taken.
+    """
+    starts: dict[tuple[int, str], Run] = {}
+    for method in methods:
+        if method.init != "synthetic":
+            continue
+        for run in method.runs:
+            first = next((line for line in run.metrics if line["step"] == 0), None)
+            if first is not None:
+                start = {**first, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+                of_start = Run(run.folder, run.config, [start])
+                starts.setdefault((run.config["seed"], run.turn), of_start)
+    runs = tuple(starts[key] for key in sorted(starts))
+    if not runs:
+        return None
+    # One training of stage 2 is one measurement, whatever the seeds that start from it.
+    measured = {
+        (run.turn, run.metrics[0]["accuracy"], run.metrics[0]["loss"]) for run in runs
+    }
+    if len(measured) == len({run.turn for run in runs}):
+        runs = tuple({run.turn: run for run in reversed(runs)}.values())[::-1]
+    return Method(SYNTHETIC_ONLY, "none", "synthetic", runs)

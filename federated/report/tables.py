@@ -1,0 +1,144 @@
+"""The tables of the report, for the page and for a terminal."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Table(NamedTuple):
+    """Numbers as a reader sees them."""
+
+    header: list[str]
+    lines: list[list[str]]
+    """A cell a column; the first is the method's name."""
+
+    def text(self) -> str:
+        """The table as aligned text, for a terminal."""
+        every = [self.header, *self.lines]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        lines = [
+            "  ".join(
+                [line[0].ljust(widths[0])]
+                + [
+                    cell.rjust(width)
+                    for cell, width in zip(line[1:], widths[1:], strict=True)
+                ]
+            ).rstrip()
+            for line in every
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def of_methods(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
+    """Accuracy and F1 of each method, and what it took to reach the targets."""
+    labels = [f"{100 * target:g}" for target in targets]
+    header = ["method", "accuracy %", "macro F1 %"]
+    header += [f"rounds to {label} %" for label in labels]
+    header += [f"MB to {label} %" for label in labels]
+    body = []
+    for row in rows:
+        seeds = len(row["seeds"])
+        cells = [
+            row["name"],
+            percent(row["accuracy_mean"], row["accuracy_std"], seeds),
+            percent(row["macro_f1_mean"], row["macro_f1_std"], seeds),
+        ]
+        for label in labels:
+            rounds = row[f"rounds_to_{label}"]
+            if rounds is not None:
+                cells.append(f"{rounds:.1f}".removesuffix(".0"))
+            elif row["algorithm"] == "none":
+                cells.append("-")
+            else:
+                reached = row[f"runs_reaching_{label}"]
+                some = f" ({reached} of {row['runs']} did)" if reached else ""
+                cells.append(f"> {row['rounds']}{some}")
+        cells += [_megabytes(row[f"bytes_to_{label}"]) for label in labels]
+        body.append(cells)
+    return Table(header, body)
+
+
+def of_turns(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Accuracy in each turn; None without turns."""
+    turns = list(dict.fromkeys(turn for row in rows for turn in row["by_turn"]))
+    if not turns:
+        return None
+
+    def cell(numbers: dict[str, Any] | None) -> str:
+        if numbers is None:
+            return "-"
+        seeds = len(numbers["seeds"])
+        return percent(numbers["accuracy_mean"], numbers["accuracy_std"], seeds)
+
+    body = [
+        [row["name"], *(cell(row["by_turn"].get(t)) for t in turns)] for row in rows
+    ]
+    return Table(["accuracy % in turn", *turns], body)
+
+
+def of_clients(rows: Sequence[dict[str, Any]]) -> Table:
+    """What was measured about the clients.
+
+    Columns that no row has a number for are left out.
+    """
+
+    def number(field: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: significant(row[field])
+
+    def norm(row: dict[str, Any]) -> str:
+        mean = number("update_norm_mean")(row)
+        return mean if mean == "-" else f"{mean} ± {number('update_norm_std')(row)}"
+
+    def accuracy(what: str) -> Callable[[dict[str, Any]], str]:
+        fields = f"client_accuracy_{what}", f"personalised_accuracy_{what}"
+
+        def cell(row: dict[str, Any]) -> str:
+            if row[fields[0]] is None:
+                return "-"
+            return " → ".join(f"{100 * row[field]:.1f}" for field in fields)
+
+        return cell
+
+    def rate(field: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: "-" if row[field] is None else f"{row[field]:g}"
+
+    columns = {
+        "client rate": rate("client_learning_rate"),
+        "server rate": rate("server_learning_rate"),
+        "diversity": number("gradient_diversity_mean"),
+        "inverse": number("inverse_gradient_diversity_mean"),
+        "cosine": number("cosine_mean"),
+        "update norm": norm,
+        "drift": number("drift"),
+        "clients' accuracy %": accuracy("mean"),
+        "worst tenth %": accuracy("worst_decile"),
+        "MB up": lambda row: _megabytes(row["bytes_up"]),
+        "MB down": lambda row: _megabytes(row["bytes_down"]),
+        "dropped": lambda row: f"{row['dropped_clients']:,}",
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    cells = {
+        name: column
+        for name, column in cells.items()
+        if any(cell != "-" for cell in column)
+    }
+    body = zip((row["name"] for row in rows), *cells.values(), strict=True)
+    return Table(["method", *cells], [list(line) for line in body])
+
+
+def percent(mean: float, std: float, seeds: int) -> str:
+    """A share in per cent, with its spread where there are several seeds."""
+    spread = f" ± {100 * std:.1f}" if seeds > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
+
+
+def significant(value: float | None) -> str:
+    """A number to three significant figures, of all numbers alike."""
+    if value is None:
+        return "-"
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:#.3g}".removesuffix(".")
+
+
+def _megabytes(count: float | None) -> str:
+    return significant(None if count is None else count / 1e6)

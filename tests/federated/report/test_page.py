@@ -1,0 +1,72 @@
+"""report.html: what it says, and that it stands alone."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from federated import report
+from federated.report import page, runs
+
+from ..conftest import make_config
+from .conftest import make_run
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ("natural", ": natural clients, 3 of them"),
+        ("iid", ": 12 clients (IID), 3 of them"),
+        ("dirichlet", ": 12 clients with label skew Dirichlet(0.5), 3 of them"),
+        (
+            "dirichlet_balanced",
+            ": 12 clients of similar size with label skew Dirichlet(0.5), 3",
+        ),
+        ("shards", ": 12 clients with 2 shards of one label each, 3 of them"),
+        ("quantity_skew", ": 12 clients with sizes drawn from Dirichlet(0.5), 3"),
+    ],
+)
+def test_setting_in_words(partition, words):
+    config = make_config(alpha=0.5)
+    fields = config.federated.to_dict() | {
+        "partition": partition,
+        "shards_per_client": 2,
+    }
+    run = runs.Run("a", {"federated": fields, "seed": 0}, [])
+    method = runs.Method("FedAvg", "fedavg", "random", (run,))
+    assert words in page.setting([method], config)
+    fields["client_test_fraction"] = 0.2
+    assert "who hold out 20% of their examples, 3" in page.setting([method], config)
+
+
+def test_page_is_self_contained(workdir):
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    assert 'name="viewport"' in html
+    assert not re.search(r'(?:src|href)="(?!data:)', html) and "@import" not in html
+    pictures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
+    assert len(pictures) == 4  # accuracy, loss, diversity, partition
+    assert all(b"</svg>" in base64.b64decode(picture) for picture in pictures)
+    assert "FedAvg from scratch" in html and "94.0 ± 2.8" in html
+    record = json.loads((workdir / "federated/gptfl-s0/run.json").read_text())
+    assert record["versions"]["jax"] in html
+    assert (workdir / "report.png").read_bytes().startswith(b"\x89PNG")
+    # The same numbers make the same file.
+    report.run(make_config(), workdir)
+    assert (workdir / "report.html").read_text() == html
+
+
+def test_the_page_says_first_that_it_is_private(workdir):
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    start = html[html.index("<body>") :]
+    assert start.index("Do not share this page as it is") < 200
+
+
+def test_names_are_text_and_not_html(workdir):
+    make_run(workdir, "odd", [0.1, 0.5], init="w/<b>&'\"")
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    assert "<b>" not in html
+    assert "FedAvg from w/&lt;b&gt;&amp;&#39;&#34;" in html

@@ -1,0 +1,94 @@
+"""Which runs the report takes, and which of them together."""
+
+import json
+
+import pytest
+
+from federated import report
+from federated.report import runs
+from gptfl_jax import artifacts
+from gptfl_jax.errors import UserError
+
+from ..conftest import make_config
+from .conftest import in_turns, make_run, rows_of
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        *(("fedavg", "FedAvg"), ("fedavgm", "FedAvgM"), ("scaffold", "SCAFFOLD")),
+        *(("fednova", "FedNova"), ("feddyn", "FedDyn"), ("moon", "MOON")),
+        ("local_only", "Local training"),
+    ],
+)
+def test_names_of_methods(algorithm, name):
+    assert runs.display_name(algorithm, "random") == f"{name} from scratch"
+    assert runs.display_name(algorithm, "synthetic") == f"GPT-FL ({name})"
+
+
+def test_methods_of_one_name_are_told_apart(workdir):
+    make_run(workdir, "other-s0", [0.1, 0.5], alpha=0.5)
+    report.run(make_config(), workdir)
+    names = set(rows_of(workdir))
+    assert "FedAvg from scratch (alpha 0.5)" in names
+    assert "FedAvg from scratch (alpha 0.1)" in names
+    assert "GPT-FL (FedAvg)" in names
+
+
+def test_only_the_runs_named(workdir, capsys):
+    config = make_config()
+    config.report.runs = ("scratch-s1",)
+    report.run(config, workdir)
+    rows = rows_of(workdir)
+    assert list(rows) == ["FedAvg from scratch"]
+    assert rows["FedAvg from scratch"]["accuracy_std"] == 0
+    assert "±" not in capsys.readouterr().out
+    config.report.runs = ("scratch-s7",)
+    with pytest.raises(UserError, match=r"scratch-s7.*is missing.*federated\.simulate"):
+        report.run(config, workdir)
+
+
+def test_runs_outside_of_the_turns_are_methods_of_their_own(tmp_path):
+    in_turns(tmp_path, {"anna": ([0.1, 0.5],), "bert": ([0.2, 0.9],)})
+    path = tmp_path / "federated" / "random-bert-s0" / "run.json"
+    record = json.loads(path.read_text())
+    record["config"]["data"]["options"]["test_speakers"] = "cleo"
+    artifacts.write_json(path, record)
+    names = [method.name for method in runs.methods_of(runs.load_runs(tmp_path))]
+    assert len(names) == 2 and "FedAvg from scratch (test_speakers cleo)" in names
+
+
+def test_unfinished_run_is_mentioned(workdir, capsys):
+    file = workdir / "federated/scratch-s0/metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
+    report.run(make_config(), workdir)
+    said = "scratch-s0: 3 of 4 rounds so far, left out of the numbers"
+    assert said in capsys.readouterr().out
+    row = rows_of(workdir)["FedAvg from scratch"]
+    # Of the two runs the other is finished, and counts alone.
+    assert (row["rounds"], row["seeds"], row["runs"]) == (4, [1], 1)
+    assert (row["accuracy_mean"], row["accuracy_std"]) == (0.92, 0)
+    assert row["unfinished"] == {"scratch-s0": [3, 4]}
+    page = (workdir / "report.html").read_text()
+    assert "Left out, being unfinished: scratch-s0 (3 of 4 rounds)." in page
+
+
+def test_a_method_with_no_finished_run_is_marked(workdir, capsys):
+    for seed, done in ((0, 3), (1, 4)):
+        file = workdir / f"federated/gptfl-s{seed}/metrics.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:done]))
+    report.run(make_config(), workdir)
+    name = "GPT-FL (FedAvg) (unfinished: 2 to 3 of 4 rounds)"
+    row = rows_of(workdir)[name]
+    assert row["unfinished"] == {"gptfl-s0": [2, 4], "gptfl-s1": [3, 4]}
+    assert row["seeds"] == [0, 1]
+    said = capsys.readouterr().out
+    assert name in said and "gptfl-s0: 2 of 4 rounds so far\n" in said
+    page = (workdir / "report.html").read_text()
+    assert name in page and "Left out" not in page
+    assert rows_of(workdir)["FedAvg from scratch"]["unfinished"] == {}
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match=r"no federated run here.*federated\.simulate"):
+        report.run(make_config(), tmp_path)
