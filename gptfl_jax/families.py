@@ -3,7 +3,7 @@
 Names of folders, not imports: to know what there is costs nothing until it is asked.
 """
 
-from gptfl_jax.choices import Family, called
+from gptfl_jax.choices import Family, called, returns, takes_first
 
 MODEL = Family(
     field="model.name",
@@ -12,4 +12,35 @@ MODEL = Family(
     belongs=called("Model"),
     given=("num_classes", "parent", "name"),
     by_file=True,
+)
+
+ALGORITHM = Family(
+    field="federated.algorithm",
+    options="federated.algorithm_options",
+    home="gptfl_jax.fl.algorithms",
+    belongs=takes_first("learner", "local"),
+    given=("learner", "local", "represent"),
+)
+AGGREGATION = Family(
+    field="federated.aggregation",
+    options="federated.aggregation_options",
+    home="gptfl_jax.fl.aggregation",
+    belongs=returns("Aggregation"),
+    given=("weight",),
+)
+SAMPLING = Family(
+    field="federated.sampling",
+    options="federated.sampling_options",
+    home="gptfl_jax.fl.sampling",
+    belongs=returns("Sampler"),
+    given=("num_clients", "offsets", "cohort_size"),
+)
+PARTITION = Family(
+    field="federated.partition",
+    options="federated.partition_options",
+    home="gptfl_jax.data.partition",
+    belongs=lambda function: any(
+        takes_first(name)(function) for name in ("labels", "num_examples", "clients")
+    ),
+    given=("labels", "num_examples", "clients", "num_clients", "seed"),
 )

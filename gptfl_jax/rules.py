@@ -161,6 +161,7 @@ ProperFraction = Annotated[int | float, number(least=0, below=1)]
 Count = Annotated[int, whole(0)]
 PositiveCount = Annotated[int, whole(1)]
 Seed = Annotated[int, SEED]
+Name = Annotated[str, NAME]
 OptaxName = Annotated[str, OPTAX_NAME]
 Keywords = Annotated[Mapping[str, Any], KEYWORDS]
 

@@ -7,12 +7,14 @@ buffer of them in place of a sum.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from gptfl_jax import rules
 
 Weighting = Callable[[Array], Array]
 
@@ -53,8 +55,8 @@ def weighting(name: str) -> Weighting:
     raise ValueError(f"weighting {name!r}: takes 'examples' or 'uniform'")
 
 
-def weighted_mean(weight: str = "examples") -> Aggregation:
-    """sum_i w_i d_i / sum_i w_i, as a running sum."""
+def mean(weight: str = "examples") -> Aggregation:
+    """Mean: sum_i w_i d_i / sum_i w_i, as a running sum."""
     return Aggregation(
         weight=weighting(weight),
         init=lambda update, cohort: jax.tree.map(accumulator, update),
@@ -65,15 +67,22 @@ def weighted_mean(weight: str = "examples") -> Aggregation:
     )
 
 
-def clipped_mean(max_norm: float, noise_multiplier: float = 0.0) -> Aggregation:
-    """Mean of updates clipped to a norm, with Gaussian noise: user-level privacy.
+def clipped_mean(
+    max_norm: rules.Positive = 1.0, noise_multiplier: rules.NonNegative = 0.0
+) -> Aggregation:
+    """Clipped mean: of updates clipped to a norm, with Gaussian noise (privacy).
 
         (sum_i d_i min(1, max_norm / |d_i|) + N(0, (noise_multiplier max_norm)^2)) / k
 
     Learning Differentially Private Recurrent Language Models (arXiv 1710.06963), with
-    uniform weights and k the clients that reported. Accounting is left to the caller.
+    uniform weights and k the clients that reported: privacy of users. Accounting is
+    left to the caller.
     Only updates are clipped and noisy: batch statistics, and what SCAFFOLD and FedNova
     send besides, are averaged as they are.
+
+    Args:
+        max_norm: largest norm of an update.
+        noise_multiplier: standard deviation of the noise, as a multiple of max_norm.
     """
 
     def add(sums, updates, weights, positions):
@@ -96,17 +105,22 @@ def clipped_mean(max_norm: float, noise_multiplier: float = 0.0) -> Aggregation:
         reported = jnp.sum(weights > 0)
         return scale(jax.tree.unflatten(structure, noisy), 1 / _positive(reported))
 
-    return weighted_mean("uniform")._replace(add=add, finish=finish)
+    return mean("uniform")._replace(add=add, finish=finish)
 
 
-def trimmed_mean(fraction: float) -> Aggregation:
-    """Per coordinate, the mean without the largest and the smallest `fraction` each.
+def trimmed_mean(
+    fraction: Annotated[int | float, rules.number(least=0, below=0.5)] = 0.1,
+) -> Aggregation:
+    """Trimmed mean: per coordinate, without the largest and the smallest ones.
 
     Byzantine-Robust Distributed Learning (arXiv 1803.01498). Uniform weights; keeps all
     updates of the cohort in memory. Of m updates floor(fraction m) are cut at each end.
 
+    Args:
+        fraction: share of the updates that is cut at each end of a coordinate.
+
     Raises:
-      ValueError: a fraction outside [0, 0.5).
+        ValueError: a fraction outside [0, 0.5).
     """
     if not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed fraction {fraction}: takes a number in [0, 0.5)")
@@ -122,7 +136,7 @@ def trimmed_mean(fraction: float) -> Aggregation:
 
 
 def median() -> Aggregation:
-    """Per coordinate the median (arXiv 1803.01498). Keeps all updates in memory."""
+    """Median: per coordinate (arXiv 1803.01498). Keeps all updates in memory."""
 
     def combine(ordered, valid, count):
         low, high = jnp.maximum(count - 1, 0) // 2, count // 2

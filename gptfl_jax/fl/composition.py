@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import clients, sampling
-from gptfl_jax.fl.aggregation import Aggregation, accumulator, weighted_mean
+from gptfl_jax.fl.aggregation import Aggregation, accumulator, mean
 from gptfl_jax.fl.clients import LocalRule, LocalTraining, replicated
 from gptfl_jax.fl.diagnostics import (
     Diversity,
@@ -115,7 +115,7 @@ class Algorithm(NamedTuple):
 
 def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggregation:
     if aggregation is None:
-        return weighted_mean(weighting or "examples")
+        return mean(weighting or "examples")
     if not isinstance(aggregation, Aggregation):
         raise TypeError(
             f"aggregation {aggregation!r}: takes what a function of "
@@ -124,7 +124,7 @@ def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggr
     if weighting is not None:
         raise ValueError(
             f"weighting {weighting!r} beside an aggregation, which weights by itself: "
-            "take one of the two, as aggregation.weighted_mean('uniform')"
+            "take one of the two, as aggregation.mean('uniform')"
         )
     return aggregation
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gptfl_jax import rules
 from gptfl_jax.fl.clients import LocalTraining, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, proximal
 from gptfl_jax.training import Learner
@@ -28,8 +29,8 @@ def fedavg(learner: Learner, local: LocalTraining, **options: Any) -> Algorithm:
 def fedavgm(
     learner: Learner,
     local: LocalTraining,
-    beta: float = 0.9,
-    server_learning_rate: float = 1.0,
+    beta: rules.ProperFraction = 0.9,
+    server_learning_rate: rules.Positive = 1.0,
     nesterov: bool = False,
     **options: Any,
 ) -> Algorithm:
@@ -59,7 +60,10 @@ def fedavgm(
 
 
 def fedprox(
-    learner: Learner, local: LocalTraining, mu: float, **options: Any
+    learner: Learner,
+    local: LocalTraining,
+    mu: rules.NonNegative = 0.01,
+    **options: Any,
 ) -> Algorithm:
     """FedProx: FedAvg whose clients stay near the server.
 

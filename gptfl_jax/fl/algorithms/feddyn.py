@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gptfl_jax import rules
 from gptfl_jax.fl import clients
 from gptfl_jax.fl.algorithms.fedavg import fedavg
 from gptfl_jax.fl.clients import LocalTraining, plain_rule
@@ -13,7 +14,10 @@ from gptfl_jax.training import Learner
 
 
 def feddyn(
-    learner: Learner, local: LocalTraining, alpha: float, **options: Any
+    learner: Learner,
+    local: LocalTraining,
+    alpha: rules.NonNegative = 0.01,
+    **options: Any,
 ) -> Algorithm:
     """FedDyn: a dynamic regulariser makes clients' optima agree with the server's.
 

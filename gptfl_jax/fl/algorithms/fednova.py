@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from gptfl_jax import rules
 from gptfl_jax.fl import clients
 from gptfl_jax.fl.clients import LocalTraining, plain_rule
 from gptfl_jax.fl.composition import (
@@ -18,7 +19,10 @@ from gptfl_jax.training import Learner
 
 
 def fednova(
-    learner: Learner, local: LocalTraining, mu: float = 0.0, **options: Any
+    learner: Learner,
+    local: LocalTraining,
+    mu: rules.NonNegative = 0.0,
+    **options: Any,
 ) -> Algorithm:
     """FedNova: clients that take more steps do not count for more.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from gptfl_jax import rules
 from gptfl_jax.fl import clients
 from gptfl_jax.fl.algorithms.fedavg import fedavg
 from gptfl_jax.fl.clients import LocalTraining, plain_rule
@@ -17,8 +18,8 @@ from gptfl_jax.training import Batch, Learner, Variables, masked_mean
 def moon(
     learner: Learner,
     local: LocalTraining,
-    mu: float = 1.0,
-    temperature: float = 0.5,
+    mu: rules.NonNegative = 1.0,
+    temperature: rules.Positive = 0.5,
     represent: Callable[[Variables, Any], Array] | None = None,
     **options: Any,
 ) -> Algorithm:

@@ -1,11 +1,12 @@
 """SCAFFOLD: control variates."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gptfl_jax import rules
 from gptfl_jax.fl import clients
 from gptfl_jax.fl.clients import LocalTraining, plain_rule
 from gptfl_jax.fl.composition import Algorithm, compose, is_linear, positive, zeros_like
@@ -15,8 +16,8 @@ from gptfl_jax.training import Learner
 def scaffold(
     learner: Learner,
     local: LocalTraining,
-    control: str = "path",
-    server_learning_rate: float = 1.0,
+    control: Annotated[str, rules.one_of("path", "start")] = "path",
+    server_learning_rate: rules.Positive = 1.0,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD: control variates c (server) and c_i (clients) undo client drift.

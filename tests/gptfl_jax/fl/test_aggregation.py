@@ -25,17 +25,17 @@ def combine(how, updates, weights, lanes=2, key=None):
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_weighted_mean(lanes):
+def test_mean(lanes):
     weights = [0.1, 0.2, 0.3, 0.0, 0.4]
-    mean = combine(aggregation.weighted_mean(), UPDATES, weights, lanes)
+    mean = combine(aggregation.mean(), UPDATES, weights, lanes)
     # (0.1 + 0.6 - 1.2, -0.2 + 2.4 + 0.4) / 1
     np.testing.assert_allclose(mean, [-0.5, 2.6], rtol=1e-6)
 
 
 def test_weights_of_those_left_are_normalised():
-    mean = combine(aggregation.weighted_mean(), UPDATES, [0.1, 0.3, 0.0, 0.0, 0.0])
+    mean = combine(aggregation.mean(), UPDATES, [0.1, 0.3, 0.0, 0.0, 0.0])
     np.testing.assert_allclose(mean, [2.5, -0.5], rtol=1e-6)
-    nothing = combine(aggregation.weighted_mean(), UPDATES * 0, [0.0] * 5)
+    nothing = combine(aggregation.mean(), UPDATES * 0, [0.0] * 5)
     np.testing.assert_array_equal(nothing, [0, 0])
 
 
@@ -88,7 +88,7 @@ def test_noise_of_the_clipped_mean():
 
 
 def test_half_precision_is_summed_in_float32():
-    how = aggregation.weighted_mean()
+    how = aggregation.mean()
     like = {"w": jnp.zeros(1, jnp.float16)}
     sums = how.init(like, 1)
     assert sums["w"].dtype == jnp.float32

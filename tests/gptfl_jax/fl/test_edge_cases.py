@@ -296,7 +296,7 @@ def test_what_an_algorithm_does_not_take_is_refused_when_it_is_made(problem):
             problem.learner,
             LOCAL,
             weighting="uniform",
-            aggregation=aggregation.weighted_mean("examples"),
+            aggregation=aggregation.mean("examples"),
         )
     algorithm = algorithms.fedavg(problem.learner, LOCAL)
     for count in (0, -3):
