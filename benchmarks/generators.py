@@ -652,9 +652,9 @@ def _voice_vectors(batch):
 
 
 def _glyph_prompts(batch):
-    from gptfl_jax.data import glyphs
+    from train.glyphs import prompts
 
-    return [glyphs.prompt(i % 10, "handwritten") for i in range(batch)]
+    return [prompts.prompt(i % 10, "handwritten") for i in range(batch)]
 
 
 _SIDES = {"ours": ours, "torch": torch_side}

@@ -4,9 +4,9 @@
     python -m train.generator --config=configs/voices.py --workdir=runs/voices
 
 A config with the section `text_to_image` trains a Stable Diffusion of digits, on
-rendered glyphs (extra `fonts`; see `train/text_to_image.py`). One with `text_to_speech`
+rendered glyphs (extra `fonts`; see `train/glyphs/`). One with `text_to_speech`
 trains a SpeechT5 and a HiFi-GAN, on words of speech synthesizers (extra `voices`, and
-the programs espeak-ng and flite; see `train/text_to_speech.py`).
+the programs espeak-ng and flite; see `train/voices/`).
 
 Every batch is a function of seed and step: a run that was killed goes on from its last
 checkpoint and ends with what an uninterrupted run gives.
@@ -17,9 +17,10 @@ import pathlib
 from ml_collections import ConfigDict
 
 from gptfl_jax.launch import launch, prepare
-from train import text_to_image, text_to_speech
+from train.glyphs import program as glyphs
+from train.voices import program as voices
 
-_KINDS = {"text_to_image": text_to_image, "text_to_speech": text_to_speech}
+_KINDS = {"text_to_image": glyphs, "text_to_speech": voices}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

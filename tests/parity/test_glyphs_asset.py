@@ -10,15 +10,15 @@ import torch
 import transformers
 
 import gptfl_jax
-from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from train.glyphs import prompts
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "glyphs"
 
 PROMPTS = [
-    glyphs.prompt(7, "handwritten", "thin", "slanted"),
-    glyphs.prompt(2, background="dark", framing="filling the frame"),
-    glyphs.prompt(5, "chalk", "thick"),
+    prompts.prompt(7, "handwritten", "thin", "slanted"),
+    prompts.prompt(2, background="dark", framing="filling the frame"),
+    prompts.prompt(5, "chalk", "thick"),
     "a digit",
 ]
 

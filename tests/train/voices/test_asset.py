@@ -10,11 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import gptfl_jax
-from gptfl_jax.data import sources, synthesizers
+from gptfl_jax.data import sources
 from gptfl_jax.generators.speakers import read_speakers, speakers_of
 from gptfl_jax.generators.text_to_speech import TextToSpeech
-from train import text_to_speech
-from train.text_to_speech import DIGITS
+from train.voices import quality, synthesizers
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "voices"
 
@@ -66,11 +65,14 @@ def test_words_sound_like_themselves_in_any_voice(pipeline, speakers):
         labels = np.tile(np.arange(10), len(numbers)).astype(np.int32)
         vectors = speakers.vectors[np.repeat(numbers, 10)]
         waves, lengths = pipeline(
-            [DIGITS[label] for label in labels], vectors, key=key, max_seconds=2.0
+            [quality.DIGITS[label] for label in labels],
+            vectors,
+            key=key,
+            max_seconds=2.0,
         )
         clips = [w[:n] for w, n in zip(np.asarray(waves), lengths, strict=True)]
         assert 0.2 < np.median(lengths) / 16000 < 0.8
-        features, frames = text_to_speech.features_of(clips)
+        features, frames = quality.features_of(clips)
         means = [part[:n] for part, n in zip(features, frames, strict=True)]
         # Four stretches of each clip, so that the order of sounds counts.
         rows = [
@@ -101,12 +103,10 @@ def test_recordings_of_people_are_read_by_a_reader_of_the_voice(pipeline, speake
     data = pathlib.Path(os.environ.get("GPTFL_DATA_DIR", "")) / "fsdd"
     if not data.is_dir():
         pytest.skip("GPTFL_DATA_DIR with fsdd is not set")
-    clips, labels = text_to_speech.spoken_digits(
-        pipeline, speakers, jax.random.key(0), 2000
+    clips, labels = quality.spoken_digits(pipeline, speakers, jax.random.key(0), 2000)
+    reader = quality.train_reader(
+        quality.features_of(clips), labels, jax.random.key(1), epochs=10
     )
-    reader = text_to_speech.train_reader(
-        text_to_speech.features_of(clips), labels, jax.random.key(1), epochs=10
-    )
-    heard = text_to_speech.HEARD._asdict()
+    heard = quality.HEARD._asdict()
     people = sources.load("fsdd", str(data), features=heard).train
-    assert text_to_speech.accuracy(reader, people.inputs, people.labels) >= 0.45
+    assert quality.accuracy(reader, people.inputs, people.labels) >= 0.45

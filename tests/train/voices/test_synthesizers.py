@@ -8,9 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from gptfl_jax.data import synthesizers
-from gptfl_jax.data.synthesizers import Voice
 from gptfl_jax.errors import UserError
+from train.voices import synthesizers
+from train.voices.synthesizers import Voice
 
 
 def installed(engine):

@@ -11,9 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 import gptfl_jax
 from gptfl_jax import hub
-from gptfl_jax.data import glyphs
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from train import text_to_image
+from train.glyphs import drawing, prompts, quality, shapes
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "glyphs"
 LOOK = {"background": "dark", "framing": "filling the frame"}
@@ -27,7 +26,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def samples(pipeline):
     """Pictures and labels of 500 handwritten digits."""
-    return text_to_image.sample_digits(
+    return quality.sample_digits(
         pipeline, jax.random.key(7), 500, num_steps=10, guidance_scale=2.0
     )
 
@@ -41,14 +40,14 @@ def blocks(pictures):
 @pytest.fixture(scope="module")
 def reader():
     """A classifier fitted on rendered pen strokes, which needs no fonts."""
-    fields, digits = glyphs.pen_shapes(per_digit=30, seed=2)
+    fields, digits = shapes.pen_shapes(per_digit=30, seed=2)
     no_width = np.zeros(len(digits), np.float32)
-    atlas = glyphs.make_atlas(fields, digits, no_width, np.ones(len(digits), bool))
+    atlas = shapes.make_atlas(fields, digits, no_width, np.ones(len(digits), bool))
     labels = jnp.arange(1500) % 10
     words = [jnp.full(1500, v, jnp.int32) for v in (1, 0, 0, 1, 1)]
     keys = jax.random.split(jax.random.key(0), 1500)
-    draw = jax.jit(jax.vmap(glyphs.draw, (0, None, 0)))
-    pictures, _ = draw(keys, atlas, glyphs.Attributes(labels, *words))
+    draw = jax.jit(jax.vmap(drawing.draw, (0, None, 0)))
+    pictures, _ = draw(keys, atlas, prompts.Attributes(labels, *words))
     return LogisticRegression(C=1.0, max_iter=300).fit(blocks(pictures), labels)
 
 
@@ -84,14 +83,14 @@ def test_the_digit_is_the_one_in_the_prompt(samples, reader):
 
 def test_samples_alone_teach_to_read_handwriting(samples):
     """What is asked of 5,000 samples, of a tenth; the model card has the rest."""
-    assert text_to_image.digits_accuracy(*samples)["accuracy"] >= 0.75
+    assert quality.digits_accuracy(*samples)["accuracy"] >= 0.75
 
 
 def test_looks_follow_the_prompt(pipeline):
     def ink(**look):
-        prompts = [glyphs.prompt(d, **look) for d in range(10)] * 2
+        texts = [prompts.prompt(d, **look) for d in range(10)] * 2
         pictures = pipeline(
-            prompts, key=jax.random.key(3), num_steps=10, guidance_scale=3.0
+            texts, key=jax.random.key(3), num_steps=10, guidance_scale=3.0
         )
         return np.asarray(pictures, np.float32).mean() / 255
 
@@ -102,10 +101,8 @@ def test_looks_follow_the_prompt(pipeline):
 
 
 def test_one_prompt_gives_different_pictures(pipeline):
-    prompts = [glyphs.prompt(5, **LOOK)] * 20
-    pictures = pipeline(
-        prompts, key=jax.random.key(1), num_steps=10, guidance_scale=2.0
-    )
+    texts = [prompts.prompt(5, **LOOK)] * 20
+    pictures = pipeline(texts, key=jax.random.key(1), num_steps=10, guidance_scale=2.0)
     pictures = np.asarray(pictures, np.float32).mean(-1) / 255
     differences = np.abs(pictures[:, None] - pictures[None]).mean((2, 3))
     others = differences[~np.eye(20, dtype=bool)]

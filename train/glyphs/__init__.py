@@ -1,0 +1,1 @@
+"""Training of the small text-to-image generator of digits: fonts and pen paths."""

@@ -1,0 +1,1 @@
+"""Training of the small voices, on words of free speech synthesizers."""
