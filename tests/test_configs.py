@@ -10,7 +10,7 @@ NAMES = launch.installed_configs()
 
 
 def module_of(name):
-    path = launch._find_config(name)
+    path = launch.find_config(name)
     spec = importlib.util.spec_from_file_location(f"_tested_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

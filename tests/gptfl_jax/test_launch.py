@@ -11,6 +11,7 @@ import pytest
 
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import ConfigError, UserError
+from gptfl_jax.launch import command_line, help, processes
 from train import generator
 
 PROGRAM = '''\
@@ -108,8 +109,8 @@ def outcome(process) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def command(*arguments: str) -> launch._Command:
-    return launch._read_command(["--config=c", "--workdir=w", *arguments])
+def command(*arguments: str) -> command_line.Command:
+    return command_line.read_command(["--config=c", "--workdir=w", *arguments])
 
 
 def refusal(call, *arguments) -> str:
@@ -302,7 +303,7 @@ def test_a_loss_is_explained_in_a_line():
         "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):"
     )
     of_service = "E1124 06:08:14.866 65 coordination_service.cc:1549] "
-    explain = launch._explain_loss
+    explain = processes.explain_loss
     assert explain(f"{of_service}{beats}\n1\nThe tasks").startswith(
         "process 1 was lost:"
     )
@@ -317,12 +318,12 @@ def test_a_loss_is_explained_in_a_line():
 
 def test_errors_of_a_broken_connection_are_recognised():
     gloo = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
-    assert launch._broken_off(gloo)
+    assert processes.broken_off(gloo)
     wrapped = UserError("the checkpoint cannot be read")
     wrapped.__cause__ = gloo
-    assert launch._broken_off(wrapped)
-    assert not launch._broken_off(ValueError("width 0: takes 1 or more"))
-    assert not launch._broken_off(KeyboardInterrupt())
+    assert processes.broken_off(wrapped)
+    assert not processes.broken_off(ValueError("width 0: takes 1 or more"))
+    assert not processes.broken_off(KeyboardInterrupt())
 
 
 def test_help_says_what_it_does_and_which_fields_it_reads(folder):
@@ -346,20 +347,50 @@ def test_help_beside_a_config_shows_its_values(folder):
     arguments = ("--help", "--config=mine.py:alpha=0.25", "--config.federated.run=mine")
     code, output, errors = outcome(start(folder, *arguments))
     assert (code, errors) == (0, "")
-    assert "with the values of this config." in " ".join(output.split())
+    assert "with the values of this config, then" in " ".join(output.split())
     for line in ("rounds = 7", "alpha = 0.25", "run = 'mine'", "cohort_size = 10"):
         assert f"\n  federated.{line}\n" in output
     source = re.search(r"^  data\.source = .*\n((?: {6}.*\n)+)", output, re.M)[1]
     assert "Takes one of cifar10, cifar100, crema_d," in " ".join(source.split())
 
 
+def test_help_shows_the_options_of_what_is_chosen(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import flax.linen as nn\n"
+        "class Model(nn.Module):\n"
+        '    """One layer.\n\n    Attributes:\n      taps: how many it has.\n    """\n'
+        "    num_classes: int\n"
+        "    taps: int = 3\n"
+    )
+    default = help.text("", "train.downstream", ("data", "model"))
+    assert (
+        "\nOptions of model.name = 'convnet'\n  model.options.width = 128\n" in default
+    )
+    assert "'resnet'" not in default and "--help=all" in default
+    config = configuration.default_config("data", "model")
+    config.model.name = str(mine)
+    config.model.options = {"taps": 5}
+    chosen = help.text("", "train.downstream", ("data", "model"), config)
+    assert chosen.endswith(
+        f"\nOptions of model.name = '{mine}'\n  model.options.taps = 5\n"
+        "      how many it has. Takes a whole number."
+    )
+    for argument, amount in (("--help", "some"), ("--help=all", "all"), ("-x", "")):
+        assert help.asked(["--config=a", argument]) == amount
+    everything = help.text("", "train.downstream", ("data", "model"), everything=True)
+    for name in ("convnet", "audio_cnn", "resnet"):
+        assert f"\nOptions of model.name = '{name}'\n" in everything
+    assert everything.count("\n  model.options.norm = ") >= 2
+
+
 def test_the_example_of_help_is_a_programs_own():
-    text = launch._help(generator.run, "train.generator", ("generator",))
+    text = help.text(generator.__doc__, "train.generator", ("generator",))
     command = "  python -m train.generator --config=configs/glyphs.py --workdir=runs/g"
     assert f"Example:\n{command}" in text
-    example = launch._example_override(("data", "prompts", "generate"))
+    example = help.example_override(("data", "prompts", "generate"))
     assert example == "--config.generate.num_steps=12"
-    assert launch._example_override(("data",)) == "--config.seed=1"
+    assert help.example_override(("data",)) == "--config.seed=1"
 
 
 # The command line
@@ -411,7 +442,7 @@ def test_processes_are_asked_for(monkeypatch):
     ],
 )
 def test_flags_are_checked(arguments, says):
-    assert says in refusal(launch._read_command, arguments)
+    assert says in refusal(command_line.read_command, arguments)
 
 
 # Config files

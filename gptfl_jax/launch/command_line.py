@@ -1,0 +1,175 @@
+"""The command line, taken apart: flags, and fields of the config."""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from gptfl_jax import configuration
+from gptfl_jax.errors import UserError
+from gptfl_jax.launch.config_files import Sections, read_config
+from gptfl_jax.rules import is_utf8
+
+
+class Command(NamedTuple):
+    """A command line, taken apart but not yet applied."""
+
+    config: str
+    overrides: list[tuple[str, str]]
+    workdir: pathlib.Path
+    cpu_devices: int | None
+    compilation_cache: bool
+    distributed: bool
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    heartbeat_timeout_s: int
+
+
+def define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Config file, or the name of one that comes with gptfl-jax, with an optional "
+        "config string after a colon: configs/digits.py, digits, "
+        "configs/digits.py:alpha=0.5,init=random.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of all stages' files.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "JAX devices to make of a CPU; default: one a core.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "compilation_cache",
+        True,
+        "Keep what is compiled for the next start, in the user's cache folder or that "
+        "of JAX_COMPILATION_CACHE_DIR; --nocompilation_cache: do not.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        None,
+        "Start JAX on several processes, found by JAX itself (TPU pod, Slurm, Open "
+        "MPI, Kubernetes). Implied by --coordinator_address and on a TPU pod.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0, for several processes started by hand.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "How many processes there are.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Which of them this is, from 0.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout_s",
+        30,
+        "Of several processes, one that gives no sign of life for so many seconds is "
+        "lost, and the others stop.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    return values
+
+
+def read_command(argv: Sequence[str]) -> Command:
+    """Take a command line apart.
+
+    Config overrides are parsed against the schema, not by absl, so that what they
+    refuse reads the same as what a config file refuses.
+    """
+    overrides, others = take_overrides(argv)
+    values = define_flags()
+    try:
+        rest = values(["", *others])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        near = difflib.get_close_matches(name, list(values), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        raise UserError(f"--{name}: no such flag; {hint}") from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; see --help")
+        if not is_utf8(values[name].value):
+            raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
+    by_hand = (values.coordinator_address, values.num_processes, values.process_id)
+    if any(value is not None for value in by_hand) and None in by_hand:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together: "
+            "one of them is missing"
+        )
+    distributed = values.distributed
+    if distributed is None:
+        workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        distributed = values.coordinator_address is not None or "," in workers
+    return Command(
+        config=values.config,
+        overrides=overrides,
+        workdir=pathlib.Path(values.workdir).expanduser(),
+        cpu_devices=values.cpu_devices,
+        compilation_cache=values.compilation_cache,
+        distributed=distributed,
+        coordinator_address=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+        heartbeat_timeout_s=values.heartbeat_timeout_s,
+    )
+
+
+def take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split `--config.a.b=value` and `--config.a.b value` from the other arguments.
+
+    A bare `--config.a.b` sets a flag to True, `--noconfig.a.b` to False.
+    """
+    overrides, others = [], []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        is_flag = argument.startswith("-")
+        if is_flag and name.startswith("config."):
+            if not equals:
+                follows = remaining and not remaining[0].startswith("--")
+                value = remaining.pop(0) if follows else "True"
+            overrides.append((name.removeprefix("config."), value))
+        elif is_flag and name.startswith("noconfig.") and not equals:
+            overrides.append((name.removeprefix("noconfig."), "False"))
+        else:
+            others.append(argument)
+    return overrides, others
+
+
+def configured(command: Command, sections: Sections) -> ConfigDict:
+    """The checked config that a command line stands for."""
+    config = read_config(command.config, sections)
+    for dotted, text in command.overrides:
+        configuration.set_text(config, dotted, text)
+    configuration.validate(config)
+    return config
