@@ -8,20 +8,19 @@ the config, its class and its number alone, so batch size, devices and processes
 change in between.
 """
 
-import io
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
 from generate import samples
 from generate.samples import samples_per_class
-from gptfl_jax import hub, user_files
+from gptfl_jax import drawing, hub, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators.stable_diffusion import StableDiffusion
@@ -83,14 +82,9 @@ def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
             width=options.width or None,
         )
 
-    return samples.Maker(make_batch, encode_png)
-
-
-def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """PNG of an RGB image; light compression, as zlib would slow a GPU down."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    # Light compression, as zlib would slow a GPU down.
+    encode = functools.partial(drawing.encode_png, compress_level=1)
+    return samples.Maker(make_batch, encode)
 
 
 def is_whole_png(path: pathlib.Path) -> bool:
@@ -116,7 +110,7 @@ def draw_preview(shown: Mapping[str, Sequence[pathlib.Path]]) -> samples.Preview
             else:
                 pictures.append(Image.fromarray(read.pixels))
         rows.append((name, pictures))
-    return samples.Preview(samples.contact_sheet(rows), broken)
+    return samples.Preview(drawing.contact_sheet(rows), broken)
 
 
 def _settings(

@@ -8,7 +8,6 @@ background, progress and the preview.
 import collections
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -22,12 +21,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from generate import sample_folder
 from generate.prompts import settings as prompt_settings
-from gptfl_jax import artifacts, interruption, prompting
+from gptfl_jax import artifacts, drawing, interruption, prompting
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
@@ -283,41 +282,6 @@ def settings(
     return result
 
 
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], tile: int = 64
-) -> Image.Image | None:
-    """Images in rows, each with the name of its class before it; None without any.
-
-    Small images are enlarged by a whole factor without smoothing, large ones shrunk,
-    to tiles of `tile` to 2 x `tile` pixels. More than 25 classes go side by side.
-    """
-    if not any(images for _, images in rows):
-        return None
-    largest = max(max(image.size) for _, images in rows for image in images)
-    side = largest * max(1, tile // largest) if largest < 2 * tile else 2 * tile
-    font = ImageFont.load_default(size=14)
-    names = [name if len(name) <= 28 else f"{name[:27]}\u2026" for name, _ in rows]
-    label_width = math.ceil(max(font.getlength(name) for name in names)) + 16
-    gap = 2
-    columns = math.ceil(len(rows) / 25)
-    per_column = math.ceil(len(rows) / columns)
-    column_width = label_width + max(len(images) for _, images in rows) * (side + gap)
-    size = (columns * column_width, per_column * (side + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (name, (_, images)) in enumerate(zip(names, rows, strict=True)):
-        column, row = divmod(number, per_column)
-        x, y = column * column_width, row * (side + gap) + gap
-        draw.text((x + 8, y + side // 2), name, fill="black", font=font, anchor="lm")
-        for position, image in enumerate(images):
-            smooth = Image.Resampling.BOX if max(image.size) > side else 0
-            scale = side / max(image.size)
-            size = tuple(max(1, round(length * scale)) for length in image.size)
-            place = (x + label_width + position * (side + gap), y)
-            sheet.paste(image.resize(size, smooth), place)
-    return sheet
-
-
 def _shown(
     config: ConfigDict, work: Work, folder: sample_folder.SampleFolder
 ) -> dict[str, list[pathlib.Path]]:
@@ -345,9 +309,9 @@ def _preview(
             flush=True,
         )
     if preview.picture is not None:
-        file = io.BytesIO()
-        preview.picture.save(file, "PNG")
-        artifacts.write_bytes(folder.folder / "preview.png", file.getvalue())
+        artifacts.write_bytes(
+            folder.folder / "preview.png", drawing.encode_png(preview.picture)
+        )
 
 
 class _EarlyPreview:

@@ -27,9 +27,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from generate import samples
-from gptfl_jax import hub
+from gptfl_jax import drawing, hub
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.data import audio, sound_pictures
+from gptfl_jax.data import audio
 from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
@@ -132,10 +132,10 @@ def draw_preview(shown: Mapping[str, Sequence[pathlib.Path]]) -> samples.Preview
     rate = audio.SAMPLE_RATE_HZ
     seconds = max((len(w) for each in waves.values() for w in each), default=0) / rate
     rows = [
-        (name, [sound_pictures.draw(wave, rate, seconds) for wave in each])
+        (name, [drawing.sound_picture(wave, rate, seconds) for wave in each])
         for name, each in waves.items()
     ]
-    return samples.Preview(samples.contact_sheet(rows, tile=128), broken)
+    return samples.Preview(drawing.contact_sheet(rows, tile=128), broken)
 
 
 def _settings(

@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from federated import experiment
-from gptfl_jax import artifacts
-from gptfl_jax.data import audio, sound_pictures, sources
+from gptfl_jax import artifacts, drawing
+from gptfl_jax.data import audio, sources
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.errors import UserError
 
@@ -89,7 +88,7 @@ def _pictures(
         ),
     }
     return {
-        caption: contact_sheet(pictures, cell=32)
+        caption: drawing.grid(pictures, (32, 32), gap=2)
         for caption, pictures in sheets.items()
         if pictures is not None
     }
@@ -128,9 +127,9 @@ def _sounds(source: sources.Source, folder: pathlib.Path, columns: int) -> Examp
         pictures = np.stack([[blank] * columns] * len(rows))
         for row, of_class in enumerate(rows):
             for column, wave in enumerate(of_class):
-                image = sound_pictures.draw(wave, rate, seconds, _SIDE)
+                image = drawing.sound_picture(wave, rate, seconds, _SIDE)
                 pictures[row, column] = np.asarray(image)
-        return contact_sheet(pictures, _SIDE)
+        return drawing.grid(pictures, (_SIDE, _SIDE), gap=2)
 
     scale = f"{seconds:.2g} s from left to right, 0 to {rate / 2000:g} kHz upwards"
     listed = ", ".join(shown)
@@ -161,33 +160,6 @@ def _spread(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return np.linspace(0, count - 1, most).round().astype(int).tolist()
-
-
-def contact_sheet(examples: np.ndarray, cell: int, gap: int = 2) -> np.ndarray:
-    """Pastes pictures into one, row by row, each enlarged to `cell` pixels.
-
-    Args:
-      examples: uint8 `[rows, columns, height, width, channels]`, 1 or 3 channels.
-      cell: side of a picture in pixels; enlarged without smoothing.
-
-    Returns:
-      uint8 `[rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3]`.
-    """
-    rows, columns = examples.shape[:2]
-    sheet = np.full(
-        (rows * (cell + gap) - gap, columns * (cell + gap) - gap, 3), 255, np.uint8
-    )
-    for row in range(rows):
-        for column in range(columns):
-            picture = examples[row, column]
-            if picture.shape[-1] == 1:
-                picture = np.repeat(picture, 3, axis=-1)
-            enlarged = Image.fromarray(picture).resize(
-                (cell, cell), Image.Resampling.NEAREST
-            )
-            top, left = row * (cell + gap), column * (cell + gap)
-            sheet[top : top + cell, left : left + cell] = np.asarray(enlarged)
-    return sheet
 
 
 def _of_each_class(

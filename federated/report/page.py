@@ -2,21 +2,19 @@
 
 import base64
 import collections
-import io
 import pathlib
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from PIL import Image
 
 from federated import pictures, run_files
 from federated.report import examples, figures, tables
 from federated.report.runs import SYNTHETIC_ONLY, Method, Run, synthetic_only
+from gptfl_jax import drawing
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -63,7 +61,7 @@ def render(
         client_bands=figures.have_client_bands(methods),
         partition_seed=methods[0].runs[0].config["seed"],
         sheets={
-            caption: _data_uri("image/png", _png(sheet))
+            caption: _data_uri("image/png", drawing.encode_png(sheet, compress_level=9))
             for caption, sheet in found.sheets.items()
         },
         clips=[
@@ -134,12 +132,6 @@ def _marks(
 
 def _data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _png(sheet: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def _best(rows: Sequence[dict[str, Any]], synthetic: bool) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from generate import images, prompts, sample_folder, samples
-from gptfl_jax import artifacts, configuration, launch
+from gptfl_jax import artifacts, configuration, drawing, launch
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
 from gptfl_jax.interruption import Interrupted
@@ -490,7 +490,7 @@ def test_unwritable_workdir(workdir):
 
 def test_whole_pngs_are_known(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    data = images.encode_png(image)
+    data = drawing.encode_png(image)
     assert (np.asarray(PIL.Image.open(io.BytesIO(data))) == image).all()
     path = tmp_path / "a.png"
     assert not images.is_whole_png(path)
@@ -499,32 +499,6 @@ def test_whole_pngs_are_known(tmp_path):
         assert not images.is_whole_png(path)
     path.write_bytes(data)
     assert images.is_whole_png(path)
-
-
-def test_contact_sheet_by_hand():
-    def plain(color, size):
-        return PIL.Image.new("RGB", size, color)
-
-    rows = [
-        ("one", [plain("red", (8, 8)), plain("blue", (8, 8))]),
-        ("two", [plain("lime", (8, 8))]),
-    ]
-    sheet = np.asarray(samples.contact_sheet(rows))
-    # 8 pixels enlarged 8 times, 2 pixels between tiles.
-    assert sheet.shape[0] == 2 * 66 + 2
-    left = sheet.shape[1] - 2 * 66
-    assert (sheet[2:66, left : left + 64] == (255, 0, 0)).all()
-    assert (sheet[2:66, left + 66 : left + 130] == (0, 0, 255)).all()
-    assert (sheet[68:132, left : left + 64] == (0, 255, 0)).all()
-    assert (sheet[68:132, left + 64 :] == 255).all()
-    names = sheet[:, : left - 2]
-    for row in (slice(2, 66), slice(68, 132)):
-        assert 20 < (names[row] < 128).all(-1).sum() < 300  # pixels of a short word
-    # Large pictures shrink to 128 pixels; 30 classes take two columns of 15.
-    rows = [(f"class {i}", [plain("red", (512, 256))] * 3) for i in range(30)]
-    sheet = np.asarray(samples.contact_sheet(rows))
-    assert sheet.shape[0] == 15 * 130 + 2
-    assert (sheet == (255, 0, 0)).all(-1).sum() == 30 * 3 * 128 * 64
 
 
 def test_preview_shows_the_first_samples(workdir):

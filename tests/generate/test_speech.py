@@ -9,7 +9,7 @@ import soundfile
 
 from generate import images, prompts, samples, speech
 from gptfl_jax import artifacts, configuration, hub
-from gptfl_jax.data import audio, sound_pictures
+from gptfl_jax.data import audio
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import text_to_speech
 from gptfl_jax.generators.speakers import read_speakers, speakers_of
@@ -195,23 +195,6 @@ def test_samples_relative_to_the_real_recordings(tmp_path):
     assert samples.samples_per_class(config, list(sentences)) == {"3": 6, "7": 3}
     with pytest.raises(UserError, match="but fsdd has no 5: give a number"):
         samples.samples_per_class(config, ["3", "5"])
-
-
-def test_a_picture_shows_when_and_how_high():
-    """Half a second of 2 kHz of one shown: the left half, a quarter up of 8 kHz."""
-    wave = tone(0.5, hertz=2000.0).astype(np.float32)
-    pixels = np.asarray(sound_pictures.draw(wave, 16000, seconds=1.0), int)
-    assert pixels.shape == (128, 128, 3)
-    assert (pixels[:, 64:] == 255).all()
-    below = pixels[43:, :64]
-    brightest = below.sum(-1)[:, 10:50].mean(1).argmax()
-    assert abs((len(below) - brightest) / len(below) - 0.25) < 0.03
-    above = pixels[:42, :64]
-    assert ((above != 255).any(-1).sum(0) >= 38).all()  # of full height everywhere
-    quiet = np.asarray(sound_pictures.draw(wave / 100, 16000, seconds=1.0), int)[
-        :42, :64
-    ]
-    assert ((quiet != 255).any(-1).sum(0) <= 3).all()
 
 
 # Models that ship their vocoder and speakers ----------------------------------------
