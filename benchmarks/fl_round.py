@@ -46,7 +46,9 @@ from jaxtyping import Array
 
 from gptfl_jax import convolution, training
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients, streaming
+from gptfl_jax.fl import algorithms, streaming
+from gptfl_jax.fl.execution import clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.models import audio_conv_rnn, cnn, convnet, resnet
 
 MODELS = {
@@ -109,16 +111,16 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         MODELS[arguments.workload](num_classes),
         jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
     )
-    mesh = clients.clients_mesh()
+    mesh = clients_mesh()
     data = FederatedData(x, y.astype(np.int32), offsets.astype(np.int32))
     cohorts = schedule[: arguments.rounds + 1].astype(np.int32)
     if arguments.data_placement == "stream":
         rows = streaming.stream(data, cohorts, mesh)
     else:
-        rows = zip(cohorts, itertools.repeat(clients.place(data, mesh)), strict=False)
+        rows = zip(cohorts, itertools.repeat(place(data, mesh)), strict=False)
     algorithm = algorithms.fedavg(
         learner,
-        clients.LocalTraining(optax.sgd(learning_rate), batch_size),
+        LocalTraining(optax.sgd(learning_rate), batch_size),
         execution=arguments.client_execution,
         mesh=mesh,
         diagnostics=not arguments.no_diagnostics,

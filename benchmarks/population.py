@@ -37,7 +37,9 @@ from jaxtyping import Array, Float
 from gptfl_jax import training
 from gptfl_jax.data import partition
 from gptfl_jax.data.datasets import Dataset
-from gptfl_jax.fl import algorithms, clients, diagnostics, sampling
+from gptfl_jax.fl import algorithms, diagnostics, sampling
+from gptfl_jax.fl.execution import clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
 
 CLASSES = 10
 FEATURES = 8
@@ -139,12 +141,12 @@ def _run(arguments: argparse.Namespace) -> dict:
     learner = training.make_learner(
         Perceptron(), jax.ShapeDtypeStruct((FEATURES,), np.float32)
     )
-    mesh = clients.clients_mesh()
-    data = jax.block_until_ready(clients.place(host_data, mesh))
+    mesh = clients_mesh()
+    data = jax.block_until_ready(place(host_data, mesh))
     copies = 1 if mesh is None else mesh.size
     data_mb = copies * diagnostics.size_in_bytes(data) / 2**20
     del host_data
-    local = clients.LocalTraining(optax.sgd(0.05), batch_size=10, steps=20)
+    local = LocalTraining(optax.sgd(0.05), batch_size=10, steps=20)
     algorithm = algorithms.fedavg(learner, local, mesh=mesh)
     state = algorithm.init(learner.init(jax.random.key(0)), num_clients)
     # From here on: the sorting above takes memory of its own, and gives it back.

@@ -23,14 +23,9 @@ from gptfl_jax import augmentation, configuration, models, training, user_files
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import (
-    aggregation,
-    algorithms,
-    clients,
-    composition,
-    personalisation,
-    sampling,
-)
+from gptfl_jax.fl import aggregation, algorithms, composition, personalisation, sampling
+from gptfl_jax.fl.execution import AXIS, clients_mesh
+from gptfl_jax.fl.local_training import LocalTraining
 
 SECTIONS = ("data", "model", "federated")
 
@@ -86,7 +81,7 @@ def prepare(config: ConfigDict, source: sources.Source | None = None) -> Setting
         augmentation=augmentation.from_config("federated", config.federated, source),
         dtype=config.federated.dtype,
     )
-    mesh = clients.clients_mesh()
+    mesh = clients_mesh()
     algorithm = make_algorithm(config.federated, learner, mesh)
     test_clients = personalisation.make_evaluation(
         algorithm,
@@ -136,7 +131,7 @@ def _test_set(source: sources.Source, mesh: Mesh | None):
 
 def test_split(mesh: Mesh | None) -> NamedSharding | None:
     """How a test set is split over the devices."""
-    return None if mesh is None else NamedSharding(mesh, P(clients.AXIS))
+    return None if mesh is None else NamedSharding(mesh, P(AXIS))
 
 
 def shared_by(config: ConfigDict, source: sources.Source) -> str:
@@ -161,9 +156,9 @@ def shared_by(config: ConfigDict, source: sources.Source) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def local_training(federated: ConfigDict) -> clients.LocalTraining:
+def local_training(federated: ConfigDict) -> LocalTraining:
     """How the clients of a config train."""
-    return clients.LocalTraining(
+    return LocalTraining(
         optimizer=_optimizer(
             federated.client_optimizer,
             federated.client_learning_rate,

@@ -49,8 +49,9 @@ from federated import experiment, pictures, run_files
 from gptfl_jax import artifacts, configuration, interruption, training
 from gptfl_jax.data import partition
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import clients, composition, personalisation, streaming
+from gptfl_jax.fl import composition, personalisation, streaming
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
+from gptfl_jax.fl.execution import place
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress
 
@@ -344,7 +345,7 @@ class _Loop:
         self.config, self.setting, self.checkpoints = config, setting, checkpoints
         self.name, self.start, self.sent = folder.name, start, start
         self.streamed = streamed
-        self.data = data if streamed else clients.place(data, setting.mesh)
+        self.data = data if streamed else place(data, setting.mesh)
         self.sampler = experiment.make_sampler(config.federated, data)
         self.folder = folder
         if config.federated.personalisation_every:
@@ -434,7 +435,7 @@ class _Loop:
 
         def place(data: partition.FederatedData) -> partition.FederatedData:
             if not self.streamed:
-                return clients.place(data, self.setting.mesh)
+                return place(data, self.setting.mesh)
             with contextlib.closing(
                 streaming.stream(data, [chosen], self.setting.mesh)
             ) as rows:

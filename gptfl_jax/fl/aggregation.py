@@ -49,9 +49,9 @@ def weighting(name: str) -> Weighting:
       ValueError: another name.
     """
     if name == "examples":
-        return lambda examples: examples.astype(_real())
+        return lambda examples: examples.astype(jnp.result_type(float))
     if name == "uniform":
-        return lambda examples: (examples > 0).astype(_real())
+        return lambda examples: (examples > 0).astype(jnp.result_type(float))
     raise ValueError(f"weighting {name!r}: takes 'examples' or 'uniform'")
 
 
@@ -212,13 +212,9 @@ def scale(tree: PyTree, factor: Float[Array, ""]) -> PyTree:
 
 
 def _positive(total: Float[Array, ""] | Int[Array, ""]) -> Float[Array, ""]:
-    total = total.astype(_real())
+    total = total.astype(jnp.result_type(float))
     return jnp.where(total > 0, total, 1)
 
 
 def _tail(x: Array) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
-
-
-def _real() -> Any:
-    return jnp.zeros(()).dtype

@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import clients, sampling
+from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import Aggregation, accumulator, mean
-from gptfl_jax.fl.clients import LocalRule, LocalTraining, replicated
+from gptfl_jax.fl.client_rules import Context, LocalRule, split
+from gptfl_jax.fl.cohorts import describe
 from gptfl_jax.fl.diagnostics import (
     Diversity,
     RoundMetrics,
@@ -31,6 +32,14 @@ from gptfl_jax.fl.diagnostics import (
     size_in_bytes,
     squared_norm,
 )
+from gptfl_jax.fl.execution import (
+    AXIS,
+    Part,
+    make_cohort_trainer,
+    replicated,
+    sum_over_devices,
+)
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.training import Variables
 
@@ -158,10 +167,10 @@ def compose(
         weighting: "examples" (None) or "uniform" mean of the updates.
         aggregation: in place of that mean, another of `gptfl_jax.fl.aggregation`, which
             weights by itself.
-        execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.clients`.
-        mesh: of `clients.clients_mesh`; None: one device.
+        execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.execution`.
+        mesh: of `clients_mesh`; None: one device.
         lanes: clients side by side under "vmap"; 0: all.
-        row_block: see `gptfl_jax.fl.clients.make_cohort_trainer`.
+        row_block: see `gptfl_jax.fl.execution.make_cohort_trainer`.
         diagnostics: whether to measure diversity, norms and drift.
         dropout: probability that a client of a cohort fails to report.
         batch_norm: "average", "local" or "freeze", see `gptfl_jax.fl.normalisation`.
@@ -180,7 +189,7 @@ def compose(
     if collectives is None or mesh is None:
         collectives = not devices.apart(mesh)
     home = mesh if collectives else devices.leaders(mesh)
-    trainer = clients.make_cohort_trainer(
+    trainer = make_cohort_trainer(
         rule,
         local,
         combine,
@@ -192,12 +201,12 @@ def compose(
     )
 
     def first_own(variables: Variables, shared: Any) -> PyTree:
-        return rule.init_own(clients.Context(variables, shared, None))
+        return rule.init_own(Context(variables, shared, None))
 
     def init(variables: Variables, num_clients: int) -> ServerState:
         if isinstance(num_clients, bool) or num_clients < 1:
             raise ValueError(f"num_clients {num_clients}: takes a whole number >= 1")
-        params, _ = clients.split(variables)
+        params, _ = split(variables)
         shared = rule.init_shared(params)
         own = jax.eval_shape(first_own, variables, shared)
         if jax.tree.leaves(own):
@@ -224,14 +233,14 @@ def compose(
         data: FederatedData,
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
-    ) -> tuple[clients.Part, PyTree, PyTree]:
+    ) -> tuple[Part, PyTree, PyTree]:
         """What a device does: (its part, own states of its clients, what all know)."""
         reports = None
         if dropout:
             # Clients fold their number into the key; this is no client's number.
             dropout_key = jax.random.fold_in(key, 2**32 - 1)
             reports = sampling.reports(dropout_key, cohort, dropout)
-        described = clients.describe(data, cohort, key, local, reports)
+        described = describe(data, cohort, key, local, reports)
         own = ()
         if rows:
             known, own = rows
@@ -245,23 +254,23 @@ def compose(
 
     def on_mesh(*arguments):
         part, own, known = train_part(*arguments)
-        part = clients.sum_over_devices(part) if collectives else _lifted(part)
+        part = sum_over_devices(part) if collectives else _lifted(part)
         return part, _lifted(own), known
 
     if mesh is not None:
-        split, everywhere = P(clients.AXIS), P()
+        by_client, everywhere = P(AXIS), P()
         on_mesh = jax.shard_map(
             on_mesh,
             mesh=mesh,
             in_specs=everywhere,
-            out_specs=(everywhere if collectives else split, split, everywhere),
+            out_specs=(everywhere if collectives else by_client, by_client, everywhere),
             check_vma=False,
         )
 
     def update_server(
         state: ServerState,
         rows: PyTree,
-        part: clients.Part,
+        part: Part,
         own: PyTree,
         known: PyTree,
         key: PRNGKeyArray,
@@ -295,19 +304,19 @@ def compose(
         def add_up(part):
             part = jax.tree.map(lambda x: x[0], part)
             # Among processes: each has added what its devices brought.
-            return clients.sum_over_devices(part) if home.size > 1 else part
+            return sum_over_devices(part) if home.size > 1 else part
 
         part = jax.shard_map(
             add_up,
             mesh=home,
-            in_specs=P(clients.AXIS),
+            in_specs=P(AXIS),
             out_specs=P(),
             check_vma=False,
         )(part)
         return update_server(state, rows, part, own, known, key)
 
     if not collectives:
-        update_apart = jax.jit(update_apart, out_shardings=clients.replicated(home))
+        update_apart = jax.jit(update_apart, out_shardings=replicated(home))
 
     def round_apart(state, rows, data, cohort, key):
         sent = state.variables, state.shared, state.round, rows
@@ -347,7 +356,7 @@ def compose(
         if state.own and client in state.own.rows:
             known, row = state.own.rows[client]
             own = jax.tree.map(lambda x, y: jnp.where(known, x, y), row, own)
-        return rule.begin(clients.Context(state.variables, state.shared, own))
+        return rule.begin(Context(state.variables, state.shared, own))
 
     return Algorithm(init, round, start)
 
@@ -381,7 +390,7 @@ def _everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 def _server_step(rule, server, state, result, share):
     """The state after a round, and the update that the server optimizer was given."""
-    params, model_state = clients.split(state.variables)
+    params, model_state = split(state.variables)
     update, shared = rule.receive(result.message, state.shared, share)
     pseudo_gradient = jax.tree.map(jnp.negative, update)
     step, optimizer_state = server.update(
@@ -440,7 +449,7 @@ IDENTITY = optax.scale(-1.0)
 """The server optimizer of FedAvg: x + mean update."""
 
 
-def proximal(mu: float) -> Callable[[PyTree, PyTree, clients.Context], PyTree]:
+def proximal(mu: float) -> Callable[[PyTree, PyTree, Context], PyTree]:
     """The gradient of mu/2 |y - x|^2, added."""
 
     def correct(gradient, params, context):

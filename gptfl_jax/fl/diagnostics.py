@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gptfl_jax.fl.clients import ClientStats, Spread
+from gptfl_jax.fl.execution import ClientStats, Spread
 
 
 class RoundMetrics(NamedTuple):

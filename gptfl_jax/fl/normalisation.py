@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from gptfl_jax import nn
-from gptfl_jax.fl.clients import Context, LocalRule, Message, split
+from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
 from gptfl_jax.training import Variables
 
 POLICIES = ("average", "local", "freeze")

@@ -27,8 +27,11 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import clients, sampling
+from gptfl_jax.fl import cohorts, sampling
+from gptfl_jax.fl.client_rules import Context, plain_rule
 from gptfl_jax.fl.composition import Algorithm, ServerState
+from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.training import Learner
 
@@ -116,7 +119,7 @@ class _Rows(NamedTuple):
 def make_evaluation(
     algorithm: Algorithm,
     learner: Learner,
-    local: clients.LocalTraining,
+    local: LocalTraining,
     *,
     batch_norm: str = "average",
     execution: str = "auto",
@@ -135,7 +138,7 @@ def make_evaluation(
       algorithm: gives the weights a client starts from.
       local: how clients fine-tune; its `schedule` over rounds is left out.
       batch_norm: the algorithm's policy; under "freeze" fine-tuning keeps statistics.
-      execution: see `gptfl_jax.fl.clients`; "vmap" has `lanes` clients side by side.
+      execution: see `gptfl_jax.fl.execution`; "vmap" has `lanes` clients side by side.
       mesh: over whose axis `clients` they are split; None: one device.
 
     Raises:
@@ -143,14 +146,14 @@ def make_evaluation(
     """
     if lanes < 1:
         raise ValueError(f"lanes {lanes}: takes 1 or more")
-    rule = clients.plain_rule(learner)
+    rule = plain_rule(learner)
     if batch_norm == "freeze":
         rule = apply_policy(rule, batch_norm)
-    shared_start = clients.make_local_trainer(rule, local, execution=execution)
-    own_start = clients.make_local_trainer(
+    shared_start = make_local_trainer(rule, local, execution=execution)
+    own_start = make_local_trainer(
         rule._replace(begin=lambda context: context.own), local, execution=execution
     )
-    number_of_devices = 1 if mesh is None else mesh.shape[clients.AXIS]
+    number_of_devices = 1 if mesh is None else mesh.shape[AXIS]
     together = not devices.apart(mesh)
 
     def count(variables, test: FederatedData, rows: _Rows) -> Int[Array, ""]:
@@ -174,7 +177,7 @@ def make_evaluation(
     def on_device(server, own, train, test, entries, rows):
         trainer = own_start if jax.tree.leaves(own) else shared_start
         return trainer(
-            clients.Context(server, (), own),
+            Context(server, (), own),
             train,
             entries,
             lambda start, trained, rows: (
@@ -185,15 +188,15 @@ def make_evaluation(
         )
 
     @jax.jit
-    def describe(train, test, chosen, key) -> tuple[clients.Cohort, _Rows]:
+    def describe(train, test, chosen, key) -> tuple[cohorts.Cohort, _Rows]:
         """Of each client chosen, and behind them of nobody."""
         sizes = test.offsets[chosen + 1] - test.offsets[chosen]
         rows = _Rows(test.begins(chosen), sizes)
         rows = jax.tree.map(lambda x: jnp.append(x, jnp.zeros(1, x.dtype)), rows)
-        described = clients.describe(train, chosen, key, local), rows
+        described = cohorts.describe(train, chosen, key, local), rows
         if mesh is None:
             return described
-        return lax.with_sharding_constraint(described, clients.replicated(mesh))
+        return lax.with_sharding_constraint(described, replicated(mesh))
 
     def count_clients(number, positions, server, own, train, test, cohort, rows):
         """Counts of all `number` clients chosen, but zero of those not at `positions`.
@@ -219,10 +222,10 @@ def make_evaluation(
         def part(*arguments):
             counts = run(*arguments)
             if together:
-                return lax.psum(counts, clients.AXIS)
+                return lax.psum(counts, AXIS)
             return jax.tree.map(lambda x: x[None], counts)
 
-        split, whole = P(clients.AXIS), P()
+        split, whole = P(AXIS), P()
         return jax.shard_map(
             part,
             mesh=mesh,

@@ -2,7 +2,7 @@
 
 The host holds all examples, in memory or in a file (`np.memmap`). While the device
 computes a round, a thread gathers the rows of the next cohort and sends them. What a
-round computes is what it computes with all data on the device (`clients.place`), bit
+round computes is what it computes with all data on the device (`execution.place`), bit
 for bit: numbers, sizes and keys of the clients stay those of the population, and
 `FederatedData.starts` says where in the rows sent each client of the cohort begins.
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gptfl_jax import nn
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.blocks import attention
+from gptfl_jax.generators.diffusion_blocks import attention
 from gptfl_jax.generators.model_config import ModelConfig
 
 _ACTIVATIONS = {

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from gptfl_jax import artifacts, hub
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import (
-    blocks,
     clip_text,
+    diffusion_blocks,
     placement,
     solvers,
     torch_weights,
@@ -339,7 +339,7 @@ class StableDiffusion:
         factor = self.networks.vae.config.factor
         config = self.networks.unet.config
         sides = []
-        own = blocks.per_level(config.sample_size, 2)
+        own = diffusion_blocks.per_level(config.sample_size, 2)
         for name, value, default in (
             ("height", height, own[0]),
             ("width", width, own[1]),

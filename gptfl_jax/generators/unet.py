@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from gptfl_jax import nn
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.blocks import (
+from gptfl_jax.generators.diffusion_blocks import (
     Attention,
     Downsample,
     ResnetBlock,

@@ -16,7 +16,12 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import nn
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.blocks import Attention, Downsample, ResnetBlock, Upsample
+from gptfl_jax.generators.diffusion_blocks import (
+    Attention,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+)
 from gptfl_jax.generators.model_config import ModelConfig
 
 _EPSILON = 1e-6

@@ -17,7 +17,10 @@ import optax
 import pytest
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients
+from gptfl_jax.fl import algorithms
+from gptfl_jax.fl.cohorts import example_order
+from gptfl_jax.fl.execution import place
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import make_learner
 
 fedjax = pytest.importorskip("fedjax")
@@ -71,7 +74,7 @@ def ordered_datasets(data: FederatedData, cohort, key):
     for client in cohort:
         rows = slice(*data.offsets[client : client + 2].tolist())
         orders = [
-            np.asarray(clients.example_order(key, client, epoch, SIZES[client]))
+            np.asarray(example_order(key, client, epoch, SIZES[client]))
             for epoch in range(EPOCHS)
         ]
         examples = {"x": data.inputs[rows], "y": data.labels[rows]}
@@ -128,9 +131,7 @@ def test_weights_after_every_round(method, momentum, dtype, tolerance, monkeypat
         example = jax.ShapeDtypeStruct((FEATURES,), dtype)
         learner = make_learner(network, example, dtype=dtype)
         variables = learner.init(jax.random.key(0))
-        local = clients.LocalTraining(
-            optax.sgd(0.1, momentum=momentum), BATCH_SIZE, EPOCHS
-        )
+        local = LocalTraining(optax.sgd(0.1, momentum=momentum), BATCH_SIZE, EPOCHS)
         ours = {
             name: make_ours(learner, local, execution=name, **options)
             for name, options in {"packed": {}, "vmap": {"lanes": 3}}.items()
@@ -138,7 +139,7 @@ def test_weights_after_every_round(method, momentum, dtype, tolerance, monkeypat
         theirs = make_fedjax(
             network, fedjax.optimizers.sgd(0.1, momentum=momentum), make_server()
         )
-        placed = clients.place(data)
+        placed = place(data)
         states = {name: each.init(variables, len(SIZES)) for name, each in ours.items()}
         expected = theirs.init(variables["params"])
         for number, cohort in enumerate(COHORTS):

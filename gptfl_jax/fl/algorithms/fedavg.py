@@ -5,8 +5,9 @@ from typing import Any
 import optax
 
 from gptfl_jax import rules
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, proximal
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from gptfl_jax import rules
-from gptfl_jax.fl import clients
 from gptfl_jax.fl.algorithms.fedavg import fedavg
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, proximal, zeros_like
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner
 
 
@@ -52,7 +52,7 @@ def feddyn(
         return pull(gradient, params, context)
 
     def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
+        message = difference(variables, context.variables)
         own = jax.tree.map(lambda h, d: h - alpha * d, context.own, message.update)
         return message, own
 

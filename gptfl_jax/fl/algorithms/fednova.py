@@ -5,8 +5,7 @@ from typing import Any
 import jax
 
 from gptfl_jax import rules
-from gptfl_jax.fl import clients
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import (
     IDENTITY,
     Algorithm,
@@ -15,6 +14,7 @@ from gptfl_jax.fl.composition import (
     positive,
     proximal,
 )
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner
 
 
@@ -54,7 +54,7 @@ def fednova(
         raise ValueError("fednova needs SGD at the clients (momentum will do)")
 
     def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
+        message = difference(variables, context.variables)
         normalised = jax.tree.map(
             lambda d: d / positive(measured.mass).astype(d.dtype), message.update
         )

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from gptfl_jax.fl import clients
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, zeros_like
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner
 
 
@@ -22,7 +22,7 @@ def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algori
     """
 
     def report(context, variables, measured):
-        message = clients.difference(variables, context.own)
+        message = difference(variables, context.own)
         return message._replace(model_state=zeros_like(message.model_state)), variables
 
     rule = plain_rule(learner)._replace(

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gptfl_jax import rules
-from gptfl_jax.fl import clients
 from gptfl_jax.fl.algorithms.fedavg import fedavg
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Batch, Learner, Variables, masked_mean
 
 
@@ -67,7 +67,7 @@ def moon(
         init_own=lambda context: context.variables,
         loss=loss,
         report=lambda context, variables, measured: (
-            clients.difference(variables, context.variables),
+            difference(variables, context.variables),
             variables,
         ),
     )

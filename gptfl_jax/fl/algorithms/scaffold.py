@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from gptfl_jax import rules
-from gptfl_jax.fl import clients
-from gptfl_jax.fl.clients import LocalTraining, plain_rule
+from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import Algorithm, compose, is_linear, positive, zeros_like
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner
 
 
@@ -67,7 +67,7 @@ def scaffold(
         )
 
     def report(context, variables, measured):
-        message = clients.difference(variables, context.variables)
+        message = difference(variables, context.variables)
         if control == "start":
             own = measured.start_gradient
         else:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import clients
+from gptfl_jax.fl.cohorts import example_order
 from gptfl_jax.training import Learner, Variables, cross_entropy, masked_mean
 
 FEATURES, HIDDEN, CLASSES = 5, 4, 3
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
         start, end = (int(v) for v in self.data.offsets[client : client + 2])
         size, result, epoch = end - start, [], 0
         while (len(result) < steps) if steps else (epoch < epochs):
-            order = np.asarray(clients.example_order(key, client, epoch, size))
+            order = np.asarray(example_order(key, client, epoch, size))
             for first in range(0, size, batch_size):
                 rows = start + order[first : first + batch_size]
                 if drop_last and len(rows) < batch_size <= size:

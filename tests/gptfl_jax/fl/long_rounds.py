@@ -18,7 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import training
 from gptfl_jax.data import partition
-from gptfl_jax.fl import algorithms, clients, sampling
+from gptfl_jax.fl import algorithms, sampling
+from gptfl_jax.fl.execution import AXIS, clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.models import convnet
 
 RANDOM = np.random.default_rng(0)
@@ -31,9 +33,7 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def federation(mesh, sizes) -> partition.FederatedData:
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return clients.place(
-        partition.FederatedData(*pictures(int(offsets[-1])), offsets), mesh
-    )
+    return place(partition.FederatedData(*pictures(int(offsets[-1])), offsets), mesh)
 
 
 class Linear(nn.Module):
@@ -52,13 +52,13 @@ def make_learner(model: nn.Module) -> training.Learner:
 
 def uneven(seconds: float) -> dict:
     """A round of two clients, of 630 and 10 examples, one on each device."""
-    mesh = clients.clients_mesh()
+    mesh = clients_mesh()
     learner = make_learner(convnet.Model(10, width=8, depth=2))
     data = federation(mesh, [630, 10])
     cohort = np.arange(2, dtype=np.int32)
 
     def make(epochs: int):
-        local = clients.LocalTraining(optax.sgd(0.01), batch_size=32, epochs=epochs)
+        local = LocalTraining(optax.sgd(0.01), batch_size=32, epochs=epochs)
         return algorithms.fedavg(learner, local, mesh=mesh)
 
     def round_s(algorithm) -> tuple[float, int]:
@@ -77,11 +77,11 @@ def uneven(seconds: float) -> dict:
 
 def many(rounds: int) -> dict:
     """Rounds with a test on 10,000 examples each, read a round later, as stage 3."""
-    mesh, learner = clients.clients_mesh(), make_learner(Linear())
-    split = NamedSharding(mesh, P(clients.AXIS))
+    mesh, learner = clients_mesh(), make_learner(Linear())
+    split = NamedSharding(mesh, P(AXIS))
     data = federation(mesh, RANDOM.integers(5, 40, 30))
     test = training.split_examples(*pictures(10_000), split)
-    local = clients.LocalTraining(optax.sgd(0.01), batch_size=10)
+    local = LocalTraining(optax.sgd(0.01), batch_size=10)
     algorithm = algorithms.fedavg(learner, local, mesh=mesh)
     state = algorithm.init(learner.init(jax.random.key(0)), 30)
     counted, before = [], None

@@ -13,22 +13,24 @@ import optax
 from rounds_on_devices import COHORT_SIZE, SIZES, make_learner
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients
+from gptfl_jax.fl import algorithms
+from gptfl_jax.fl.execution import clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
 
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-    learner, mesh = make_learner(), clients.clients_mesh()
+    learner, mesh = make_learner(), clients_mesh()
     data = FederatedData(
         np.zeros((sum(SIZES), 5), np.float32),
         np.zeros(sum(SIZES), np.int32),
         np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int32),
     )
-    local = clients.LocalTraining(optax.sgd(0.1), batch_size=8)
+    local = LocalTraining(optax.sgd(0.1), batch_size=8)
     algorithm = algorithms.fedavg(learner, local, mesh=mesh, collectives=True)
     state = algorithm.init(learner.init(jax.random.key(0)), len(SIZES))
     cohort = np.arange(COHORT_SIZE, dtype=np.int32)
-    arguments = state, clients.place(data, mesh), cohort, jax.random.key(1)
+    arguments = state, place(data, mesh), cohort, jax.random.key(1)
     lowered = jax.jit(algorithm.round).lower(*arguments)
     collective = r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
     print(*re.findall(collective, lowered.compile().as_text()))

@@ -11,14 +11,9 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import (
-    algorithms,
-    clients,
-    composition,
-    personalisation,
-    sampling,
-    streaming,
-)
+from gptfl_jax.fl import algorithms, composition, personalisation, sampling, streaming
+from gptfl_jax.fl.execution import clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
 
 SIZES = (1, 7, 33, 12, 20, 50, 3, 9, 14)
@@ -68,7 +63,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
     jax.config.update("jax_disable_most_optimizations", True)
     learner = make_learner()
-    mesh = clients.clients_mesh()
+    mesh = clients_mesh()
     random = np.random.default_rng(0)
     count = sum(SIZES)
     data = FederatedData(
@@ -76,12 +71,12 @@ def main() -> None:
         random.integers(0, 3, count).astype(np.int32),
         np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int32),
     )
-    placed = clients.place(data, mesh)
+    placed = place(data, mesh)
     cohorts = [
         sampling.cohort(jax.random.key(1), number, len(SIZES), COHORT_SIZE)
         for number in range(3)
     ]
-    local = clients.LocalTraining(optax.sgd(0.1), batch_size=8, epochs=2)
+    local = LocalTraining(optax.sgd(0.1), batch_size=8, epochs=2)
     variables = learner.init(jax.random.key(0))
     makers = {
         "packed": lambda: algorithms.fedavg(

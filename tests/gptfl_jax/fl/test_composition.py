@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.fl import algorithms, clients, sampling
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl import algorithms, sampling
+from gptfl_jax.fl.cohorts import example_order
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import make_learner
 
 from .conftest import (
@@ -225,7 +226,7 @@ def test_a_client_twice_in_a_cohort_trains_in_two_orders(problem):
             batches = []
             for epoch in range(2):
                 order = start + np.asarray(
-                    clients.example_order(key, 2, epoch, 30, occurrence=1)
+                    example_order(key, 2, epoch, 30, occurrence=1)
                 )
                 for rows in np.split(order, range(8, 30, 8)):
                     batches.append(

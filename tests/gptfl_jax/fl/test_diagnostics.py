@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from gptfl_jax.fl import algorithms, diagnostics
-from gptfl_jax.fl.clients import LocalTraining, Spread
+from gptfl_jax.fl.execution import Spread
+from gptfl_jax.fl.local_training import LocalTraining
 
 from .conftest import norm
 from .rounds import COHORT, EXECUTIONS, run, sgd

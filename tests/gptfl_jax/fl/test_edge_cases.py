@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import aggregation, algorithms, composition
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.nn import BatchNorm
 from gptfl_jax.training import make_learner
 

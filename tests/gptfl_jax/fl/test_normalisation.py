@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from gptfl_jax.data.partition import FederatedData
-from gptfl_jax.fl import algorithms, clients
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl import algorithms
+from gptfl_jax.fl.cohorts import example_order
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.nn import BatchNorm, GroupNorm
 from gptfl_jax.training import Batch, TrainState, make_learner, train_step
 
@@ -137,7 +138,7 @@ def test_group_norm_has_nothing_to_average_and_sees_no_padding(problem):
     step = jax.jit(functools.partial(train_step, learner, optimizer))
     trained = []
     for client, size in ((0, 6), (2, 9)):
-        order = clients.example_order(KEY, client, 0, size)
+        order = example_order(KEY, client, 0, size)
         rows = int(data.offsets[client]) + np.asarray(order)
         state = TrainState(variables, optimizer.init(variables["params"]), 0)
         for batch in np.split(rows, range(4, size, 4)):

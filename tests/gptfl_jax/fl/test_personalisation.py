@@ -9,7 +9,7 @@ import pytest
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, personalisation
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.personalisation import ClientCounts
 
 from .conftest import CLASSES, FEATURES, SIZES, combine, gradient

@@ -12,7 +12,7 @@ import pytest
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import algorithms, streaming
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl.local_training import LocalTraining
 
 from .conftest import CLASSES, FEATURES, SIZES
 from .rounds_on_devices import Compilations

@@ -8,7 +8,8 @@ import ported_models
 import pytest
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators import blocks, unet
+from gptfl_jax.generators import diffusion_blocks, unet
+from gptfl_jax.generators.diffusion_blocks import attention, sinusoidal_embedding
 from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
 
 SMALL = UNetConfig(
@@ -129,13 +130,13 @@ def test_config_survives_its_file():
 
 
 def test_time_embedding_by_hand():
-    embedding = blocks.sinusoidal_embedding(
+    embedding = sinusoidal_embedding(
         jnp.array([2.0]), 4, cosine_first=True, frequency_shift=0
     )
     # Frequencies 1 and 10000 ** -0.5.
     expected = [np.cos(2), np.cos(0.02), np.sin(2), np.sin(0.02)]
     np.testing.assert_allclose(embedding[0], expected, rtol=1e-6)
-    shifted = blocks.sinusoidal_embedding(
+    shifted = sinusoidal_embedding(
         jnp.array([2.0]), 5, cosine_first=False, frequency_shift=1
     )
     expected = [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4), 0]
@@ -146,16 +147,17 @@ def test_attention_in_blocks_of_queries_is_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     query = jnp.asarray(rng.normal(size=(2, 12, 2, 4)))
     key, value = jnp.asarray(rng.normal(size=(2, 2, 5, 2, 4)))
-    whole = blocks.attention(query, key, value)
+    whole = attention(query, key, value)
     logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
-    monkeypatch.setattr(blocks, "_MAX_LOGITS", 70)  # 20 a query: 4 blocks of 3
-    np.testing.assert_allclose(blocks.attention(query, key, value), whole, atol=1e-6)
+    # 20 a query: 4 blocks of 3.
+    monkeypatch.setattr(diffusion_blocks, "_MAX_LOGITS", 70)
+    np.testing.assert_allclose(attention(query, key, value), whole, atol=1e-6)
     # On a CPU head by head, here 5 logits a query: 3 blocks of 4, then all in one.
-    monkeypatch.setattr(blocks, "_MANY_CPU_LOGITS", 60)
+    monkeypatch.setattr(diffusion_blocks, "_MANY_CPU_LOGITS", 60)
     for most in (20, 60):
-        monkeypatch.setattr(blocks, "_MAX_CPU_LOGITS", most)
-        outputs = blocks.attention(query, key, value)
+        monkeypatch.setattr(diffusion_blocks, "_MAX_CPU_LOGITS", most)
+        outputs = attention(query, key, value)
         np.testing.assert_allclose(outputs, whole, atol=1e-6)

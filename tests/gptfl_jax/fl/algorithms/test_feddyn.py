@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from gptfl_jax.fl import algorithms
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl.local_training import LocalTraining
 
 from ..conftest import assert_close, combine
 from ..rounds import EXECUTIONS, LOCAL, assert_same_rounds, run_cohorts, sgd

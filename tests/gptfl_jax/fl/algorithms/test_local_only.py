@@ -3,7 +3,7 @@
 import optax
 
 from gptfl_jax.fl import algorithms
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.fl.local_training import LocalTraining
 
 from ..conftest import assert_close
 from ..rounds import run_cohorts, sgd

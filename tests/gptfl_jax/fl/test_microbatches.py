@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from gptfl_jax import training
-from gptfl_jax.fl.blocks import rows_at_once
+from gptfl_jax.fl.microbatches import rows_at_once
 from gptfl_jax.models import cnn, convnet, resnet
 
 

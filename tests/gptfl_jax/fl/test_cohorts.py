@@ -4,27 +4,28 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.fl import clients
-from gptfl_jax.fl.clients import LocalTraining
+from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.fl import cohorts
+from gptfl_jax.fl.local_training import LocalTraining
 
 
 def test_balance_deals_the_most_expensive_first():
     costs = jnp.array([3, 9, 1, 4, 8])
-    table = clients.balance(costs, devices=2, slots=5)
+    table = cohorts.balance(costs, devices=2, slots=5)
     # 9 | 8, then 4 to the 8, 3 to the 9, 1 to 12 = 12 (the first).
     np.testing.assert_array_equal(table, [[1, 0, 2, 5, 5], [4, 3, 5, 5, 5]])
 
 
 def test_balance_gives_no_device_more_than_its_slots():
     costs = jnp.array([100, 1, 1, 1, 1, 1])
-    table = clients.balance(costs, devices=2, slots=3)
+    table = cohorts.balance(costs, devices=2, slots=3)
     assert sorted(table.ravel().tolist()) == [0, 1, 2, 3, 4, 5]
-    alone = clients.balance(costs, devices=2, slots=6)
+    alone = cohorts.balance(costs, devices=2, slots=6)
     np.testing.assert_array_equal(alone[0], [0, 6, 6, 6, 6, 6])
 
 
 def test_balance_with_more_devices_than_clients():
-    table = clients.balance(jnp.array([1, 2]), devices=4, slots=2)
+    table = cohorts.balance(jnp.array([1, 2]), devices=4, slots=2)
     np.testing.assert_array_equal(table[:2], [[1, 2], [0, 2]])
     assert (table[2:] == 2).all()
 
@@ -43,8 +44,8 @@ def test_balance_with_more_devices_than_clients():
 )
 def test_steps_and_rows_of_a_client(local, steps, rows):
     offsets = jnp.array([0, 0, 1, 9, 26])
-    data = clients.FederatedData(jnp.zeros((26, 1)), jnp.zeros(26, jnp.int32), offsets)
-    cohort = clients.describe(
+    data = FederatedData(jnp.zeros((26, 1)), jnp.zeros(26, jnp.int32), offsets)
+    cohort = cohorts.describe(
         data, jnp.arange(4, dtype=jnp.int32), jax.random.key(0), local
     )
     # The entry behind the last stands for nobody.
@@ -53,13 +54,13 @@ def test_steps_and_rows_of_a_client(local, steps, rows):
 
 
 def test_a_client_twice_gets_two_keys_and_its_first_is_that_of_once():
-    data = clients.FederatedData(
+    data = FederatedData(
         jnp.zeros((6, 1)), jnp.zeros(6, jnp.int32), jnp.array([0, 2, 4, 6])
     )
     local = LocalTraining(optax.sgd(1.0), 8)
     key = jax.random.key(0)
-    twice = clients.describe(data, jnp.array([2, 0, 2], jnp.int32), key, local)
-    once = clients.describe(data, jnp.array([2], jnp.int32), key, local)
+    twice = cohorts.describe(data, jnp.array([2, 0, 2], jnp.int32), key, local)
+    once = cohorts.describe(data, jnp.array([2], jnp.int32), key, local)
     words = jax.random.key_data(twice.order_key)
     assert (words[0] == jax.random.key_data(once.order_key)[0]).all()
     assert (words[0] != words[2]).any()
@@ -67,15 +68,6 @@ def test_a_client_twice_gets_two_keys_and_its_first_is_that_of_once():
 
 def test_example_order_is_a_permutation_that_changes_with_the_epoch():
     key = jax.random.key(0)
-    first, second = (clients.example_order(key, 3, epoch, 20) for epoch in (0, 1))
+    first, second = (cohorts.example_order(key, 3, epoch, 20) for epoch in (0, 1))
     np.testing.assert_array_equal(np.sort(first), np.arange(20))
     assert (first != second).any()
-
-
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("size", [1, 3, 5, 20, 32])
-def test_buckets_hold_every_rest_with_little_waste(size, count):
-    buckets = clients._buckets(size, count)
-    assert buckets[-1] == size and len(buckets) <= count
-    for rest in range(1, size):
-        assert any(bucket >= rest for bucket in buckets)

@@ -36,11 +36,12 @@ def rows_at_once(
     are large themselves.
 
     Args:
-      loss: (params, batch, key, context) -> (mean loss of the real rows, model state).
-      params: or their shapes, as with batch and context.
-      batch: of the full size.
-      key: what the loss would draw with.
-      context: what else the loss depends on.
+        loss: (params, batch, key, context) -> (mean loss of the real rows, model
+            state).
+        params: or their shapes, as with batch and context.
+        batch: of the full size.
+        key: what the loss would draw with.
+        context: what else the loss depends on.
     """
 
     def forward(params, batch, context, key):
