@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import document
-from gptfl_jax import hub
+from gptfl_jax.released import hub
 
 _SPEAKERS = 512  # Numbers of a speaker vector.
 _FRAMES = 200  # Of a spectrogram, 3.2 s.
@@ -338,8 +338,10 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     import jax.numpy as jnp
 
-    from gptfl_jax.generators import placement, torch_weights, unet
+    from gptfl_jax.generators import placement
+    from gptfl_jax.generators.diffusion import unet
     from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
+    from gptfl_jax.released import torch_weights
 
     given = inputs(case, batch)
     if case.model in ("clip", "unet", "vae"):
@@ -389,7 +391,8 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
             return lambda: np.asarray(placement.in_parts(run, values, most))
         return lambda: np.asarray(program(params, given))
     if case.name == "t5":
-        from gptfl_jax.generators import decoding, t5
+        from gptfl_jax.generators.text import decoding, t5
+        from gptfl_jax.generators.text.text_to_text import T5
 
         config = t5.T5Config.from_json(hub.read_json(folder / "config.json"))
         weights = hub.open_weights(hub.find_weights(folder / "model"))
@@ -398,13 +401,13 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
         params = torch_weights.from_torch(
             t5.network_shapes(network), weights, "t5", place=torch_weights.on_device
         )
-        model = t5.T5(network, params, None)
+        model = T5(network, params, None)
         how = decoding.Decoding("greedy", max_length=16)
         tokens = given["tokens"]
         mask = np.ones(tokens.shape, bool)
         return lambda: np.asarray(model.generate_tokens(tokens, mask, how))[:, 0]
     if case.name == "glyphs":
-        from gptfl_jax.generators.stable_diffusion import StableDiffusion
+        from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 
         pipeline = StableDiffusion.from_pretrained("glyphs")
         return lambda: np.asarray(
@@ -425,7 +428,8 @@ def network_input(model: str) -> type:
 
 
 def _our_network(model, folder):
-    from gptfl_jax.generators import clip_text, unet, vae
+    from gptfl_jax.generators.diffusion import unet, vae
+    from gptfl_jax.generators.pictures import clip_text
 
     options = hub.read_json(folder / "config.json")
     config = {
@@ -441,7 +445,7 @@ def _our_network(model, folder):
 
 
 def _our_weights(folder, shapes, current_name):
-    from gptfl_jax.generators import torch_weights
+    from gptfl_jax.released import torch_weights
 
     stems = [folder / "model", folder / "diffusion_pytorch_model"]
     file = next(filter(None, map(hub.find_weights, stems)))
@@ -457,11 +461,16 @@ def _our_weights(folder, shapes, current_name):
 def _our_speech(case, batch, folder, given):
     import jax
 
-    from gptfl_jax.generators import hifigan, placement, speecht5, torch_weights
-    from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
+    from gptfl_jax.generators import placement
     from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
-    from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
-    from gptfl_jax.generators.text_to_speech import TextToSpeech
+    from gptfl_jax.generators.speech import hifigan, speecht5
+    from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
+    from gptfl_jax.generators.speech.speecht5 import (
+        SpeechT5Config,
+        SpeechT5ForTextToSpeech,
+    )
+    from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
+    from gptfl_jax.released import torch_weights
 
     if case.name == "hifigan":
         network = HifiGan(
@@ -646,7 +655,7 @@ def _keep(config):
 
 
 def _voice_vectors(batch):
-    from gptfl_jax.generators.speakers import read_speakers
+    from gptfl_jax.generators.speech.speakers import read_speakers
 
     return read_speakers(hub.ASSETS / "voices" / "speakers").vectors[:batch]
 

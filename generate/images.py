@@ -20,11 +20,12 @@ from PIL import Image
 
 from generate import samples
 from generate.samples import samples_per_class
-from gptfl_jax import drawing, hub, user_files
+from gptfl_jax import drawing, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.released import hub
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

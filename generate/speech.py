@@ -27,14 +27,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from generate import samples
-from gptfl_jax import drawing, hub
+from gptfl_jax import drawing
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
 from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.speakers import Speakers, read_speakers, speakers_of
-from gptfl_jax.generators.text_to_speech import TextToSpeech, vocoder_of
+from gptfl_jax.generators.speech.speakers import Speakers, read_speakers, speakers_of
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech, vocoder_of
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.released import hub
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -20,12 +20,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, hub, interruption, prompting
+from gptfl_jax import artifacts, interruption, prompting
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.chat import Chat
-from gptfl_jax.generators.decoding import Decoding
-from gptfl_jax.generators.t5 import T5
+from gptfl_jax.generators.text.chat import Chat
+from gptfl_jax.generators.text.decoding import Decoding
+from gptfl_jax.generators.text.text_to_text import T5
+from gptfl_jax.released import hub
 
 # As many as GPT-FL made (arXiv 2306.02210).
 _PROMPTS = 200

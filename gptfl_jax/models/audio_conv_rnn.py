@@ -16,10 +16,9 @@ from flax.linen import initializers
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from gptfl_jax import hub
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators import torch_weights
 from gptfl_jax.nn import Conv, frame_mask, hide_padding, max_pool, mean_over_time
+from gptfl_jax.released import hub, torch_weights
 
 Inputs = (
     Float[Array, "batch frames bands"]

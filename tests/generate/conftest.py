@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import sys
 import zipfile
 from typing import Any
 
@@ -12,17 +11,15 @@ import pytest
 import tokenizers
 import transformers
 
-from gptfl_jax.generators import hifigan, speecht5
-from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
-from gptfl_jax.generators.solvers import DPMSolver
-from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
-from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
-from gptfl_jax.generators.text_to_speech import TextToSpeech
-from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "references"))
+from gptfl_jax.generators.diffusion.solvers import DPMSolver
+from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.pictures.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.speech import hifigan, speecht5
+from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
+from gptfl_jax.generators.speech.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 
 CONFIG = """
 from gptfl_jax import configuration

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from gptfl_jax import artifacts
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 
 from .runs import ALONE, Runs, content
 

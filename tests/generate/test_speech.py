@@ -8,13 +8,14 @@ import pytest
 import soundfile
 
 from generate import images, prompts, samples, speech
-from gptfl_jax import artifacts, configuration, hub
+from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import audio
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators import text_to_speech
-from gptfl_jax.generators.speakers import read_speakers, speakers_of
-from gptfl_jax.generators.text_to_speech import TextToSpeech
-from gptfl_jax.hub import ASSETS
+from gptfl_jax.generators.speech import text_to_speech
+from gptfl_jax.generators.speech.speakers import read_speakers, speakers_of
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
+from gptfl_jax.released import hub
+from gptfl_jax.released.hub import ASSETS
 
 
 def tone(seconds, rate=16000, hertz=1000.0):

@@ -10,8 +10,8 @@ from PIL import Image
 from generate import samples
 from gptfl_jax import artifacts
 from gptfl_jax.data import audio
-from gptfl_jax.generators.speakers import read_speakers
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.speakers import read_speakers
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 
 from .runs import ALONE, Runs, content
 

@@ -11,8 +11,8 @@ from generate import prompts, text_models
 from generate.samples import read_prompts
 from gptfl_jax import configuration, labels, prompting
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.decoding import Decoding
-from gptfl_jax.generators.t5 import T5
+from gptfl_jax.generators.text.decoding import Decoding
+from gptfl_jax.generators.text.text_to_text import T5
 from gptfl_jax.interruption import Interrupted
 
 from ..chat_server import ChatServer, Reply, completion

@@ -27,17 +27,18 @@ import PIL.Image
 import pytest
 import soundfile
 
-from gptfl_jax import hub, prompting
+from gptfl_jax import prompting
 from gptfl_jax.data import audio, images, sources
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.clip_text import CLIPTextConfig
-from gptfl_jax.generators.hifigan import HifiGanConfig
-from gptfl_jax.generators.solvers import DDIM, DPMSolver
-from gptfl_jax.generators.speakers import read_speakers
-from gptfl_jax.generators.speecht5 import SpeechT5Config
-from gptfl_jax.generators.t5 import T5Config
-from gptfl_jax.generators.unet import UNetConfig
-from gptfl_jax.generators.vae import VAEConfig
+from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.diffusion.unet import UNetConfig
+from gptfl_jax.generators.diffusion.vae import VAEConfig
+from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig
+from gptfl_jax.generators.speech.hifigan import HifiGanConfig
+from gptfl_jax.generators.speech.speakers import read_speakers
+from gptfl_jax.generators.speech.speecht5 import SpeechT5Config
+from gptfl_jax.generators.text.t5 import T5Config
+from gptfl_jax.released import hub
 from tests import mutations
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import gptfl_jax
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train.glyphs import prompts
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "glyphs"

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch_references
 
-from gptfl_jax import hub
+from gptfl_jax.released import hub
 
 
 @pytest.mark.parametrize("zipped", [True, False])

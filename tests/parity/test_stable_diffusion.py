@@ -13,8 +13,8 @@ import torch
 import torch_references
 import transformers
 
-from gptfl_jax.generators.solvers import DDIM, DPMSolver
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 
 CASES = torch_references.CASES
 

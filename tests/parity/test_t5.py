@@ -14,7 +14,8 @@ import transformers
 from ported_models import FOLDER
 from transformers.generation import logits_process
 
-from gptfl_jax.generators import decoding, t5
+from gptfl_jax.generators.text import decoding, t5, t5_tokenizer
+from gptfl_jax.generators.text.text_to_text import T5
 
 
 @pytest.fixture(scope="module", params=["t5_1_0", "t5_1_1"])
@@ -88,7 +89,7 @@ def test_folders_of_transformers_load(options, form, tmp_path):
     if form == "bin":
         (tmp_path / "model.safetensors").unlink()
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    ours = t5.T5.from_pretrained(tmp_path)
+    ours = T5.from_pretrained(tmp_path)
     assert ours.network.config.tie_word_embeddings is options["tie_word_embeddings"]
     answers = ours.generate(TEXTS, GREEDY)
     assert answers == torch_answers(model, tokenizer, TEXTS)
@@ -130,12 +131,12 @@ def test_vocabularies_of_sentencepiece(tmp_path):
         minloglevel=2,
     )
     reader = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model"))
-    pieces, charsmap = t5._read_sentencepiece(tmp_path / "spiece.model")
+    pieces, charsmap = t5_tokenizer.read_sentencepiece(tmp_path / "spiece.model")
     assert pieces == [
         (reader.id_to_piece(i), reader.get_score(i)) for i in range(len(reader))
     ]
     assert len(charsmap) > 1000
-    tokenizer = t5._load_tokenizer(tmp_path)
+    tokenizer = t5_tokenizer.load_tokenizer(tmp_path)
     converted = transformers.T5Tokenizer.from_pretrained(tmp_path)
     for sentence in (
         *sentences[:80],

@@ -8,8 +8,8 @@ import torch
 import torch_references
 import transformers
 
-from gptfl_jax.generators import hifigan, speecht5
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech import hifigan, speecht5
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 
 CASES = torch_references.CASES
 

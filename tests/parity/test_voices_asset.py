@@ -11,8 +11,8 @@ import torch_references
 import transformers
 
 import gptfl_jax
-from gptfl_jax.generators.speakers import read_speakers
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.speakers import read_speakers
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "voices"
 

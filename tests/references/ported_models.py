@@ -11,19 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax.generators import (
-    clip_text,
-    hifigan,
-    solvers,
-    speecht5,
-    t5,
-    torch_weights,
-    unet,
-    vae,
-)
-from gptfl_jax.generators.decoding import Decoding
-from gptfl_jax.generators.stable_diffusion import Networks, StableDiffusion
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.diffusion import solvers, unet, vae
+from gptfl_jax.generators.pictures import clip_text
+from gptfl_jax.generators.pictures.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.speech import hifigan, speecht5
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
+from gptfl_jax.generators.text import t5
+from gptfl_jax.generators.text.decoding import Decoding
+from gptfl_jax.generators.text.text_to_text import T5
+from gptfl_jax.released import torch_weights
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -107,7 +103,7 @@ T5_BEAMS = {
 }
 
 
-def t5_model(reference, devices=None) -> t5.T5:
+def t5_model(reference, devices=None) -> T5:
     """Our T5 of a recorded config, without a tokenizer."""
     given = {n: fill(n, tuple(s)) for n, s in reference["weights"].items()}
     for name in given:
@@ -117,7 +113,7 @@ def t5_model(reference, devices=None) -> t5.T5:
     config, given = t5.current_weights(config, given)
     network = t5.T5Network(config)
     params = torch_weights.from_torch(t5.network_shapes(network), given, "x")
-    return t5.T5(network, params, None, devices)
+    return T5(network, params, None, devices)
 
 
 def t5_logits(reference):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.solvers import DPMSolver
-from gptfl_jax.generators.stable_diffusion import Networks
-from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.diffusion.solvers import DPMSolver
+from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.pictures.stable_diffusion import Networks
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [*LETTERS, *(f"{c}</w>" for c in LETTERS)]

@@ -5,7 +5,8 @@ import numpy as np
 import tokenizers
 import transformers
 
-from gptfl_jax.generators.t5 import T5, T5Config, T5Network, network_shapes
+from gptfl_jax.generators.text.t5 import T5Config, T5Network, network_shapes
+from gptfl_jax.generators.text.text_to_text import T5
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<extra_id_0>"]
 WORDS = [

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from gptfl_jax.generators.stable_diffusion import Networks
-from gptfl_jax.generators.vae import AutoencoderKL
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL
+from gptfl_jax.generators.pictures.stable_diffusion import Networks
 
 
 def vae_loss(

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from gptfl_jax.generators.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.solvers import DPMSolver
-from gptfl_jax.generators.stable_diffusion import Networks
-from gptfl_jax.generators.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.diffusion.solvers import DPMSolver
+from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
+from gptfl_jax.generators.pictures.stable_diffusion import Networks
 from train.glyphs.drawing import IMAGE_SIZE
 from train.glyphs.prompts import all_prompts
 

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gptfl_jax import artifacts, convolution
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
-from gptfl_jax.generators.vae import AutoencoderKL
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train import phases
 from train.glyphs import drawing, losses, quality, shapes
 from train.glyphs.networks import (

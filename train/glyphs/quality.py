@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gptfl_jax import artifacts
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train.glyphs import prompts
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts, labels
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.speech_spectrogram import HOP, SAMPLE_RATE_HZ, log_mel
+from gptfl_jax.generators.speech.spectrogram import HOP, SAMPLE_RATE_HZ, log_mel
 from train.voices import synthesizers
 
 # Magnitude of a mel band that counts as silence: log10 is -5.

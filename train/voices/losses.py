@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gptfl_jax.generators.speech_spectrogram import log_mel, magnitudes
-from gptfl_jax.generators.speecht5 import SpeechT5ForTextToSpeech, Step
+from gptfl_jax.generators.speech.spectrogram import log_mel, magnitudes
+from gptfl_jax.generators.speech.speecht5 import SpeechT5ForTextToSpeech, Step
 from train.voices.corpus import FLOOR
 from train.voices.networks import Discriminator
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
-from gptfl_jax.generators.hifigan import HifiGan, HifiGanConfig
-from gptfl_jax.generators.speech_spectrogram import SAMPLE_RATE_HZ
-from gptfl_jax.generators.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
+from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
+from gptfl_jax.generators.speech.spectrogram import SAMPLE_RATE_HZ
+from gptfl_jax.generators.speech.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
 
 # What a discriminator reshapes waveforms by, in samples (arXiv 2010.05646, 2.3).
 _PERIODS = (2, 3, 5, 7)

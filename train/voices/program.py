@@ -26,11 +26,11 @@ from jaxtyping import Float32
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
-from gptfl_jax.generators.speech_spectrogram import (
+from gptfl_jax.generators.speech.spectrogram import (
     HOP,
     NUM_MELS,
 )
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from train import phases
 from train.voices import losses, networks, quality
 from train.voices.corpus import load_corpus, spectrograms, voices_of, words_of

@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from gptfl_jax import artifacts, devices, labels, models, training
 from gptfl_jax.data import audio, audio_sources, sources
-from gptfl_jax.generators.speakers import Speakers, read_speakers
-from gptfl_jax.generators.speech_spectrogram import (
+from gptfl_jax.generators.speech.speakers import Speakers, read_speakers
+from gptfl_jax.generators.speech.spectrogram import (
     HOP,
     NUM_MELS,
     SAMPLE_RATE_HZ,
     log_mel,
 )
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from train import downstream
 from train.voices.corpus import FLOOR, Corpus
 from train.voices.synthesizers import Voice

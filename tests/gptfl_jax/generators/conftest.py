@@ -1,14 +1,9 @@
-"""Makes tests/references importable, and compilation quick, for the tests here."""
-
-import pathlib
-import sys
+"""Makes compilation quick for the tests here."""
 
 import jax
 import pytest
 
 from gptfl_jax import convolution
-
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "references"))
 
 
 @pytest.fixture(autouse=True)

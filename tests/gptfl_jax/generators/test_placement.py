@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from gptfl_jax import convolution
-from gptfl_jax.generators import placement, vae
+from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion import vae
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 PROGRAM = """
 import jax
 jax.config.update("jax_num_cpu_devices", 3)
 import numpy as np
-from gptfl_jax.generators import placement, vae
+from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion import vae
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 for devices in (None, jax.local_devices(), jax.local_devices()[1:]):

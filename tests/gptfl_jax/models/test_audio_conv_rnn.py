@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax import hub, models, training
+from gptfl_jax import models, training
 from gptfl_jax.errors import UserError
 from gptfl_jax.models import audio_conv_rnn
+from gptfl_jax.released import hub
 
 RNG = np.random.default_rng(0)
 

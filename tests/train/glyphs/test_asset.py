@@ -10,8 +10,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import gptfl_jax
-from gptfl_jax import hub
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.released import hub
 from train.glyphs import drawing, prompts, quality, shapes
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "glyphs"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from gptfl_jax import artifacts, configuration, devices
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train.glyphs import program, shapes
 
 

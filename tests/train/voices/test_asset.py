@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 import gptfl_jax
 from gptfl_jax.data import sources
-from gptfl_jax.generators.speakers import read_speakers, speakers_of
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.speakers import read_speakers, speakers_of
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from train.voices import quality, synthesizers
 
 FOLDER = pathlib.Path(gptfl_jax.__file__).parent / "assets" / "voices"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptfl_jax.generators.speech_spectrogram import log_mel
+from gptfl_jax.generators.speech.spectrogram import log_mel
 from train.voices import losses, networks
 
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.errors import ConfigError, UserError
-from gptfl_jax.generators.speakers import read_speakers
-from gptfl_jax.generators.text_to_speech import TextToSpeech
+from gptfl_jax.generators.speech.speakers import read_speakers
+from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from train.voices import program, synthesizers
 from train.voices.corpus import make_corpus, voices_of
 

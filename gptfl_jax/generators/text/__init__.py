@@ -1,0 +1,1 @@
+"""Texts to texts: prompts are written by these."""

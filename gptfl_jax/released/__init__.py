@@ -1,0 +1,1 @@
+"""Files of released models: found, read without PyTorch, and written."""
