@@ -17,23 +17,21 @@ Started again, a run continues from its last checkpoint and ends with the same w
 Stage 3 starts from the last or the best one (`federated.init_checkpoint`).
 """
 
-import functools
 import math
 import pathlib
 import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
 
 from gptfl_jax import (
     artifacts,
     augmentation,
+    central_training,
     devices,
     interruption,
     models,
@@ -45,10 +43,9 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress
 
-# Every random draw comes from fold_in(fold_in(key(seed), stage), purpose); the numbers
-# are part of what a seed means.
+# Every random draw comes from fold_in(key(seed), stage); the number is part of what a
+# seed means.
 _STAGE = 2
-_INITIAL_WEIGHTS, _ORDER, _STEPS = range(3)
 
 # Fields that may change when a run is continued.
 _FREE_TO_CHANGE = ("run", "eval_every", "eval_batch_size", "checkpoint_every")
@@ -147,21 +144,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         clip_norm=settings.clip_norm,
     )
 
-    mesh = devices.for_steps(settings.batch_size)
-    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     every_device = devices.all_along("data")
     tests_split = NamedSharding(every_device, P("data")) if every_device else None
-    put = functools.partial(devices.replicate, mesh=mesh)
-    key = jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), _STAGE))
-    order, advance = make_epoch(
-        learner, optimizer, np.asarray(key), num_examples, settings.batch_size, split
-    )
-    state = jax.jit(
-        lambda: training.init_state(
-            learner, optimizer, _purpose(np.asarray(key), _INITIAL_WEIGHTS)
-        ),
-        out_shardings=replicated,
-    )()
+    key = jax.random.fold_in(jax.random.key(config.seed), _STAGE)
+    begin = central_training.initial_state(learner, optimizer, key, settings.batch_size)
 
     best = "validation_accuracy" if data.validation is not None else None
     identity = _identity(config, data)
@@ -169,50 +155,54 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
     with artifacts.Checkpoints(
         folder / "checkpoints", identity, best=best, remedy=remedy
     ) as saved:
-        epoch = saved.latest_step() or 0
-        if epoch:
-            state = training.TrainState(**saved.restore(state._asdict()))
-            _say(f"continuing after epoch {epoch} of {settings.epochs}")
+        done = saved.latest_step() or 0
+        if done:
+            begin = training.TrainState(**saved.restore(begin._asdict()))
+            _say(f"continuing after epoch {done} of {settings.epochs}")
         else:
             artifacts.write_run_record(folder, config)
         log = folder / "metrics.jsonl"
-        metrics = artifacts.Metrics(log, resume_after=epoch or None)
-        past = artifacts.read_metrics(log, _line(best)) if epoch else []
+        metrics = artifacts.Metrics(log, resume_after=done or None)
+        past = artifacts.read_metrics(log, _line(best)) if done else []
         highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
-        last_saved, whole, started = epoch, None, time.perf_counter()
+        last_saved, last_whole, started = done, (done, None), time.perf_counter()
 
-        examples = put((data.train.inputs, data.train.labels))
         held_out = [
             training.split_examples(d.inputs, d.labels, tests_split)
             for d in (data.test, data.validation)
             if d
         ]
-        chunk = 1 if jax.default_backend() == "cpu" else min(steps_per_epoch, 128)
+
+        def stop_where_told():
+            if interruption.should_save():
+                raise _stopped(saved, *last_whole, settings.epochs, best)
+
         bar = Progress(
-            settings.epochs * steps_per_epoch, "step", epoch * steps_per_epoch
+            settings.epochs * steps_per_epoch, "step", done * steps_per_epoch
         )
         with interruption.deferred("step"), bar:
-            while epoch < settings.epochs:
-                rows = order(np.int32(epoch))
-                carry = state, put(np.float32(0))
-                for first in range(0, steps_per_epoch, chunk):
-                    if interruption.should_save():
-                        raise _stopped(saved, epoch, whole, settings.epochs, best)
-                    count = min(chunk, steps_per_epoch - first)
-                    carry = advance(carry, examples, rows, np.int32(first), count)
-                    bar.update(count)
-                state, total = carry
-                train_loss = float(total) / num_examples
+            for epoch, state, train_loss in central_training.fit(
+                learner,
+                optimizer,
+                begin,
+                data.train.inputs,
+                data.train.labels,
+                key,
+                settings.epochs,
+                settings.batch_size,
+                done=done,
+                before_step=stop_where_told,
+                after_steps=bar.update,
+            ):
                 if not math.isfinite(train_loss):
                     raise UserError(
-                        f"the training loss is {train_loss} in epoch {epoch + 1}: "
+                        f"the training loss is {train_loss} in epoch {epoch}: "
                         "lower config.train.learning_rate, or set "
                         "config.train.clip_norm "
                         f"(checkpoints up to epoch {last_saved} are kept)"
                     )
-                epoch += 1
                 # A copy, to save at Ctrl-C: the next step overwrites the state.
-                whole = jax.tree.map(np.array, state._asdict())
+                last_whole = epoch, jax.tree.map(np.array, state._asdict())
                 if epoch % settings.eval_every and epoch < settings.epochs:
                     continue
 
@@ -285,65 +275,6 @@ def _stopped(
     return interruption.Interrupted(
         f"saved after epoch {epoch} of {epochs}; the same command goes on from there"
     )
-
-
-def make_epoch(
-    learner: training.Learner,
-    optimizer: Any,
-    key_data: np.ndarray,
-    num_examples: int,
-    batch_size: int,
-    split: NamedSharding,
-):
-    """Compiles what an epoch consists of.
-
-    Returns:
-      order: epoch number -> int32 [steps, rows], the examples of each step in this
-        epoch's random order. Rows are the batch size, rounded up to a multiple of the
-        devices; -1 is padding.
-      advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
-        carry after steps first, ..., first + count - 1. One step is computed without a
-        loop, which CPUs need (convolutions in XLA loops are slow there).
-    """
-    steps = math.ceil(num_examples / batch_size)
-    parts = math.prod(split.mesh.shape.values())
-    rows = math.ceil(batch_size / parts) * parts
-
-    @functools.partial(jax.jit, out_shardings=NamedSharding(split.mesh, P()))
-    def order(epoch: Int32[Array, ""]) -> Int32[Array, "{steps} {rows}"]:
-        key = jax.random.fold_in(_purpose(key_data, _ORDER), epoch)
-        shuffled = jax.random.permutation(key, num_examples).astype(jnp.int32)
-        padding = steps * batch_size - num_examples
-        table = jnp.pad(shuffled, (0, padding), constant_values=-1)
-        table = table.reshape(steps, batch_size)
-        return jnp.pad(table, ((0, 0), (0, rows - batch_size)), constant_values=-1)
-
-    @functools.partial(
-        jax.jit,
-        static_argnames="count",
-        donate_argnums=0,
-        out_shardings=NamedSharding(split.mesh, P()),
-    )
-    def advance(carry, examples, table, first, count):
-        def step(carry, index):
-            state, total = carry
-            chosen = jax.lax.with_sharding_constraint(table[index], split)
-            inputs, labels = jax.tree.map(lambda x: x[chosen.clip(0)], examples)
-            batch = training.Batch(inputs, labels, (chosen >= 0).astype(jnp.float32))
-            batch = jax.lax.with_sharding_constraint(batch, split)
-            key = jax.random.fold_in(_purpose(key_data, _STEPS), state.step)
-            state, loss = training.train_step(learner, optimizer, state, batch, key)
-            return (state, total + (loss * batch.mask.sum()).astype(total.dtype)), None
-
-        if count == 1:
-            return step(carry, first)[0]
-        return jax.lax.scan(step, carry, first + jnp.arange(count))[0]
-
-    return order, advance
-
-
-def _purpose(key_data: np.ndarray, purpose: int):
-    return jax.random.fold_in(jax.random.wrap_key_data(key_data), purpose)
 
 
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:

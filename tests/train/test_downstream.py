@@ -12,7 +12,13 @@ import PIL.Image
 import pytest
 
 from federated import simulate
-from gptfl_jax import artifacts, configuration, devices, training
+from gptfl_jax import (
+    artifacts,
+    central_training,
+    configuration,
+    devices,
+    training,
+)
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
 from train import downstream
@@ -258,7 +264,9 @@ def test_steps_in_a_loop_are_the_steps_one_by_one():
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     count = len(data.train.labels)
-    order, advance = downstream.make_epoch(learner, optimizer, key, count, 300, split)
+    order, advance = central_training.make_epoch(
+        learner, optimizer, key, count, 300, split
+    )
     table = order(np.int32(3))
     assert table.shape == (5, 300)
     np.testing.assert_array_equal(np.sort(table[table >= 0]), np.arange(count))

@@ -1,6 +1,5 @@
 """What the small voices say, and how well it can be recognised."""
 
-import functools
 import io
 import pathlib
 import time
@@ -11,13 +10,12 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from gptfl_jax import artifacts, devices, labels, models, training
+from gptfl_jax import artifacts, central_training, devices, labels, models, training
 from gptfl_jax.data import audio, audio_sources, sources
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech.spectrogram import (
@@ -27,7 +25,6 @@ from gptfl_jax.generators.speech.spectrogram import (
     log_mel,
 )
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
-from train import downstream
 from train.voices.corpus import FLOOR, Corpus
 from train.voices.synthesizers import Voice
 
@@ -125,25 +122,13 @@ def train_reader(
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(2e-3, epochs * steps), weight_decay=5e-4
     )
-    mesh = devices.for_steps(size)
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    order, advance = downstream.make_epoch(
-        learner,
-        optimizer,
-        np.asarray(jax.random.key_data(key)),
-        len(labels),
-        size,
-        split,
+    state = training.init_state(learner, optimizer, key)
+    state = devices.replicate(state, devices.for_steps(size))
+    passes = central_training.fit(
+        learner, optimizer, state, inputs, labels, key, epochs, size
     )
-    put = functools.partial(devices.replicate, mesh=mesh)
-    state = put(training.init_state(learner, optimizer, key))
-    examples = put((inputs, labels))
-    for epoch in tqdm(range(epochs), desc="reader", mininterval=5):
-        rows, carry = order(np.int32(epoch)), (state, put(np.float32(0)))
-        for step in range(steps):
-            carry = advance(carry, examples, rows, np.int32(step), 1)
-        state, _ = carry
-    return learner, state.variables
+    *_, last = tqdm(passes, "reader", epochs, mininterval=5)
+    return learner, last.state.variables
 
 
 def accuracy(

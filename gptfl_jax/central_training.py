@@ -1,0 +1,159 @@
+"""Central training, an epoch at a time."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, Int32, PRNGKeyArray, PyTree, Shaped
+
+from gptfl_jax import devices, training
+
+# Folded into the key; the numbers are part of what a seed means.
+_INITIAL_WEIGHTS, _ORDER, _STEPS = range(3)
+
+
+class Epoch(NamedTuple):
+    """What an epoch leaves."""
+
+    number: int
+    """From 1."""
+    state: training.TrainState
+    """Overwritten by the next epoch: copy what you keep."""
+    loss: float
+    """Mean over the examples, each at the step that used it."""
+
+
+def initial_state(
+    learner: training.Learner,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    batch_size: int,
+) -> training.TrainState:
+    """Fresh variables and optimizer state, on the devices that `fit` uses."""
+    key_data = np.asarray(jax.random.key_data(key))
+    return jax.jit(
+        lambda: training.init_state(
+            learner, optimizer, _purpose(key_data, _INITIAL_WEIGHTS)
+        ),
+        out_shardings=NamedSharding(devices.for_steps(batch_size), P()),
+    )()
+
+
+def fit(
+    learner: training.Learner,
+    optimizer: optax.GradientTransformation,
+    state: training.TrainState,
+    inputs: PyTree[Shaped[np.ndarray, "examples ..."]],
+    labels: Int[np.ndarray, " examples"],
+    key: PRNGKeyArray,
+    epochs: int,
+    batch_size: int,
+    *,
+    done: int = 0,
+    before_step: Callable[[], None] = lambda: None,
+    after_steps: Callable[[int], None] = lambda count: None,
+) -> Iterator[Epoch]:
+    """Trains on the examples in an order drawn for each epoch.
+
+    Args:
+      state: to begin with, as `initial_state` gives it; it is overwritten.
+      key: of orders, augmentation and dropout.
+      batch_size: examples a step, over all devices; the last of an epoch has the rest.
+      done: epochs that `state` has behind it.
+      before_step: called before each step that is sent to the device; may raise.
+      after_steps: called with the number of steps sent.
+
+    Yields:
+      Each epoch when it is over.
+    """
+    num_examples = len(labels)
+    steps = math.ceil(num_examples / batch_size)
+    mesh = devices.for_steps(batch_size)
+    put = functools.partial(devices.replicate, mesh=mesh)
+    order, advance = make_epoch(
+        learner,
+        optimizer,
+        np.asarray(jax.random.key_data(key)),
+        num_examples,
+        batch_size,
+        NamedSharding(mesh, P("data")),
+    )
+    examples = put((inputs, labels))
+    # In loops, convolutions are slow on CPUs.
+    chunk = 1 if jax.default_backend() == "cpu" else min(steps, 128)
+    for epoch in range(done, epochs):
+        rows = order(np.int32(epoch))
+        carry = state, put(np.float32(0))
+        for first in range(0, steps, chunk):
+            before_step()
+            count = min(chunk, steps - first)
+            carry = advance(carry, examples, rows, np.int32(first), count)
+            after_steps(count)
+        state, total = carry
+        yield Epoch(epoch + 1, state, float(total) / num_examples)
+
+
+def make_epoch(
+    learner: training.Learner,
+    optimizer: Any,
+    key_data: np.ndarray,
+    num_examples: int,
+    batch_size: int,
+    split: NamedSharding,
+):
+    """Compiles what an epoch consists of.
+
+    Returns:
+      order: epoch number -> int32 [steps, rows], the examples of each step in this
+        epoch's random order. Rows are the batch size, rounded up to a multiple of the
+        devices; -1 is padding.
+      advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
+        carry after steps first, ..., first + count - 1. One step is computed without a
+        loop, which CPUs need (convolutions in XLA loops are slow there).
+    """
+    steps = math.ceil(num_examples / batch_size)
+    parts = math.prod(split.mesh.shape.values())
+    rows = math.ceil(batch_size / parts) * parts
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(split.mesh, P()))
+    def order(epoch: Int32[Array, ""]) -> Int32[Array, "steps rows"]:
+        key = jax.random.fold_in(_purpose(key_data, _ORDER), epoch)
+        shuffled = jax.random.permutation(key, num_examples).astype(jnp.int32)
+        padding = steps * batch_size - num_examples
+        table = jnp.pad(shuffled, (0, padding), constant_values=-1)
+        table = table.reshape(steps, batch_size)
+        return jnp.pad(table, ((0, 0), (0, rows - batch_size)), constant_values=-1)
+
+    @functools.partial(
+        jax.jit,
+        static_argnames="count",
+        donate_argnums=0,
+        out_shardings=NamedSharding(split.mesh, P()),
+    )
+    def advance(carry, examples, table, first, count):
+        def step(carry, index):
+            state, total = carry
+            chosen = jax.lax.with_sharding_constraint(table[index], split)
+            inputs, labels = jax.tree.map(lambda x: x[chosen.clip(0)], examples)
+            batch = training.Batch(inputs, labels, (chosen >= 0).astype(jnp.float32))
+            batch = jax.lax.with_sharding_constraint(batch, split)
+            key = jax.random.fold_in(_purpose(key_data, _STEPS), state.step)
+            state, loss = training.train_step(learner, optimizer, state, batch, key)
+            return (state, total + (loss * batch.mask.sum()).astype(total.dtype)), None
+
+        if count == 1:
+            return step(carry, first)[0]
+        return jax.lax.scan(step, carry, first + jnp.arange(count))[0]
+
+    return order, advance
+
+
+def _purpose(key_data: np.ndarray, purpose: int):
+    return jax.random.fold_in(jax.random.wrap_key_data(key_data), purpose)
