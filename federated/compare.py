@@ -28,7 +28,6 @@ import copy
 import itertools
 import pathlib
 
-import jax
 from ml_collections import ConfigDict
 
 from federated import experiment, simulate
@@ -36,6 +35,7 @@ from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import partition
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 
 
 def runs(config: ConfigDict) -> list[ConfigDict]:
@@ -113,14 +113,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         if summary not in partitions:
             partitions.add(summary)
-            _say(summary)
+            say(summary)
         try:
             last = simulate.simulate(each, workdir, setting, quiet=True)
         except simulate.CohortFailed as error:
-            _say(f"[{number}/{len(configs)}] {error}")
+            say(f"[{number}/{len(configs)}] {error}")
             failed.append(name)
         else:
-            _say(f"[{number}/{len(configs)}] {simulate.outcome(name, last)}")
+            say(f"[{number}/{len(configs)}] {simulate.outcome(name, last)}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}"
@@ -146,11 +146,6 @@ def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{trained['data']!r}, hence on examples that a turn of "
             "config.compare.data holds out: train it on synthetic data alone"
         )
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ from gptfl_jax.fl import composition, personalisation, streaming
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
 from gptfl_jax.fl.execution import place
 from gptfl_jax.launch import agree, launch, prepare
-from gptfl_jax.progress import Progress
+from gptfl_jax.progress import Progress, say
 
 # The streams of draws from the seed; a result depends on these numbers.
 _STAGE = 3
@@ -169,12 +169,12 @@ def simulate(
         ) as checkpoints:
             start, state = _start(setting, data, variables, checkpoints)
             if start.round is not None and start.round >= config.federated.rounds:
-                _say(f"{folder.name}: all {start.round} rounds are done", quiet)
+                say(f"{folder.name}: all {start.round} rounds are done", quiet)
             else:
                 summary = partition.summarise(data, setting.source.train.num_classes)
-                _say(f"{folder.name}: {summary}", quiet)
+                say(f"{folder.name}: {summary}", quiet)
                 if start.round:
-                    _say(f"{folder.name}: goes on after round {start.round}", quiet)
+                    say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
                 streamed = _is_streamed(config, data, setting.mesh, quiet)
                 loop = _Loop(
@@ -280,17 +280,12 @@ def _is_streamed(
         np.any(multihost_utils.process_allgather(np.bool_(size > free / 2)))
     )
     how = "streamed, a cohort at a time" if streamed else "kept on the device"
-    _say(
+    say(
         f"{run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, where "
         f"{free / 1e6:,.1f} MB are free (config.federated.data_placement)",
         quiet,
     )
     return streamed
-
-
-def _say(text: str, quiet: bool = False) -> None:
-    if jax.process_index() == 0 and not quiet:
-        print(text, flush=True)
 
 
 def _record(
@@ -433,7 +428,7 @@ class _Loop:
             self.config.federated.personalisation_clients,
         )
 
-        def place(data: partition.FederatedData) -> partition.FederatedData:
+        def placed(data: partition.FederatedData) -> partition.FederatedData:
             if not self.streamed:
                 return place(data, self.setting.mesh)
             with contextlib.closing(
@@ -441,8 +436,8 @@ class _Loop:
             ) as rows:
                 return next(rows)[1]
 
-        self.tested_clients, self.held_out = chosen, place(held_out)
-        self.tested_data = place(data) if self.streamed else self.data
+        self.tested_clients, self.held_out = chosen, placed(held_out)
+        self.tested_data = placed(data) if self.streamed else self.data
 
     def _test_clients(
         self, state: composition.ServerState, round: int
@@ -535,7 +530,7 @@ def _key(seed: int, stream: int) -> PRNGKeyArray:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
     last = simulate(config, workdir)
-    _say(outcome(run_name(config), last))
+    say(outcome(run_name(config), last))
 
 
 def outcome(name: str, last: dict[str, Any]) -> str:

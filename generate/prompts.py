@@ -24,6 +24,7 @@ from gptfl_jax.data import sources
 from gptfl_jax.devices import wait_for_processes
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 
 _ROWS_SHOWN = 20
 
@@ -71,7 +72,7 @@ def _make(
     # Started again, it leaves the record of when they were made.
     if path.read_bytes() != before or not record.exists():
         artifacts.write_run_record(workdir, config)
-    print(_summary(selections, path), flush=True)
+    say(_summary(selections, path))
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import Any, Self
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.devices import wait_for_processes
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import say
 
 _SETTINGS = "settings.json"
 # Names in the folder that no class folder may take.
@@ -195,10 +196,9 @@ class SampleFolder:
                     found[line.file] = line
         wrong = [line.file for line in lines if line.file not in found]
         if wrong:
-            print(
+            say(
                 f"{self.folder}: {len(wrong):,} samples are gone or not as they were "
-                f"made (the first: {wrong[0]}); they are made again",
-                flush=True,
+                f"made (the first: {wrong[0]}); they are made again"
             )
         return found
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from generate import sample_folder
 from generate.prompts import settings as prompt_settings
@@ -30,6 +28,7 @@ from gptfl_jax import artifacts, drawing, interruption, prompting
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import Progress, say
 
 # The shape of prompts.json.
 _PROMPTS_FILE = {
@@ -214,11 +213,11 @@ def _make_missing(
     total = sum(map(len, batches))
     missing = sum(sample.file not in made for batch in unfinished for sample in batch)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(_progress_bar(work.plural, total, total - missing))
+        progress = stack.enter_context(Progress(total, work.plural, total - missing))
         preview = _EarlyPreview(config, work, folder)
 
         def on_written(samples: Sequence[Sample]) -> None:
-            bar.update(len(samples))
+            progress.update(len(samples))
             preview.update()
 
         writer = stack.enter_context(
@@ -235,7 +234,7 @@ def _make_missing(
             writer.put([batch[row] for row in rows], rows, content)
         writer.wait()
         interruption.check(
-            f"{bar.n:,} of {total:,} {work.plural} are made; the same command "
+            f"{progress.done:,} of {total:,} {work.plural} are made; the same command "
             "makes the others"
         )
 
@@ -303,10 +302,9 @@ def _preview(
         return
     preview = work.draw_preview(shown)
     for each in preview.broken:
-        print(
+        say(
             f"left out of the preview, {each}. Delete the file and start again: it is "
-            "made anew",
-            flush=True,
+            "made anew"
         )
     if preview.picture is not None:
         artifacts.write_bytes(
@@ -331,23 +329,6 @@ class _EarlyPreview:
                 _preview(*self._parts)
 
 
-def _progress_bar(plural: str, total: int, made: int) -> tqdm:
-    """What is made of this process's share, how many a second, time left."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=made,
-        desc=plural,
-        unit=f" {plural}",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-        "[{elapsed}, {remaining} left, {rate_noinv_fmt}]",
-        disable=jax.process_index() != 0,
-        # In a log file every refresh is a line.
-        mininterval=0.2 if terminal else 10.0,
-        dynamic_ncols=terminal,
-    )
-
-
 def _announce(config: ConfigDict, work: Work, made: int) -> None:
     if jax.process_index() != 0:
         return
@@ -360,7 +341,7 @@ def _announce(config: ConfigDict, work: Work, made: int) -> None:
     )
     if made:
         text += f"; {made:,} are there already"
-    print(text, flush=True)
+    say(text)
 
 
 def _finish(
@@ -377,4 +358,4 @@ def _finish(
         text += f", {part}made in {seconds:.0f} s"
     if config.generate.preview_per_class:
         text += f"; a look at them: {folder.folder / 'preview.png'}"
-    print(text, flush=True)
+    say(text)

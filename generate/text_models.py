@@ -11,14 +11,12 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from gptfl_jax import artifacts, interruption, prompting
 from gptfl_jax.artifacts import checked_json
@@ -26,6 +24,7 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.generators.text.chat import Chat
 from gptfl_jax.generators.text.decoding import Decoding
 from gptfl_jax.generators.text.text_to_text import T5
+from gptfl_jax.progress import Progress
 from gptfl_jax.released import hub
 
 # As many as GPT-FL made (arXiv 2306.02210).
@@ -77,7 +76,7 @@ def draw(
     sentences = {}
     with (
         interruption.deferred("batch of sentences"),
-        _progress_bar(len(texts), options.method) as bar,
+        Progress(len(texts), "class", name=options.method) as progress,
     ):
         for name, text in texts.items():
             names = (name, request.label_set.phrases[name])
@@ -89,7 +88,7 @@ def draw(
                 most=count * options.draws_per_prompt,
             )
             _check_enough(config, name, names, sentences[name], count)
-            bar.update()
+            progress.update()
     return sentences
 
 
@@ -230,13 +229,3 @@ def _chat(config: ConfigDict, texts: dict[str, str]) -> _TextModel:
             raise failure
 
     return _TextModel(draw, options.chat_requests)
-
-
-def _progress_bar(classes: int, method: str) -> tqdm:
-    return tqdm(
-        total=classes,
-        desc=method,
-        unit=" classes",
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=sys.stderr.isatty(),
-    )

@@ -1,21 +1,36 @@
-"""How far a long loop is: a bar on a terminal, a plain line now and then elsewhere."""
+"""What a program says while it runs: lines, and how far a long loop is."""
 
 import sys
 import time
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-# Between two lines in a log file or a notebook, in seconds.
+# Between two lines in a log file, in seconds.
 _EVERY_S = 30.0
+# In a notebook tqdm.auto's bar is a widget.
+_IN_NOTEBOOK = any(each.__module__ == "tqdm.notebook" for each in tqdm.__mro__)
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Print a line, of several processes in the first alone.
+
+    Args:
+        text: the line.
+        quiet: print nothing.
+    """
+    if jax.process_index() == 0 and not quiet:
+        print(text, flush=True)
 
 
 class Progress:
     """Progress of a loop, shown on stderr by the first process.
 
+    A bar on a terminal and in a notebook, elsewhere a plain line now and then.
+
     Args:
         total: steps of the loop.
-        unit: what a step is called, as "round".
+        unit: what a step is called, as "round", or several are, as "images".
         done: steps done by earlier runs.
         name: of the run.
         leave: whether the bar stays on the terminal when the loop is over.
@@ -24,10 +39,12 @@ class Progress:
     def __init__(
         self, total: int, unit: str, done: int = 0, name: str = "", leave: bool = True
     ):
-        self._total, self._unit, self._done, self._name = total, unit, done, name
+        self._total, self._unit, self._name = total, unit, name
+        self.done = done
+        """Steps done so far, by earlier runs too."""
         self._note, self._before = "", done
         self._start = self._shown = time.monotonic()
-        self._lines = not sys.stderr.isatty()
+        self._lines = not (_IN_NOTEBOOK or sys.stderr.isatty())
         first = jax.process_index() == 0
         self._shows = first and self._lines
         self._bar = tqdm(
@@ -42,7 +59,7 @@ class Progress:
 
     def update(self, count: int = 1) -> None:
         """Count steps as done."""
-        self._done += count
+        self.done += count
         self._bar.update(count)
         now = time.monotonic()
         if self._shows and now - self._shown >= _EVERY_S:
@@ -55,9 +72,9 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
 
     def _line(self, seconds: float) -> str:
-        left = seconds / (self._done - self._before) * (self._total - self._done)
+        left = seconds / (self.done - self._before) * (self._total - self.done)
         parts = [
-            f"{self._unit} {self._done:,} of {self._total:,}",
+            f"{self._unit} {self.done:,} of {self._total:,}",
             *([self._note] if self._note else []),
             f"{tqdm.format_interval(seconds)} gone",
             f"about {tqdm.format_interval(left)} left",

@@ -41,7 +41,7 @@ from gptfl_jax.data import sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
-from gptfl_jax.progress import Progress
+from gptfl_jax.progress import Progress, say
 
 # Every random draw comes from fold_in(key(seed), stage); the number is part of what a
 # seed means.
@@ -91,11 +91,11 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
     if config.train.data != "real":
         names = dataset.class_names
         synthetic, report = sources.load_synthetic(workdir / "synthetic", source)
-        _say(str(report))
+        say(str(report))
         absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
         if absent:
             lacking = ", ".join(names[label] for label in absent)
-            _say(f"no {report.plural} of {lacking}")
+            say(f"no {report.plural} of {lacking}")
         both = config.train.data == "both"
         dataset = sources.concatenate(dataset, synthetic) if both else synthetic
     validation = None
@@ -158,7 +158,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         done = saved.latest_step() or 0
         if done:
             begin = training.TrainState(**saved.restore(begin._asdict()))
-            _say(f"continuing after epoch {done} of {settings.epochs}")
+            say(f"continuing after epoch {done} of {settings.epochs}")
         else:
             artifacts.write_run_record(folder, config)
         log = folder / "metrics.jsonl"
@@ -308,15 +308,10 @@ def _report(tests: dict[int, dict[str, Any]], best_epoch: int, data: Data) -> No
     examples = f"{len(data.test.labels):,} real test examples"
     for name, epoch in (("last", max(tests)), ("best", best_epoch)):
         line = tests[epoch]
-        _say(
+        say(
             f"{name} (epoch {epoch}): accuracy {line['accuracy']:.2%}, macro F1 "
             f"{line['macro_f1']:.2%}, loss {line['loss']:.4f} on {examples}"
         )
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def main() -> None:

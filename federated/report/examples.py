@@ -11,6 +11,7 @@ from gptfl_jax import artifacts, drawing
 from gptfl_jax.data import audio, sources
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import say
 
 # Of a data set of sounds the report shows so many classes, and has so many to hear.
 _MOST_CLASSES, _MOST_HEARD = 12, 6
@@ -52,7 +53,7 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
         return Examples(_pictures(source, workdir / "synthetic", columns))
     except UserError as error:
         # The numbers do not need them.
-        print(f"the report shows no synthetic examples: {error}", flush=True)
+        say(f"the report shows no synthetic examples: {error}")
         return Examples({})
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
 from gptfl_jax.data.noise import Noise, add_noise

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax import labels as label_sets
 from gptfl_jax import user_files

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 from jaxtyping import Shaped, UInt8
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax import user_files
 

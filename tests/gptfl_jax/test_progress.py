@@ -55,3 +55,20 @@ def test_only_the_first_process_shows_it(capsys, clock, monkeypatch):
         clock[0] += 60
         shown.update()
     assert capsys.readouterr().err == ""
+
+
+def test_in_a_notebook_there_is_a_bar_too(capsys, clock, monkeypatch):
+    monkeypatch.setattr(progress, "_IN_NOTEBOOK", True)
+    with progress.Progress(4, "images") as shown:
+        clock[0] += 60
+        shown.update(2)
+        assert shown.done == 2
+    assert "| 2/4 " in capsys.readouterr().err
+
+
+def test_only_the_first_process_says_it_and_only_aloud(capsys, monkeypatch):
+    progress.say("one")
+    progress.say("two", quiet=True)
+    monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
+    progress.say("three")
+    assert capsys.readouterr().out == "one\n"

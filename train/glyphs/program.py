@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, convolution
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.progress import say
 from train import phases
 from train.glyphs import drawing, losses, quality, shapes
 from train.glyphs.networks import (
@@ -125,7 +126,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         # The files of the tokenizer that versions before 5 of transformers read.
         tokenizer.backend_tokenizer.model.save(str(workdir / "model" / "tokenizer"))
         seconds = time.perf_counter() - started
-        print(f"model written to {workdir / 'model'} after {seconds:.0f} s", flush=True)
+        say(f"model written to {workdir / 'model'} after {seconds:.0f} s")
         quality.measure(workdir, settings, stream(_SHEET), stream(_TEST))
 
 

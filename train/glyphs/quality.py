@@ -1,7 +1,6 @@
 """What the small text-to-image generator draws, and how well it can be read."""
 
 import functools
-import io
 import pathlib
 import time
 
@@ -10,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, drawing
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.progress import say
 from train.glyphs import prompts
 
 
@@ -86,14 +85,9 @@ def save_sheet(
     """Pictures side by side in rows of `columns`, twice as large, as a PNG."""
     rows = len(pictures) // columns
     height, width = pictures.shape[1:3]
-    sheet = pictures[: rows * columns].reshape(rows, columns, height, width, 3)
-    sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
-    image = Image.fromarray(sheet).resize(
-        (2 * columns * width, 2 * rows * height), Image.Resampling.NEAREST
-    )
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    artifacts.write_bytes(path, buffer.getvalue())
+    whole = pictures[: rows * columns].reshape(rows, columns, height, width, 3)
+    sheet = drawing.grid(whole, (2 * height, 2 * width))
+    artifacts.write_bytes(path, drawing.encode_png(sheet))
 
 
 def measure(
@@ -128,7 +122,7 @@ def measure(
     quality = digits_accuracy(pictures, labels)
     quality |= {"samples": len(pictures), "milliseconds_per_sample": milliseconds}
     artifacts.write_json(workdir / "quality.json", quality)
-    print(
+    say(
         f"a classifier trained only on {len(pictures)} samples reads "
         f"{quality['accuracy']:.1%} of scikit-learn's digits; "
         f"{milliseconds:.1f} ms a sample"

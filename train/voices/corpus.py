@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from gptfl_jax import artifacts, labels
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.speech.spectrogram import HOP, SAMPLE_RATE_HZ, log_mel
+from gptfl_jax.progress import say
 from train.voices import synthesizers
 
 # Magnitude of a mel band that counts as silence: log10 is -5.
@@ -92,11 +93,10 @@ def load_corpus(workdir: pathlib.Path, settings: ConfigDict) -> Corpus:
         clips = synthesizers.speak_all(words, voices)
         corpus = make_corpus(clips, settings.max_frames, settings.reduction_factor)
         asked, made = len(words) * len(voices), len(corpus.frames)
-        print(
+        say(
             f"{made:,} clips of {len(words)} words in {len(voices)} voices, "
             f"{corpus.frames.sum() * HOP / SAMPLE_RATE_HZ / 60:.0f} minutes; "
             f"{asked - made} left out, longer than {settings.max_frames} frames",
-            flush=True,
         )
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **corpus._asdict())

@@ -31,6 +31,7 @@ from gptfl_jax.generators.speech.spectrogram import (
     NUM_MELS,
 )
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
+from gptfl_jax.progress import say
 from train import phases
 from train.voices import losses, networks, quality
 from train.voices.corpus import load_corpus, spectrograms, voices_of, words_of
@@ -80,7 +81,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         pipeline.save_pretrained(folder, folder / "vocoder", dtype=jnp.float16)
         _write_speakers(folder / "speakers" / "voices.zip", voices, speakers)
         seconds = time.perf_counter() - started
-        print(f"model written to {folder} after {seconds:.0f} s", flush=True)
+        say(f"model written to {folder} after {seconds:.0f} s")
         keys = stream(_SAMPLES), stream(_TEST), stream(_READER)
         quality.measure(workdir, settings, keys, corpus, words, voices)
 

@@ -1,6 +1,5 @@
 """What the small voices say, and how well it can be recognised."""
 
-import io
 import pathlib
 import time
 from collections.abc import Sequence
@@ -12,10 +11,17 @@ import numpy as np
 import optax
 from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 from ml_collections import ConfigDict
-from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from gptfl_jax import artifacts, central_training, devices, labels, models, training
+from gptfl_jax import (
+    artifacts,
+    central_training,
+    devices,
+    drawing,
+    labels,
+    models,
+    training,
+)
 from gptfl_jax.data import audio, audio_sources, sources
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech.spectrogram import (
@@ -25,6 +31,7 @@ from gptfl_jax.generators.speech.spectrogram import (
     log_mel,
 )
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
+from gptfl_jax.progress import say
 from train.voices.corpus import FLOOR, Corpus
 from train.voices.synthesizers import Voice
 
@@ -199,7 +206,7 @@ def measure(
         }
     artifacts.write_json(workdir / "quality.json", quality)
     for name, value in quality.items():
-        print(f"{name}: {value:.3g}")
+        say(f"{name}: {value:.3g}")
 
 
 def _save_samples(workdir, pipeline, speakers, key, corpus, words, voices) -> None:
@@ -232,10 +239,5 @@ def _sheet(rows: Sequence[tuple[np.ndarray, np.ndarray]], columns: int = 8) -> b
             mel = np.asarray(log_mel(jnp.asarray(clip)[None], FLOOR))[0, :width].T
             place = sheet[2 * (i // columns) + j, i % columns]
             place[:, : mel.shape[1]] = (mel[::-1] / 6 + 5 / 6).clip(0, 1)
-    picture = sheet.transpose(0, 2, 1, 3).reshape(-1, columns * width)
-    colours = matplotlib.colormaps["magma"](picture, bytes=True)[..., :3]
-    image = Image.fromarray(colours)
-    image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    colours = matplotlib.colormaps["magma"](sheet, bytes=True)[..., :3]
+    return drawing.encode_png(drawing.grid(colours, (2 * height, 2 * width)))

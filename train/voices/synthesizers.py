@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 from jaxtyping import Float32
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gptfl_jax.data import audio
 from gptfl_jax.errors import UserError
