@@ -24,6 +24,7 @@ convolution needs fewer operations, so the share may exceed 1.
 """
 
 from benchmarks import measure  # First: it starts the clock.
+from gptfl_jax import evaluation
 
 # ruff: isort: split
 import argparse
@@ -141,7 +142,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
     tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
 
     def loss(variables):
-        return training.evaluate(
+        return evaluation.evaluate(
             learner, variables, x[tested], y[tested], num_classes, batch_size=500
         ).loss
 

@@ -19,7 +19,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
-from gptfl_jax import augmentation, configuration, models, training, user_files
+from gptfl_jax import (
+    augmentation,
+    configuration,
+    evaluation,
+    models,
+    training,
+    user_files,
+)
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import UserError
@@ -124,7 +131,7 @@ def padded_rows(count: int) -> int:
 
 def _test_set(source: sources.Source, mesh: Mesh | None):
     # On the devices, so that no round has to move it there.
-    return training.split_examples(
+    return evaluation.split_examples(
         source.test.inputs, source.test.labels, test_split(mesh)
     )
 

@@ -46,7 +46,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from federated import experiment, pictures, run_files
-from gptfl_jax import artifacts, configuration, interruption, training
+from gptfl_jax import artifacts, configuration, evaluation, interruption, training
 from gptfl_jax.data import partition
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, streaming
@@ -312,7 +312,7 @@ class _Pending(NamedTuple):
 
     round: int
     metrics: RoundMetrics | None
-    counts: training.Counts | None
+    counts: evaluation.Counts | None
     """Of the test set, where a test is due."""
     of_clients: personalisation.ClientCounts | None
     """Of the clients' held-out examples, where their test is due."""
@@ -406,9 +406,9 @@ class _Loop:
             return streaming.stream(self.data, cohorts, self.setting.mesh)
         return ((cohort, self.data) for cohort in _one_ahead(cohorts))
 
-    def _test(self, state: composition.ServerState) -> training.Counts:
+    def _test(self, state: composition.ServerState) -> evaluation.Counts:
         setting = self.setting
-        return training.evaluate_async(
+        return evaluation.evaluate_async(
             setting.learner,
             state.variables,
             setting.test_inputs,
@@ -465,7 +465,7 @@ class _Loop:
             bar.update()
         line["bytes_up"], line["bytes_down"] = self.sent[1:]
         if pending.counts is not None:
-            tested = training.metrics(pending.counts)
+            tested = evaluation.metrics(pending.counts)
             line |= tested._asdict()
             bar.note(f"accuracy {tested.accuracy:.3f}")
         if pending.of_clients is not None:

@@ -1,7 +1,7 @@
 """What training one classifier takes, as pure functions.
 
 Central training (`train/downstream.py`) and the local training of federated clients
-(`gptfl_jax/fl/`) share the loss, the augmentation and the evaluation in this module.
+(`gptfl_jax/fl/`) share the loss and the step in this module.
 """
 
 import functools
@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import (
     Array,
     ArrayLike,
@@ -30,8 +27,6 @@ from jaxtyping import (
     Shaped,
 )
 
-from gptfl_jax import devices
-from gptfl_jax.devices import replicate
 from gptfl_jax.errors import UserError
 
 Variables = dict[str, Any]
@@ -80,111 +75,6 @@ class Normalisation(NamedTuple):
             return inputs
         mean, std = (jnp.asarray(v, inputs.dtype) for v in (self.mean, self.std))
         return (inputs - mean) / std
-
-
-class Augmentation(NamedTuple):
-    """Random changes of pictures, drawn for each example by its own key.
-
-    In this order: affine map (bilinear, black outside), crop, flip, cutout. 0 and False
-    switch a part off; with all of them off, inputs of any kind stay as they are.
-    """
-
-    crop_padding: int = 0
-    """Pixels of black put around the picture, of which a random crop is taken."""
-    flip: bool = False
-    """Mirror left and right with probability 1/2."""
-    cutout: int = 0
-    """Side in pixels of a square painted over at a random centre (arXiv 1708.04552)."""
-    shift: float = 0.0
-    """Largest move along each axis, as a share of the side."""
-    scale: float = 0.0
-    """Size changes by a factor in [1 - scale, 1 + scale]."""
-    rotate: float = 0.0
-    """Largest rotation, in degrees."""
-    shear: float = 0.0
-    """Largest horizontal slant, in degrees."""
-    cutout_fill: tuple[float, ...] = (0.0,)
-    """What cutout paints, per channel, in 0..1: the mean becomes 0 when normalised."""
-
-    def __call__(self, key: PRNGKeyArray, inputs: Inputs) -> Inputs:
-        if not (self._affine or self.crop_padding or self.flip or self.cutout):
-            return inputs
-        # fold_in, not split: an example's draw must not change with padding rows.
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-            jnp.arange(inputs.shape[0])
-        )
-        return jax.vmap(self._augment)(keys, inputs)
-
-    @property
-    def _affine(self) -> bool:
-        return bool(self.shift or self.scale or self.rotate or self.shear)
-
-    def _augment(self, key, image):
-        affine, crop, flip, cutout = jax.random.split(key, 4)
-        if self._affine:
-            image = self._warp(affine, image)
-        if self.crop_padding:
-            pad = self.crop_padding
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            top, left = jax.random.randint(crop, (2,), 0, 2 * pad + 1, jnp.int32)
-            image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-        if self.flip:
-            mirrored = jax.random.uniform(flip, (), jnp.float32) < 0.5
-            image = jnp.where(mirrored, image[:, ::-1], image)
-        if self.cutout:
-            image = self._cut_out(cutout, image)
-        return image
-
-    def _warp(self, key, image):
-        height, width = image.shape[:2]
-        draw = jax.random.uniform(key, (5,), jnp.float32, -1, 1)
-        angle, slant = (
-            jnp.deg2rad(draw[0] * self.rotate),
-            jnp.deg2rad(draw[1] * self.shear),
-        )
-        factor = 1 + draw[2] * self.scale
-        down, right = draw[3] * self.shift * height, draw[4] * self.shift * width
-        # Each new pixel is read at the inverse map of its place about the centre.
-        y = jnp.arange(height)[:, None] - (height - 1) / 2 - down
-        x = jnp.arange(width)[None, :] - (width - 1) / 2 - right
-        old_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / factor
-        old_x = (jnp.sin(angle) * y + jnp.cos(angle) * x) / factor
-        old_x = old_x + jnp.tan(slant) * old_y
-        return bilinear(image, old_y + (height - 1) / 2, old_x + (width - 1) / 2)
-
-    def _cut_out(self, key, image):
-        height, width = image.shape[:2]
-        draw = jax.random.uniform(key, (2,), jnp.float32)
-        top = jnp.floor(draw[0] * height) - self.cutout // 2
-        left = jnp.floor(draw[1] * width) - self.cutout // 2
-        rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-        inside = (rows >= top) & (rows < top + self.cutout)
-        inside &= (columns >= left) & (columns < left + self.cutout)
-        fill = jnp.asarray(self.cutout_fill, image.dtype)
-        return jnp.where(inside[..., None], fill, image)
-
-
-def bilinear(
-    image: Float[Array, "height width channels"],
-    rows: Float[Array, "new_height new_width"],
-    columns: Float[Array, "new_height new_width"],
-) -> Float[Array, "new_height new_width channels"]:
-    """Reads `image` between its pixels; zero outside."""
-    height, width = image.shape[:2]
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    result = 0
-    for step_y in (0, 1):
-        for step_x in (0, 1):
-            y, x = top + step_y, left + step_x
-            weight = (1 - jnp.abs(rows - y)) * (1 - jnp.abs(columns - x))
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            value = image[
-                y.astype(jnp.int32).clip(0, height - 1),
-                x.astype(jnp.int32).clip(0, width - 1),
-            ]
-            weight = jnp.where(inside, weight, 0).astype(image.dtype)
-            result = result + weight[..., None] * value
-    return result
 
 
 # Gradients of a mean loss are small; multiplied by this they stay normal in float16.
@@ -492,202 +382,6 @@ def make_optimizer(
     else:
         raise UserError(f"optimizer = {name!r}: takes adamw or sgd")
     return optax.chain(*parts)
-
-
-class Metrics(NamedTuple):
-    """How well labels are predicted."""
-
-    loss: float
-    """Mean cross-entropy, without label smoothing."""
-    accuracy: float
-    macro_f1: float
-    """Mean over classes of 2 TP / (2 TP + FP + FN); a class that is neither a label nor
-    predicted does not count (as in scikit-learn)."""
-
-
-class Counts(NamedTuple):
-    """Sums over examples from which `Metrics` follow; sums of `Counts` are counts."""
-
-    confusion: Int32[Array, "classes classes"]
-    """Examples by true class (row) and predicted class (column)."""
-    loss: Float[Array, ""]
-
-
-def count(
-    learner: Learner,
-    variables: Variables,
-    batch: Batch,
-    num_classes: int,
-) -> Counts:
-    """Evaluates one batch; padding rows count for nothing."""
-    logits = learner.predict(variables, batch.inputs)
-    labels, mask = jnp.asarray(batch.labels), jnp.asarray(batch.mask)
-    losses = jnp.where(mask > 0, cross_entropy(logits, labels), 0)
-    cell = labels * num_classes + logits.argmax(-1)
-    confusion = jnp.zeros(num_classes**2, jnp.int32)
-    confusion = confusion.at[cell].add((mask > 0).astype(jnp.int32))
-    return Counts(confusion.reshape(num_classes, num_classes), losses.sum())
-
-
-def metrics(counts: Counts) -> Metrics:
-    """Turns counts into numbers on the host; waits for the device."""
-    confusion = np.asarray(counts.confusion, np.float64)
-    correct = np.diag(confusion)
-    total = confusion.sum()
-    truths_and_guesses = confusion.sum(0) + confusion.sum(1)
-    present = truths_and_guesses > 0
-    f1 = 2 * correct[present] / truths_and_guesses[present]
-    return Metrics(
-        loss=float(counts.loss / max(total, 1)),
-        accuracy=float(correct.sum() / max(total, 1)),
-        macro_f1=float(f1.mean()) if present.any() else math.nan,
-    )
-
-
-def evaluate_async(
-    learner: Learner,
-    variables: Variables,
-    inputs: PyTree,
-    labels: Int[ArrayLike, " examples"],
-    num_classes: int,
-    batch_size: int = 512,
-    sharding: NamedSharding | None = None,
-) -> Counts:
-    """Starts the evaluation of a whole data set and returns without waiting for it.
-
-    Each device counts its share of the examples, a batch at a time, in one program;
-    then the counts are added, on CPU devices of one process without making one wait
-    for another (`gptfl_jax.devices`).
-
-    Args:
-      inputs, labels: best as `split_examples` gives them: others are copied to the
-        devices every time. Examples with a label below 0 count for nothing.
-      batch_size: examples at once, over all devices.
-      sharding: how to split the examples over the devices of a mesh:
-        `NamedSharding(mesh, P("data"))`.
-    """
-    if sharding is None:
-        inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
-        return _count_all(learner, variables, inputs, labels, num_classes, batch_size)
-    mesh = sharding.mesh
-    inputs, labels = split_examples(inputs, labels, sharding)
-    variables = replicate(variables, mesh)
-    rows = math.ceil(batch_size / mesh.size)
-    counts = _count_shares(
-        learner, variables, inputs, labels, num_classes, rows, sharding
-    )
-    return devices.add_up(counts, mesh) if devices.apart(mesh) else counts
-
-
-def split_examples(
-    inputs: PyTree, labels: Int[ArrayLike, " examples"], sharding: NamedSharding | None
-) -> tuple[PyTree[Array], Int32[Array, " padded"]]:
-    """Puts on each device the share of a test set that it is to evaluate.
-
-    Rows that make up a multiple of the number of devices are zero, their labels -1.
-    What is split already stays as it is. Every process holds all examples.
-
-    Args:
-      sharding: as in `evaluate_async`; None: everything to the default device.
-    """
-    if sharding is None:
-        return jax.device_put((inputs, labels))
-    if getattr(labels, "sharding", None) == sharding:
-        return inputs, labels
-
-    def split(leaf, fill):
-        leaf = np.asarray(leaf)
-        share = math.ceil(len(leaf) / sharding.mesh.size)
-
-        def rows(index):
-            part = leaf[index[0]]
-            if len(part) == share:
-                return part
-            widths = [(0, share - len(part))] + [(0, 0)] * (leaf.ndim - 1)
-            return np.pad(part, widths, constant_values=fill)
-
-        shape = (share * sharding.mesh.size, *leaf.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, rows)
-
-    labels = np.asarray(labels, np.int32)
-    return jax.tree.map(lambda leaf: split(leaf, 0), inputs), split(labels, -1)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("learner", "num_classes", "rows", "sharding")
-)
-def _count_shares(learner, variables, inputs, labels, num_classes, rows, sharding):
-    together = not devices.apart(sharding.mesh)
-
-    def share(variables, inputs, labels):
-        counts = _count_all(learner, variables, inputs, labels, num_classes, rows)
-        if together:
-            return jax.lax.psum(counts, sharding.spec[0])
-        return jax.tree.map(lambda x: x[None], counts)
-
-    return jax.shard_map(
-        share,
-        mesh=sharding.mesh,
-        in_specs=(P(), sharding.spec, sharding.spec),
-        out_specs=P() if together else sharding.spec,
-        check_vma=False,
-    )(variables, inputs, labels)
-
-
-@functools.partial(jax.jit, static_argnames=("learner", "num_classes", "batch_size"))
-def _count_all(learner, variables, inputs, labels, num_classes, batch_size):
-    """Counts of all examples, `batch_size` at a time."""
-    examples = labels.shape[0]
-    size = min(batch_size, examples)
-
-    def count_batch(begin):
-        # The last batch reaches back to be full, and masks what was counted before:
-        # one compiled shape, nothing padded.
-        start = jnp.minimum(begin, examples - size)
-        batch, truth = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
-            (inputs, labels),
-        )
-        real = (start + jnp.arange(size) >= begin) & (truth >= 0)
-        batch = Batch(batch, jnp.maximum(truth, 0), real.astype(jnp.float32))
-        return count(learner, variables, batch, num_classes)
-
-    if size == examples:
-        return count_batch(0)
-    empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(count_batch, 0))
-    return jax.lax.fori_loop(
-        0,
-        math.ceil(examples / size),
-        lambda b, total: jax.tree.map(jnp.add, total, count_batch(b * size)),
-        empty,
-    )
-
-
-def evaluate(
-    learner: Learner,
-    variables: Variables,
-    inputs: PyTree,
-    labels: Int[ArrayLike, " examples"],
-    num_classes: int,
-    batch_size: int = 512,
-    sharding: NamedSharding | None = None,
-) -> Metrics:
-    """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`.
-
-    Raises:
-      ValueError: a label outside 0..num_classes - 1.
-    """
-    lowest, highest = np.min(labels, initial=0), np.max(labels, initial=0)
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, and go from {lowest} to "
-            f"{highest}"
-        )
-    return metrics(
-        evaluate_async(
-            learner, variables, inputs, labels, num_classes, batch_size, sharding
-        )
-    )
 
 
 def example_of(inputs: PyTree) -> PyTree[jax.ShapeDtypeStruct]:

@@ -33,6 +33,7 @@ from gptfl_jax import (
     augmentation,
     central_training,
     devices,
+    evaluation,
     interruption,
     models,
     training,
@@ -168,7 +169,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         last_saved, last_whole, started = done, (done, None), time.perf_counter()
 
         held_out = [
-            training.split_examples(d.inputs, d.labels, tests_split)
+            evaluation.split_examples(d.inputs, d.labels, tests_split)
             for d in (data.test, data.validation)
             if d
         ]
@@ -207,7 +208,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     continue
 
                 results = [
-                    training.evaluate_async(
+                    evaluation.evaluate_async(
                         learner,
                         state.variables,
                         *arrays,
@@ -217,9 +218,9 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     )
                     for arrays in held_out
                 ]
-                scalars = training.metrics(results[0])._asdict()
+                scalars = evaluation.metrics(results[0])._asdict()
                 if best:
-                    validation = training.metrics(results[1])
+                    validation = evaluation.metrics(results[1])
                     scalars |= {
                         f"validation_{name}": value
                         for name, value in validation._asdict().items()

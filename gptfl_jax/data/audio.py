@@ -16,11 +16,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import soundfile
-from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
+from jaxtyping import Float, Float32, Int32
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
@@ -485,114 +483,3 @@ def _to_bytes(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
-
-
-# In jit -----------------------------------------------------------------------------
-
-
-class SpecAugment(NamedTuple):
-    """Random changes of features, drawn for each example by its own key.
-
-    In this order: a stretch of time and one of frequency (linear interpolation), a
-    shift in time, and the masks of SpecAugment: A Simple Data Augmentation Method for
-    Automatic Speech Recognition (arXiv 1904.08779), whose width is drawn from 0 to the
-    largest, inclusive, before their place. 0 switches a part off.
-    """
-
-    tempo: float = 0.0
-    """Clips become up to exp(tempo) times longer or shorter, evenly in the logarithm;
-    what then leaves the array is lost."""
-    warp: float = 0.0
-    """Frequency, in bands, is multiplied by a factor in exp(-warp)..exp(warp): voices
-    of other vocal tracts (Jaitly and Hinton 2013)."""
-    time_masks: int = 0
-    time_width: int = 0
-    """Largest width of a time mask in frames, and never more than `time_share`."""
-    time_share: float = 0.2
-    """Largest width of a time mask as a share of the clip's real frames."""
-    frequency_masks: int = 0
-    frequency_width: int = 0
-    """Largest width of a frequency mask in bands."""
-    shift: int = 0
-    """Largest move in frames. What leaves the array is lost; the length moves with the
-    end of the clip, of which at least a frame is kept."""
-    fill: float = 0.0
-    """The value in masks and before a moved clip: 0 is the mean of standardised
-    features. Padding is 0 always."""
-
-    def __call__(
-        self,
-        key: PRNGKeyArray,
-        inputs: tuple[Float[Array, "batch frames bands"], Int[Array, " batch"]],
-    ) -> tuple[Float[Array, "batch frames bands"], Int[Array, " batch"]]:
-        features, lengths = inputs
-        # fold_in, not split: an example's draw must not change with padding rows.
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-            jnp.arange(features.shape[0])
-        )
-        return jax.vmap(self._augment)(keys, features, lengths)
-
-    def _augment(self, key, features, length):
-        stretch, shift, time, frequency = jax.random.split(key, 4)
-        frames, bands = features.shape
-        if self.tempo or self.warp:
-            features, length = self._stretch(stretch, features, length)
-        if self.shift:
-            features, length = self._move(shift, features, length)
-        at = jnp.arange(frames)
-        hidden = jnp.zeros((frames, bands), bool)
-        share = jnp.floor(self.time_share * length).astype(jnp.int32)
-        widest = jnp.minimum(self.time_width, share)
-        for each in jax.random.split(time, self.time_masks) if self.time_masks else ():
-            hidden |= _stripe(each, at, widest, length)[:, None]
-        widest, at = min(self.frequency_width, bands), jnp.arange(bands)
-        masks = self.frequency_masks
-        for each in jax.random.split(frequency, masks) if masks else ():
-            hidden |= _stripe(each, at, widest, bands)
-        # Padding stays as it is.
-        hidden &= (jnp.arange(frames) < length)[:, None]
-        return jnp.where(hidden, self.fill, features).astype(features.dtype), length
-
-    def _stretch(self, key, features, length):
-        frames, bands = features.shape
-        tempo, warp = jnp.exp(
-            jax.random.uniform(key, (2,), jnp.float32, -1, 1)
-            * jnp.asarray([self.tempo, self.warp], jnp.float32)
-        )
-        new_length = jnp.round(length * tempo).astype(jnp.int32).clip(1, frames)
-        # The first frame stays the first, and the last becomes the last.
-        pace = (length - 1) / jnp.maximum(length * tempo - 1, 1)
-        at = jnp.minimum(jnp.arange(frames) * pace, length - 1)
-        stretched = _interpolate(features, at)
-        stretched = _interpolate(stretched.T, jnp.arange(bands) * warp).T
-        real = jnp.arange(frames) < new_length
-        return jnp.where(real[:, None], stretched, 0), new_length
-
-    def _move(self, key, features, length):
-        frames = features.shape[0]
-        earlier = jnp.minimum(self.shift, length - 1)
-        later = min(self.shift, frames - 1)
-        move = jax.random.randint(key, (), -earlier, later + 1, jnp.int32)
-        source = jnp.arange(frames) - move
-        real = (source >= 0) & (source < length)
-        moved = features[source.clip(0, frames - 1)]
-        empty = jnp.where(source < 0, self.fill, 0)
-        length = (length + move).clip(1, frames)
-        return jnp.where(real[:, None], moved, empty[:, None]), length
-
-
-def _interpolate(rows, at):
-    """Rows between the given ones; behind the last it is repeated."""
-    at = jnp.minimum(at, rows.shape[0] - 1)
-    below = jnp.floor(at).astype(jnp.int32)
-    above = jnp.minimum(below + 1, rows.shape[0] - 1)
-    weight = (at - below).astype(rows.dtype)[:, None]
-    return (1 - weight) * rows[below] + weight * rows[above]
-
-
-def _stripe(key, at, widest, size):
-    """Marks a random range of `at`, at most `widest` wide, inside 0..size - 1."""
-    width_key, start_key = jax.random.split(key)
-    width = jax.random.randint(width_key, (), 0, widest + 1, jnp.int32)
-    start = jax.random.randint(start_key, (), 0, size - width + 1, jnp.int32)
-    return (at >= start) & (at < start + width)

@@ -228,7 +228,7 @@ def test_partitions(setting, fields, expected):
 
 def test_the_best_checkpoint_and_the_last_ones_stay(tmp_path, setting, monkeypatch):
     accuracies = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6, 5: 0.8}
-    metrics = simulate.training.metrics
+    metrics = simulate.evaluation.metrics
 
     def pretend(counts):
         seen.append(None)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptfl_jax import devices, training
+from gptfl_jax import devices, evaluation, training
 from gptfl_jax.models import convnet
 
 SIZES = (1, 2, 7, 8, 9, 511, 512, 513, 2_000, 10_000, 100_000)
@@ -47,7 +47,7 @@ def main() -> None:
 
     def evaluate(name, learner, inputs, labels, classes):
         variables = devices.replicate(learner.init(jax.random.key(0)), mesh)
-        counts = training.evaluate_async(
+        counts = evaluation.evaluate_async(
             learner, variables, inputs, labels, classes, 512, split
         )
         results[name] = [np.asarray(counts.confusion).tolist(), float(counts.loss)]
@@ -59,7 +59,7 @@ def main() -> None:
     learner = training.make_learner(
         convnet.Model(10, width=8, depth=3), training.example_of(pixels)
     )
-    placed = training.split_examples(pixels, digits, split)
+    placed = evaluation.split_examples(pixels, digits, split)
     evaluate("mnist", learner, *placed, 10)
     if mesh:
         given = np.zeros((7, 3), np.float32)

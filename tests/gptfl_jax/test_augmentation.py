@@ -1,12 +1,17 @@
+"""Random changes of pictures and sounds, and what a config asks for."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
-from gptfl_jax import augmentation, configuration, training
-from gptfl_jax.data import audio, sources
+from gptfl_jax import augmentation, configuration
+from gptfl_jax.augmentation import Augmentation, SpecAugment
+from gptfl_jax.data import sources
 from gptfl_jax.errors import ConfigError
 
+RNG = np.random.default_rng(0)
 PICTURES = sources.sklearn_digits()
 
 
@@ -33,14 +38,14 @@ def test_each_kind_of_data_has_its_fields(section, sounds):
         **{"scale": 0.2, "rotate": 3.0, "shear": 4.0},
     }
     made = augmentation.from_config(section, settings(section, **of_pictures), PICTURES)
-    assert made == training.Augmentation(**of_pictures, cutout_fill=(0.5,))
+    assert made == Augmentation(**of_pictures, cutout_fill=(0.5,))
     of_sounds = {
         **{"tempo": 0.1, "warp": 0.2, "time_shift": 3, "time_masks": 1},
         **{"time_mask_width": 4, "time_mask_share": 0.5},
         **{"frequency_masks": 2, "frequency_mask_width": 5},
     }
     made = augmentation.from_config(section, settings(section, **of_sounds), sounds)
-    assert made == audio.SpecAugment(0.1, 0.2, 1, 4, 0.5, 2, 5, 3)
+    assert made == SpecAugment(0.1, 0.2, 1, 4, 0.5, 2, 5, 3)
     inputs = made(jax.random.key(0), jax.tree.map(jnp.asarray, sounds.train.inputs))
     assert np.abs(inputs[0] - sounds.train.inputs[0]).max() > 0
 
@@ -59,3 +64,213 @@ def test_a_field_for_the_other_kind_of_data_is_refused(sounds):
     with pytest.raises(ConfigError, match="set it back to 0.2, or see config.train.cr"):
         some = settings("train", time_mask_share=0.5)
         augmentation.from_config("train", some, PICTURES)
+
+
+# Pictures ---------------------------------------------------------------------------
+
+
+def pictures(count=64, size=6, channels=2):
+    rng = np.random.default_rng(0)
+    return rng.uniform(0.1, 1, (count, size, size, channels)).astype(np.float32)
+
+
+def augment(changes, x):
+    return np.asarray(jax.jit(changes.__call__)(jax.random.key(0), jnp.asarray(x)))
+
+
+def test_no_augmentation_is_the_identity():
+    x = jnp.asarray(pictures())
+    assert Augmentation()(jax.random.key(0), x) is x
+
+
+def test_flip_mirrors_about_half_of_the_pictures():
+    x = pictures()
+    y = augment(Augmentation(flip=True), x)
+    mirrored = (y == x[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored | (y == x).all((1, 2, 3))).all()
+    assert 20 < mirrored.sum() < 44
+
+
+def test_crops_are_windows_of_the_padded_picture():
+    x = pictures(200, size=4)
+    y = augment(Augmentation(crop_padding=2), x)
+    around = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    windows = np.stack(
+        [around[:, i : i + 4, j : j + 4] for i in range(5) for j in range(5)]
+    )
+    same = (windows == y).all((2, 3, 4))
+    assert (same.sum(0) == 1).all()
+    assert (same.sum(1) > 0).all()  # all 25 places occur in 200 draws
+
+
+def test_cutout_paints_one_square():
+    x = pictures(200, size=6)
+    augmentation = Augmentation(cutout=2, cutout_fill=(0.0, -1.0))
+    y = augment(augmentation, x)
+    painted = (y != x).any(-1)
+    np.testing.assert_array_equal(y[painted], np.tile([0, -1], (painted.sum(), 1)))
+    # A centre at the top or left edge leaves half of the square outside.
+    assert set(painted.sum((1, 2))) == {1, 2, 4}
+    rows, columns = painted.any(2).sum(1), painted.any(1).sum(1)
+    np.testing.assert_array_equal(rows * columns, painted.sum((1, 2)))
+
+
+def test_bilinear_reads_between_pixels():
+    image = jnp.array([[1.0, 2.0], [3.0, 5.0]])[..., None]
+    rows = jnp.array([[0.0, 0.5, 1.0, -0.5, 3.0]])
+    columns = jnp.array([[1.0, 0.5, 0.25, 0.0, 0.0]])
+    values = augmentation.bilinear(image, rows, columns)[0, :, 0]
+    np.testing.assert_allclose(values, [2, 2.75, 3.5, 0.5, 0])
+
+
+def test_affine_map_is_that_of_scipy():
+    augmentation = Augmentation(shift=0.2, scale=0.3, rotate=40.0, shear=20.0)
+    image = pictures(1, size=7, channels=1)[0]
+    key = jax.random.key(3)
+    warped = jax.jit(augmentation._warp)(key, jnp.asarray(image))
+    draw = np.asarray(jax.random.uniform(key, (5,), jnp.float32, -1, 1), np.float64)
+    angle, slant = np.deg2rad(draw[0] * 40), np.deg2rad(draw[1] * 20)
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    shear = np.array([[1, 0], [np.tan(slant), 1]])
+    matrix = shear @ rotation / (1 + draw[2] * 0.3)
+    centre = np.array([3.0, 3.0])
+    offset = centre - matrix @ (centre + draw[3:] * 0.2 * 7)
+    expected = scipy.ndimage.affine_transform(
+        image[..., 0].astype(np.float64), matrix, offset, order=1, mode="grid-constant"
+    )
+    np.testing.assert_allclose(warped[..., 0], expected, atol=1e-5)
+
+
+def test_an_examples_draw_depends_on_its_row_alone():
+    x = jnp.asarray(pictures(8))
+    augmentation = jax.jit(Augmentation(2, True, 2, 0.1, 0.1, 10.0, 10.0).__call__)
+    whole = augmentation(jax.random.key(0), x)
+    part = augmentation(jax.random.key(0), x[:3])
+    np.testing.assert_allclose(part, whole[:3], atol=1e-6)
+    assert (augmentation(jax.random.key(1), x) != whole).any()
+
+
+# Sounds -----------------------------------------------------------------------------
+
+
+def batch_of(frames=40, bands=30, lengths=(40, 25, 10, 1)):
+    features = RNG.uniform(1, 2, (len(lengths), frames, bands)).astype(np.float32)
+    real = np.arange(frames) < np.asarray(lengths)[:, None]
+    features = features * real[..., None]
+    return jnp.asarray(features), jnp.asarray(lengths, jnp.int32)
+
+
+def runs_of(hidden):
+    """Number of stretches of True and the longest."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden, [0]])))
+    sizes = edges[1::2] - edges[::2]
+    return len(sizes), sizes.max(initial=0)
+
+
+def test_masks_are_stripes_of_real_frames():
+    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 60)
+    augment = jax.jit(
+        SpecAugment(
+            time_masks=2, time_width=6, frequency_masks=1, frequency_width=5
+        ).__call__
+    )
+    changed, same = augment(jax.random.key(0), (features, lengths))
+    assert same.tolist() == lengths.tolist()
+    arrays = map(np.asarray, (changed, features, lengths))
+    widths, heights = set(), set()
+    for row, old, length in zip(*arrays, strict=True):
+        hidden = row == 0
+        np.testing.assert_array_equal(row[~hidden], old[~hidden])
+        times, bands = hidden[:length].all(1), hidden[:length].all(0)
+        np.testing.assert_array_equal(hidden[:length], times[:, None] | bands[None])
+        number, longest = runs_of(times)
+        # One fifth of 25 frames is 5, of 10 is 2.
+        assert number <= 2 and longest <= 2 * min(6, length // 5)
+        assert runs_of(bands)[0] <= 1
+        widths.add((int(length), int(longest)))
+        heights.add(int(runs_of(bands)[1]))
+    assert heights == set(range(6))
+    assert {(40, 6), (25, 5), (10, 2), (10, 0), (1, 0)} <= widths
+
+
+def test_shift_moves_the_clip():
+    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 40)
+    changed, new = jax.jit(SpecAugment(shift=3, fill=-7.0).__call__)(
+        jax.random.key(0), (features, lengths)
+    )
+    arrays = map(np.asarray, (changed, features, lengths, new))
+    seen = set()
+    for row, old, length, after in zip(*arrays, strict=True):
+        fits = []
+        for move in range(-min(3, length - 1), 4):
+            expected = np.zeros_like(old)
+            source = np.arange(40) - move
+            real = (source >= 0) & (source < length)
+            expected[source < 0] = -7
+            expected[real] = old[source[real]]
+            if np.array_equal(row, expected) and after == min(length + move, 40):
+                fits.append(move)
+        assert len(fits) == 1
+        seen.add((int(length), fits[0]))
+    assert {move for length, move in seen if length == 25} == set(range(-3, 4))
+    assert {move for length, move in seen if length == 1} == set(range(4))
+
+
+def test_stretches_follow_a_plane():
+    # Features a t + b f + 1 stay planes: their slopes tell the factors.
+    frames, bands = 30, 20
+    lengths = np.asarray([20, 12, 1] * 30, np.int32)
+    t, f = np.arange(frames)[:, None], np.arange(bands)
+    features = (0.5 * t + 0.25 * f + 1).astype(np.float32)
+    features = features * (t < lengths[:, None, None])
+    augment = jax.jit(SpecAugment(tempo=0.3, warp=0.2).__call__)
+    changed, new = augment(
+        jax.random.key(0), (jnp.asarray(features), jnp.asarray(lengths))
+    )
+    tempos, warps = [], []
+    for row, length, after in zip(
+        np.asarray(changed), lengths.tolist(), np.asarray(new).tolist(), strict=True
+    ):
+        assert not row[after:].any() and row[:after].all()
+        warp = (row[0, 1] - row[0, 0]) / 0.25
+        warps.append(warp)
+        assert np.exp(-0.2) - 1e-5 <= warp <= np.exp(0.2) + 1e-5
+        pace = (row[1, 0] - row[0, 0]) / 0.5 if after > 1 else 0
+        expected = 0.5 * np.minimum(pace * t, length - 1)
+        expected = expected + 0.25 * np.minimum(warp * f, bands - 1) + 1
+        np.testing.assert_allclose(row[:after], expected[:after], atol=2e-4)
+        if length == 1:
+            assert after == 1
+        else:
+            tempo = ((length - 1) / pace + 1) / length
+            assert np.exp(-0.3) - 1e-4 <= tempo <= np.exp(0.3) + 1e-4
+            assert abs(after - length * tempo) <= 0.501
+            tempos.append(tempo)
+    # Both reach far, either way, and are drawn apart.
+    for factors, most in ((tempos, 0.3), (warps, 0.2)):
+        assert min(factors) < np.exp(-0.7 * most) and max(factors) > np.exp(0.7 * most)
+
+
+def test_an_examples_draw_is_its_own():
+    features, lengths = batch_of()
+    augment = jax.jit(
+        SpecAugment(
+            tempo=0.2,
+            warp=0.1,
+            shift=2,
+            time_masks=1,
+            time_width=6,
+            frequency_masks=2,
+            frequency_width=5,
+        ).__call__
+    )
+    key = jax.random.key(3)
+    all_of_them, new = augment(key, (features, lengths))
+    two, new_two = augment(key, (features[:2], lengths[:2]))
+    np.testing.assert_array_equal(two, all_of_them[:2])
+    np.testing.assert_array_equal(new_two, new[:2])
+    nothing, same = SpecAugment()(key, (features, lengths))
+    np.testing.assert_array_equal(nothing, features)
+    np.testing.assert_array_equal(same, lengths)

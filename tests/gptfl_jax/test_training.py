@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.ndimage
 from flax import nnx
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import log_loss
 
-from gptfl_jax import training
+from gptfl_jax import evaluation, training
+from gptfl_jax.augmentation import Augmentation
 from gptfl_jax.errors import UserError
 from gptfl_jax.nn import BatchNorm
-from gptfl_jax.training import Augmentation, Batch
+from gptfl_jax.training import Batch
 
 
 class Linear(nn.Module):
@@ -200,7 +200,7 @@ def test_inputs_may_be_trees_and_dropout_is_only_in_training():
         "features": np.pad(inputs["features"], ((0, 0), (0, 3), (0, 0))),
     }
     np.testing.assert_allclose(learner.predict(variables, longer), predicted, rtol=1e-5)
-    result = training.evaluate(learner, variables, inputs, batch.labels, 3, 3)
+    result = evaluation.evaluate(learner, variables, inputs, batch.labels, 3, 3)
     assert result.accuracy == np.mean(predicted.argmax(-1) == batch.labels)
 
 
@@ -260,92 +260,6 @@ def test_float64():
         loss_and_gradient("int8")
 
 
-# Augmentation -----------------------------------------------------------------------
-
-
-def pictures(count=64, size=6, channels=2):
-    rng = np.random.default_rng(0)
-    return rng.uniform(0.1, 1, (count, size, size, channels)).astype(np.float32)
-
-
-def augment(augmentation, x):
-    return np.asarray(jax.jit(augmentation.__call__)(jax.random.key(0), jnp.asarray(x)))
-
-
-def test_no_augmentation_is_the_identity():
-    x = jnp.asarray(pictures())
-    assert Augmentation()(jax.random.key(0), x) is x
-
-
-def test_flip_mirrors_about_half_of_the_pictures():
-    x = pictures()
-    y = augment(Augmentation(flip=True), x)
-    mirrored = (y == x[:, :, ::-1]).all((1, 2, 3))
-    assert (mirrored | (y == x).all((1, 2, 3))).all()
-    assert 20 < mirrored.sum() < 44
-
-
-def test_crops_are_windows_of_the_padded_picture():
-    x = pictures(200, size=4)
-    y = augment(Augmentation(crop_padding=2), x)
-    around = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    windows = np.stack(
-        [around[:, i : i + 4, j : j + 4] for i in range(5) for j in range(5)]
-    )
-    same = (windows == y).all((2, 3, 4))
-    assert (same.sum(0) == 1).all()
-    assert (same.sum(1) > 0).all()  # all 25 places occur in 200 draws
-
-
-def test_cutout_paints_one_square():
-    x = pictures(200, size=6)
-    augmentation = Augmentation(cutout=2, cutout_fill=(0.0, -1.0))
-    y = augment(augmentation, x)
-    painted = (y != x).any(-1)
-    np.testing.assert_array_equal(y[painted], np.tile([0, -1], (painted.sum(), 1)))
-    # A centre at the top or left edge leaves half of the square outside.
-    assert set(painted.sum((1, 2))) == {1, 2, 4}
-    rows, columns = painted.any(2).sum(1), painted.any(1).sum(1)
-    np.testing.assert_array_equal(rows * columns, painted.sum((1, 2)))
-
-
-def test_bilinear_reads_between_pixels():
-    image = jnp.array([[1.0, 2.0], [3.0, 5.0]])[..., None]
-    rows = jnp.array([[0.0, 0.5, 1.0, -0.5, 3.0]])
-    columns = jnp.array([[1.0, 0.5, 0.25, 0.0, 0.0]])
-    values = training.bilinear(image, rows, columns)[0, :, 0]
-    np.testing.assert_allclose(values, [2, 2.75, 3.5, 0.5, 0])
-
-
-def test_affine_map_is_that_of_scipy():
-    augmentation = Augmentation(shift=0.2, scale=0.3, rotate=40.0, shear=20.0)
-    image = pictures(1, size=7, channels=1)[0]
-    key = jax.random.key(3)
-    warped = jax.jit(augmentation._warp)(key, jnp.asarray(image))
-    draw = np.asarray(jax.random.uniform(key, (5,), jnp.float32, -1, 1), np.float64)
-    angle, slant = np.deg2rad(draw[0] * 40), np.deg2rad(draw[1] * 20)
-    rotation = np.array(
-        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    )
-    shear = np.array([[1, 0], [np.tan(slant), 1]])
-    matrix = shear @ rotation / (1 + draw[2] * 0.3)
-    centre = np.array([3.0, 3.0])
-    offset = centre - matrix @ (centre + draw[3:] * 0.2 * 7)
-    expected = scipy.ndimage.affine_transform(
-        image[..., 0].astype(np.float64), matrix, offset, order=1, mode="grid-constant"
-    )
-    np.testing.assert_allclose(warped[..., 0], expected, atol=1e-5)
-
-
-def test_an_examples_draw_depends_on_its_row_alone():
-    x = jnp.asarray(pictures(8))
-    augmentation = jax.jit(Augmentation(2, True, 2, 0.1, 0.1, 10.0, 10.0).__call__)
-    whole = augmentation(jax.random.key(0), x)
-    part = augmentation(jax.random.key(0), x[:3])
-    np.testing.assert_allclose(part, whole[:3], atol=1e-6)
-    assert (augmentation(jax.random.key(1), x) != whole).any()
-
-
 # Optimizers -------------------------------------------------------------------------
 
 
@@ -403,74 +317,7 @@ def test_schedules():
         training.make_optimizer("lion", 1.0)
 
 
-# Evaluation -------------------------------------------------------------------------
-
-
-class Given(nn.Module):
-    """Predicts what the inputs say."""
-
-    @nn.compact
-    def __call__(self, inputs, train=False, mask=None):
-        return 4 * jax.nn.one_hot(inputs[:, 0], 6) + self.param(
-            "zero", nn.initializers.zeros, ()
-        )
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
-def test_metrics_are_those_of_sklearn(batch_size):
-    rng = np.random.default_rng(0)
-    # Class 4 is predicted but never true, class 5 true but never predicted; class 3
-    # is neither.
-    truth = rng.choice([0, 1, 2, 5], 50).astype(np.int32)
-    guess = np.where(rng.random(50) < 0.6, truth % 5, rng.choice([0, 1, 2, 4], 50))
-    inputs = guess[:, None].astype(np.int32)
-    learner = training.make_learner(Given(), training.example_of(inputs))
-    variables = learner.init(jax.random.key(0))
-    result = training.evaluate(learner, variables, inputs, truth, 6, batch_size)
-    assert result.accuracy == accuracy_score(truth, guess)
-    assert result.macro_f1 == f1_score(truth, guess, average="macro")
-    probabilities = jax.nn.softmax(learner.predict(variables, inputs))
-    np.testing.assert_allclose(
-        result.loss, log_loss(truth, probabilities, labels=range(6)), rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("guess", [0, 2])
-def test_macro_f1_of_one_class_is_that_of_sklearn(guess):
-    """All examples are of class 2, and predicted right or wrong."""
-    inputs, truth = np.full((5, 1), guess, np.int32), np.full(5, 2, np.int32)
-    learner = training.make_learner(Given(), training.example_of(inputs))
-    variables = learner.init(jax.random.key(0))
-    result = training.evaluate(learner, variables, inputs, truth, 6)
-    assert result.accuracy == accuracy_score(truth, inputs[:, 0])
-    assert result.macro_f1 == f1_score(truth, inputs[:, 0], average="macro")
-
-
-def test_a_classifier_of_one_class_is_certain():
-    counts = training.Counts(np.array([[5]]), np.float32(0.0))
-    assert training.metrics(counts) == training.Metrics(0.0, 1.0, 1.0)
-    nobody = training.Counts(np.array([[0]]), np.float32(0.0))
-    assert training.metrics(nobody)[:2] == (0.0, 0.0)
-    assert np.isnan(training.metrics(nobody).macro_f1)
-
-
-def test_counts_add_up():
-    counts = training.Counts(np.array([[3, 1], [0, 2]]), np.float32(3.0))
-    both = jax.tree.map(np.add, counts, counts)
-    expected = training.Metrics(0.5, 5 / 6, (6 / 7 + 4 / 5) / 2)
-    for each in (counts, both):
-        np.testing.assert_allclose(training.metrics(each), expected)
-
-
-def test_a_split_evaluation_counts_the_same():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    inputs = np.arange(10, dtype=np.int32)[:, None] % 6
-    labels = np.arange(10, dtype=np.int32) % 4
-    learner = training.make_learner(Given(), training.example_of(inputs))
-    variables = learner.init(jax.random.key(0))
-    plain = training.evaluate(learner, variables, inputs, labels, 6, 4)
-    assert training.evaluate(learner, variables, inputs, labels, 6, 4, split) == plain
+# Models that others wrote -----------------------------------------------------------
 
 
 class Plain(nn.Module):
@@ -540,14 +387,3 @@ def test_a_module_of_nnx_is_told_of_the_bridge():
     variables = learner.init(jax.random.key(0))
     logits = learner.predict(variables, random_batch().inputs)
     assert logits.shape == (7, 5) and float(jnp.abs(logits).max()) > 0
-
-
-def test_labels_of_no_class_are_not_evaluated():
-    batch = random_batch()
-    learner = training.make_learner(Linear(5), training.example_of(batch.inputs))
-    variables = learner.init(jax.random.key(0))
-    for labels in ([3, 6, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0, 0]):
-        with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4, and go from"):
-            training.evaluate(
-                learner, variables, batch.inputs, np.array(labels, np.int32), 5
-            )

@@ -17,6 +17,7 @@ from gptfl_jax import (
     central_training,
     configuration,
     devices,
+    evaluation,
     training,
 )
 from gptfl_jax.data import sources
@@ -90,7 +91,7 @@ def test_the_digits_are_learned_and_measured(finished):
         ),
     ):
         variables = weights_of(finished, config, step)
-        result = training.evaluate(
+        result = evaluation.evaluate(
             learner, variables, data.test.inputs, data.test.labels, 10
         )
         assert result.accuracy == line["accuracy"]

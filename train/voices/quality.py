@@ -18,10 +18,12 @@ from gptfl_jax import (
     central_training,
     devices,
     drawing,
+    evaluation,
     labels,
     models,
     training,
 )
+from gptfl_jax.augmentation import SpecAugment
 from gptfl_jax.data import audio, audio_sources, sources
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech.spectrogram import (
@@ -110,7 +112,7 @@ def train_reader(
 ) -> tuple[training.Learner, training.Variables]:
     """A small audio classifier of digits, trained with SpecAugment."""
     inputs = _to_frames(inputs)
-    augmentation = audio.SpecAugment(
+    augmentation = SpecAugment(
         tempo=0.2,
         warp=0.15,
         shift=8,
@@ -147,7 +149,7 @@ def accuracy(
 ) -> float:
     """Share of clips whose digit a reader of `train_reader` recognises."""
     inputs = _to_frames(inputs)
-    return training.evaluate(*reader, inputs, labels, len(DIGITS)).accuracy
+    return evaluation.evaluate(*reader, inputs, labels, len(DIGITS)).accuracy
 
 
 def measure(

@@ -2,14 +2,12 @@ import io
 import os
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
 from gptfl_jax.data import audio, noise
-from gptfl_jax.data.audio import Clip, FeatureSettings, SpecAugment
+from gptfl_jax.data.audio import Clip, FeatureSettings
 from gptfl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -279,127 +277,6 @@ def test_extract_adds_noise_before_the_features(tmp_path):
         (features,), _ = audio.extract([clips[0]._replace(noise=added)], settings)
         expected = audio.compute(noise.add_noise(wave, added, background), settings)
         np.testing.assert_array_equal(features, expected)
-
-
-def batch_of(frames=40, bands=30, lengths=(40, 25, 10, 1)):
-    features = RNG.uniform(1, 2, (len(lengths), frames, bands)).astype(np.float32)
-    real = np.arange(frames) < np.asarray(lengths)[:, None]
-    features = features * real[..., None]
-    return jnp.asarray(features), jnp.asarray(lengths, jnp.int32)
-
-
-def runs_of(hidden):
-    """Number of stretches of True and the longest."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden, [0]])))
-    sizes = edges[1::2] - edges[::2]
-    return len(sizes), sizes.max(initial=0)
-
-
-def test_masks_are_stripes_of_real_frames():
-    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 60)
-    augment = jax.jit(
-        SpecAugment(
-            time_masks=2, time_width=6, frequency_masks=1, frequency_width=5
-        ).__call__
-    )
-    changed, same = augment(jax.random.key(0), (features, lengths))
-    assert same.tolist() == lengths.tolist()
-    arrays = map(np.asarray, (changed, features, lengths))
-    widths, heights = set(), set()
-    for row, old, length in zip(*arrays, strict=True):
-        hidden = row == 0
-        np.testing.assert_array_equal(row[~hidden], old[~hidden])
-        times, bands = hidden[:length].all(1), hidden[:length].all(0)
-        np.testing.assert_array_equal(hidden[:length], times[:, None] | bands[None])
-        number, longest = runs_of(times)
-        # One fifth of 25 frames is 5, of 10 is 2.
-        assert number <= 2 and longest <= 2 * min(6, length // 5)
-        assert runs_of(bands)[0] <= 1
-        widths.add((int(length), int(longest)))
-        heights.add(int(runs_of(bands)[1]))
-    assert heights == set(range(6))
-    assert {(40, 6), (25, 5), (10, 2), (10, 0), (1, 0)} <= widths
-
-
-def test_shift_moves_the_clip():
-    features, lengths = batch_of(lengths=(40, 25, 10, 1) * 40)
-    changed, new = jax.jit(SpecAugment(shift=3, fill=-7.0).__call__)(
-        jax.random.key(0), (features, lengths)
-    )
-    arrays = map(np.asarray, (changed, features, lengths, new))
-    seen = set()
-    for row, old, length, after in zip(*arrays, strict=True):
-        fits = []
-        for move in range(-min(3, length - 1), 4):
-            expected = np.zeros_like(old)
-            source = np.arange(40) - move
-            real = (source >= 0) & (source < length)
-            expected[source < 0] = -7
-            expected[real] = old[source[real]]
-            if np.array_equal(row, expected) and after == min(length + move, 40):
-                fits.append(move)
-        assert len(fits) == 1
-        seen.add((int(length), fits[0]))
-    assert {move for length, move in seen if length == 25} == set(range(-3, 4))
-    assert {move for length, move in seen if length == 1} == set(range(4))
-
-
-def test_stretches_follow_a_plane():
-    # Features a t + b f + 1 stay planes: their slopes tell the factors.
-    frames, bands = 30, 20
-    lengths = np.asarray([20, 12, 1] * 30, np.int32)
-    t, f = np.arange(frames)[:, None], np.arange(bands)
-    features = (0.5 * t + 0.25 * f + 1).astype(np.float32)
-    features = features * (t < lengths[:, None, None])
-    augment = jax.jit(SpecAugment(tempo=0.3, warp=0.2).__call__)
-    changed, new = augment(
-        jax.random.key(0), (jnp.asarray(features), jnp.asarray(lengths))
-    )
-    tempos, warps = [], []
-    for row, length, after in zip(
-        np.asarray(changed), lengths.tolist(), np.asarray(new).tolist(), strict=True
-    ):
-        assert not row[after:].any() and row[:after].all()
-        warp = (row[0, 1] - row[0, 0]) / 0.25
-        warps.append(warp)
-        assert np.exp(-0.2) - 1e-5 <= warp <= np.exp(0.2) + 1e-5
-        pace = (row[1, 0] - row[0, 0]) / 0.5 if after > 1 else 0
-        expected = 0.5 * np.minimum(pace * t, length - 1)
-        expected = expected + 0.25 * np.minimum(warp * f, bands - 1) + 1
-        np.testing.assert_allclose(row[:after], expected[:after], atol=2e-4)
-        if length == 1:
-            assert after == 1
-        else:
-            tempo = ((length - 1) / pace + 1) / length
-            assert np.exp(-0.3) - 1e-4 <= tempo <= np.exp(0.3) + 1e-4
-            assert abs(after - length * tempo) <= 0.501
-            tempos.append(tempo)
-    # Both reach far, either way, and are drawn apart.
-    for factors, most in ((tempos, 0.3), (warps, 0.2)):
-        assert min(factors) < np.exp(-0.7 * most) and max(factors) > np.exp(0.7 * most)
-
-
-def test_an_examples_draw_is_its_own():
-    features, lengths = batch_of()
-    augment = jax.jit(
-        SpecAugment(
-            tempo=0.2,
-            warp=0.1,
-            shift=2,
-            time_masks=1,
-            time_width=6,
-            frequency_masks=2,
-            frequency_width=5,
-        ).__call__
-    )
-    key = jax.random.key(3)
-    all_of_them, new = augment(key, (features, lengths))
-    two, new_two = augment(key, (features[:2], lengths[:2]))
-    np.testing.assert_array_equal(two, all_of_them[:2])
-    np.testing.assert_array_equal(new_two, new[:2])
-    nothing, same = SpecAugment()(key, (features, lengths))
-    np.testing.assert_array_equal(nothing, features)
-    np.testing.assert_array_equal(same, lengths)
 
 
 def test_read_takes_the_content_of_a_file(tmp_path):

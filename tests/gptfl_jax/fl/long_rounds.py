@@ -16,7 +16,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptfl_jax import training
+from gptfl_jax import evaluation, training
 from gptfl_jax.data import partition
 from gptfl_jax.fl import algorithms, sampling
 from gptfl_jax.fl.execution import AXIS, clients_mesh, place
@@ -80,7 +80,7 @@ def many(rounds: int) -> dict:
     mesh, learner = clients_mesh(), make_learner(Linear())
     split = NamedSharding(mesh, P(AXIS))
     data = federation(mesh, RANDOM.integers(5, 40, 30))
-    test = training.split_examples(*pictures(10_000), split)
+    test = evaluation.split_examples(*pictures(10_000), split)
     local = LocalTraining(optax.sgd(0.01), batch_size=10)
     algorithm = algorithms.fedavg(learner, local, mesh=mesh)
     state = algorithm.init(learner.init(jax.random.key(0)), 30)
@@ -89,7 +89,7 @@ def many(rounds: int) -> dict:
         cohort = sampling.cohort(jax.random.key(1), number, 30, 5)
         key = jax.random.fold_in(jax.random.key(2), number)
         state, _ = algorithm.round(state, data, cohort, key)
-        counts = training.evaluate_async(
+        counts = evaluation.evaluate_async(
             learner, state.variables, *test, 10, 512, split
         )
         for late in (before,) if number + 1 < rounds else (before, counts):

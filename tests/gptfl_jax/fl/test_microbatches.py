@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptfl_jax import training
+from gptfl_jax import augmentation, training
 from gptfl_jax.fl.microbatches import rows_at_once
 from gptfl_jax.models import cnn, convnet, resnet
 
@@ -44,7 +44,7 @@ def test_large_activations_and_small_weights_are_cut():
         pytest.param(
             convnet.Model(10),
             (32, 32, 3),
-            {"augmentation": training.Augmentation(flip=True)},
+            {"augmentation": augmentation.Augmentation(flip=True)},
             id="draws",
         ),
     ],

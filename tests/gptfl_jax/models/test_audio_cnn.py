@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax import models, training
-from gptfl_jax.data import audio, sources
+from gptfl_jax import augmentation, evaluation, models, training
+from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_reads_a_speaker_it_never_heard():
         models.create("audio_cnn", 10, widths=(48, 64)),
         training.example_of(train.inputs),
         normalisation=training.Normalisation(source.mean, source.std),
-        augmentation=audio.SpecAugment(warp=0.1, shift=2),
+        augmentation=augmentation.SpecAugment(warp=0.1, shift=2),
     )
     epochs, size = 5, 50
     steps = epochs * len(train.labels) // size
@@ -86,6 +86,6 @@ def test_reads_a_speaker_it_never_heard():
         part = sources.select(train, rows)
         batch = training.Batch(part.inputs, part.labels, np.ones(size, np.float32))
         state = step(state, batch, jax.random.fold_in(jax.random.key(1), number))
-    found = training.evaluate(learner, state.variables, test.inputs, test.labels, 10)
+    found = evaluation.evaluate(learner, state.variables, test.inputs, test.labels, 10)
     # Chance is 0.1.
     assert found.accuracy > 0.7

@@ -14,6 +14,7 @@ from gptfl_jax import artifacts, configuration, devices
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train.glyphs import program, shapes
+from train.glyphs.prompts import all_prompts
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_a_run_writes_a_pipeline(tmp_path, pen_atlas):
     with Image.open(whole / "samples.png") as sheet:
         assert sheet.size == (18 * 64, 10 * 64)
     scale = json.loads((whole / "model/vae/config.json").read_text())["scaling_factor"]
-    latents, prompts = program.encode_pictures(
+    latents, described = program.encode_pictures(
         jax.random.fold_in(jax.random.key(0), program._PICTURES),
         program._load_atlas(whole, tiny_config()),
         pipeline.networks.vae,
@@ -73,7 +74,7 @@ def test_a_run_writes_a_pipeline(tmp_path, pen_atlas):
         16,
     )
     assert (scale * latents).std() == pytest.approx(1, abs=1e-2)
-    assert prompts.max() < len(prompts.all_prompts())
+    assert described.max() < len(all_prompts())
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,219 @@
+"""How well a classifier predicts labels, over data sets and devices."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import (
+    Array,
+    ArrayLike,
+    Float,
+    Int,
+    Int32,
+    PyTree,
+)
+
+from gptfl_jax import devices
+from gptfl_jax.devices import replicate
+from gptfl_jax.training import Batch, Learner, Variables, cross_entropy
+
+
+class Metrics(NamedTuple):
+    """How well labels are predicted."""
+
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+    accuracy: float
+    macro_f1: float
+    """Mean over classes of 2 TP / (2 TP + FP + FN); a class that is neither a label nor
+    predicted does not count (as in scikit-learn)."""
+
+
+class Counts(NamedTuple):
+    """Sums over examples from which `Metrics` follow; sums of `Counts` are counts."""
+
+    confusion: Int32[Array, "classes classes"]
+    """Examples by true class (row) and predicted class (column)."""
+    loss: Float[Array, ""]
+
+
+def count(
+    learner: Learner,
+    variables: Variables,
+    batch: Batch,
+    num_classes: int,
+) -> Counts:
+    """Evaluates one batch; padding rows count for nothing."""
+    logits = learner.predict(variables, batch.inputs)
+    labels, mask = jnp.asarray(batch.labels), jnp.asarray(batch.mask)
+    losses = jnp.where(mask > 0, cross_entropy(logits, labels), 0)
+    cell = labels * num_classes + logits.argmax(-1)
+    confusion = jnp.zeros(num_classes**2, jnp.int32)
+    confusion = confusion.at[cell].add((mask > 0).astype(jnp.int32))
+    return Counts(confusion.reshape(num_classes, num_classes), losses.sum())
+
+
+def metrics(counts: Counts) -> Metrics:
+    """Turns counts into numbers on the host; waits for the device."""
+    confusion = np.asarray(counts.confusion, np.float64)
+    correct = np.diag(confusion)
+    total = confusion.sum()
+    truths_and_guesses = confusion.sum(0) + confusion.sum(1)
+    present = truths_and_guesses > 0
+    f1 = 2 * correct[present] / truths_and_guesses[present]
+    return Metrics(
+        loss=float(counts.loss / max(total, 1)),
+        accuracy=float(correct.sum() / max(total, 1)),
+        macro_f1=float(f1.mean()) if present.any() else math.nan,
+    )
+
+
+def evaluate_async(
+    learner: Learner,
+    variables: Variables,
+    inputs: PyTree,
+    labels: Int[ArrayLike, " examples"],
+    num_classes: int,
+    batch_size: int = 512,
+    sharding: NamedSharding | None = None,
+) -> Counts:
+    """Starts the evaluation of a whole data set and returns without waiting for it.
+
+    Each device counts its share of the examples, a batch at a time, in one program;
+    then the counts are added, on CPU devices of one process without making one wait
+    for another (`gptfl_jax.devices`).
+
+    Args:
+      inputs, labels: best as `split_examples` gives them: others are copied to the
+        devices every time. Examples with a label below 0 count for nothing.
+      batch_size: examples at once, over all devices.
+      sharding: how to split the examples over the devices of a mesh:
+        `NamedSharding(mesh, P("data"))`.
+    """
+    if sharding is None:
+        inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
+        return _count_all(learner, variables, inputs, labels, num_classes, batch_size)
+    mesh = sharding.mesh
+    inputs, labels = split_examples(inputs, labels, sharding)
+    variables = replicate(variables, mesh)
+    rows = math.ceil(batch_size / mesh.size)
+    counts = _count_shares(
+        learner, variables, inputs, labels, num_classes, rows, sharding
+    )
+    return devices.add_up(counts, mesh) if devices.apart(mesh) else counts
+
+
+def split_examples(
+    inputs: PyTree, labels: Int[ArrayLike, " examples"], sharding: NamedSharding | None
+) -> tuple[PyTree[Array], Int32[Array, " padded"]]:
+    """Puts on each device the share of a test set that it is to evaluate.
+
+    Rows that make up a multiple of the number of devices are zero, their labels -1.
+    What is split already stays as it is. Every process holds all examples.
+
+    Args:
+      sharding: as in `evaluate_async`; None: everything to the default device.
+    """
+    if sharding is None:
+        return jax.device_put((inputs, labels))
+    if getattr(labels, "sharding", None) == sharding:
+        return inputs, labels
+
+    def split(leaf, fill):
+        leaf = np.asarray(leaf)
+        share = math.ceil(len(leaf) / sharding.mesh.size)
+
+        def rows(index):
+            part = leaf[index[0]]
+            if len(part) == share:
+                return part
+            widths = [(0, share - len(part))] + [(0, 0)] * (leaf.ndim - 1)
+            return np.pad(part, widths, constant_values=fill)
+
+        shape = (share * sharding.mesh.size, *leaf.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, rows)
+
+    labels = np.asarray(labels, np.int32)
+    return jax.tree.map(lambda leaf: split(leaf, 0), inputs), split(labels, -1)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("learner", "num_classes", "rows", "sharding")
+)
+def _count_shares(learner, variables, inputs, labels, num_classes, rows, sharding):
+    together = not devices.apart(sharding.mesh)
+
+    def share(variables, inputs, labels):
+        counts = _count_all(learner, variables, inputs, labels, num_classes, rows)
+        if together:
+            return jax.lax.psum(counts, sharding.spec[0])
+        return jax.tree.map(lambda x: x[None], counts)
+
+    return jax.shard_map(
+        share,
+        mesh=sharding.mesh,
+        in_specs=(P(), sharding.spec, sharding.spec),
+        out_specs=P() if together else sharding.spec,
+        check_vma=False,
+    )(variables, inputs, labels)
+
+
+@functools.partial(jax.jit, static_argnames=("learner", "num_classes", "batch_size"))
+def _count_all(learner, variables, inputs, labels, num_classes, batch_size):
+    """Counts of all examples, `batch_size` at a time."""
+    examples = labels.shape[0]
+    size = min(batch_size, examples)
+
+    def count_batch(begin):
+        # The last batch reaches back to be full, and masks what was counted before:
+        # one compiled shape, nothing padded.
+        start = jnp.minimum(begin, examples - size)
+        batch, truth = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size),
+            (inputs, labels),
+        )
+        real = (start + jnp.arange(size) >= begin) & (truth >= 0)
+        batch = Batch(batch, jnp.maximum(truth, 0), real.astype(jnp.float32))
+        return count(learner, variables, batch, num_classes)
+
+    if size == examples:
+        return count_batch(0)
+    empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(count_batch, 0))
+    return jax.lax.fori_loop(
+        0,
+        math.ceil(examples / size),
+        lambda b, total: jax.tree.map(jnp.add, total, count_batch(b * size)),
+        empty,
+    )
+
+
+def evaluate(
+    learner: Learner,
+    variables: Variables,
+    inputs: PyTree,
+    labels: Int[ArrayLike, " examples"],
+    num_classes: int,
+    batch_size: int = 512,
+    sharding: NamedSharding | None = None,
+) -> Metrics:
+    """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`.
+
+    Raises:
+      ValueError: a label outside 0..num_classes - 1.
+    """
+    lowest, highest = np.min(labels, initial=0), np.max(labels, initial=0)
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, and go from {lowest} to "
+            f"{highest}"
+        )
+    return metrics(
+        evaluate_async(
+            learner, variables, inputs, labels, num_classes, batch_size, sharding
+        )
+    )
