@@ -215,7 +215,7 @@ def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, caps
     data = experiment.deal(device, setting.source.train)
     size = sum(x.nbytes for x in jax.tree.leaves(data))
     monkeypatch.setattr(simulate.streaming, "free_memory", lambda mesh: 2 * size - 1)
-    monkeypatch.delattr(simulate.clients, "place")
+    monkeypatch.delattr(simulate, "place")
     simulate.simulate(make_config(), tmp_path / "b", setting)
     said = capsys.readouterr().out
     assert "examples are streamed, a cohort at a time: 0.1 MB, where 0.2 MB" in said
