@@ -226,11 +226,19 @@ def _records(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]
     return sorted(records, key=lambda record: str(record.get("date", "")))
 
 
+def _command(argv: Sequence[str]) -> str:
+    """The command line of a program; a notebook's own would say nothing."""
+    _, *arguments = argv
+    if any(argument.startswith("--config") for argument in arguments):
+        return shlex.join(["python", *arguments])
+    return "# called from Python"
+
+
 class Provenance(NamedTuple):
     """How the numbers came about."""
 
     commands: list[str]
-    """Command lines, oldest first."""
+    """Command lines, oldest first; a comment where a stage was called from Python."""
     circumstances: list[str]
     """Versions, commits, machines and dates, in words."""
 
@@ -244,8 +252,7 @@ def provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> Provenance:
     records = _records(workdir, runs)
     commands, versions, machines, commits = [], {}, [], []
     for record in records:
-        _, *arguments = record["argv"]
-        commands.append(shlex.join(["python", *arguments]))
+        commands.append(_command(record["argv"]))
         versions |= record["versions"]
         if record.get("commit"):
             commits.append(f"commit {record['commit']}")

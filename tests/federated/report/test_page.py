@@ -8,6 +8,7 @@ import pytest
 
 from federated import report
 from federated.report import page, runs
+from gptfl_jax import artifacts
 
 from ..conftest import make_config
 from .conftest import make_run
@@ -55,6 +56,22 @@ def test_page_is_self_contained(workdir):
     # The same numbers make the same file.
     report.run(make_config(), workdir)
     assert (workdir / "report.html").read_text() == html
+
+
+def test_commands_are_told_but_not_those_of_notebooks(workdir):
+    record = json.loads((workdir / "federated/scratch-s0/run.json").read_text())
+    commands = {
+        "scratch-s0": ["-m", "federated.simulate", "--config=a b.py", "--workdir=w"],
+        "scratch-s1": ["-m", "ipykernel_launcher", "-f", "/home/me/kernel.json"],
+    }
+    for run, arguments in commands.items():
+        content = record | {"argv": ["/usr/bin/python3", *arguments]}
+        artifacts.write_json(workdir / f"federated/{run}/run.json", content)
+    found = runs.load_runs(workdir, list(commands))
+    assert page.provenance(workdir, found).commands == [
+        "python -m federated.simulate '--config=a b.py' --workdir=w",
+        "# called from Python",
+    ]
 
 
 def test_the_page_says_first_that_it_is_private(workdir):
