@@ -42,7 +42,7 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
     """The configs of all runs, turns outermost and seeds innermost.
 
     Raises:
-      ConfigError: a method has a field that `config.federated` does not take.
+        ConfigError: a method has a field that `config.federated` does not take.
     """
     configs = []
     turns = config.compare.data.items() or [("", {})]
@@ -75,8 +75,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates every method with every seed; one that fails does not stop the others.
 
     Raises:
-      UserError: there is nothing to compare, stage 2 has seen what a turn holds out, or
-        some of the runs failed.
+        UserError: there is nothing to compare, stage 2 has seen what a turn holds out,
+            or some of the runs failed.
     """
     prepare(config)
     configs = runs(config)

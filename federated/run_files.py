@@ -52,10 +52,10 @@ def read_metrics(folder: pathlib.Path, rounds: int = 0) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl.
 
     Args:
-      rounds: that must be there: those of the checkpoint that the run has.
+        rounds: that must be there: those of the checkpoint that the run has.
 
     Raises:
-      UserError: a line is damaged, or missing.
+        UserError: a line is damaged, or missing.
     """
     path = folder / "metrics.jsonl"
     if rounds:
@@ -76,8 +76,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config that a run was made with, of its run.json.
 
     Raises:
-      FileNotFoundError: there is none.
-      UserError: it is damaged.
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
     """
     remedy = f"{_again(folder)}, or leave it out with config.report.runs"
     return artifacts.read_json(folder / "run.json", _RUN, remedy)["config"]
@@ -87,7 +87,7 @@ def read_provenance(path: pathlib.Path) -> dict[str, Any]:
     """How and when something was made: a run.json of any stage.
 
     Raises:
-      UserError: it is damaged.
+        UserError: it is damaged.
     """
     remedy = "delete it, and the report goes without"
     record = artifacts.read_json(path, _PROVENANCE, remedy)
@@ -100,7 +100,7 @@ def read_partition(folder: pathlib.Path) -> tuple[np.ndarray, list[str]] | None:
     """Examples [clients, classes], and the names of these; None where none were saved.
 
     Raises:
-      UserError: the file is damaged.
+        UserError: the file is damaged.
     """
     path = folder / "partition.json"
     shape = {"label_counts": [["whole"]], "class_names": ["text"]}
@@ -125,7 +125,7 @@ def read_client_accuracy(
     """Accuracies [clients] before and after fine-tuning; None where none were saved.
 
     Raises:
-      UserError: the file is damaged.
+        UserError: the file is damaged.
     """
     path = folder / "client_accuracy.json"
     names = ("examples", "right_before", "right_after")

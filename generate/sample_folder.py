@@ -62,12 +62,12 @@ class SampleFolder:
     makes samples of its own; the first one puts the manifest in order.
 
     Args:
-      folder: `<workdir>/synthetic`, locked by the caller.
-      planned: all samples the folder shall hold, in the order of the manifest.
-      settings: what a sample's content depends on, by a name users know. A folder
-        made with another value of any of them is refused; a value that starts with
-        "sha256:" is not shown.
-      complete: whether a file is whole, as far as that can be seen at little cost.
+        folder: `<workdir>/synthetic`, locked by the caller.
+        planned: all samples the folder shall hold, in the order of the manifest.
+        settings: what a sample's content depends on, by a name users know. A folder
+            made with another value of any of them is refused; a value that starts with
+            "sha256:" is not shown.
+        complete: whether a file is whole, as far as that can be seen at little cost.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class SampleFolder:
         """Checks and tidies what earlier runs left.
 
         Returns:
-          the files that are made already.
+            the files that are made already.
 
         Raises:
-          UserError: the folder holds samples that the plan does not, or that were made
-            with other settings; or a folder or record of it is a link.
+            UserError: the folder holds samples that the plan does not, or that were
+                made with other settings; or a folder or record of it is a link.
         """
         self._refuse_links()
         artifacts.make_folder(self.folder)
@@ -106,7 +106,7 @@ class SampleFolder:
         """Puts the manifest in its final order, once every process has made its part.
 
         Raises:
-          UserError: a sample is missing.
+            UserError: a sample is missing.
         """
         wait_for_processes("samples made")
         if jax.process_index() == 0:
@@ -230,10 +230,10 @@ class SampleWriter:
     exception drops what is not.
 
     Args:
-      folder: of the manifest.
-      encode: the file content of one sample, from its row, called in threads.
-      on_written: called with the samples of each batch once their files and lines
-        are written, in the order the batches were put.
+        folder: of the manifest.
+        encode: the file content of one sample, from its row, called in threads.
+        on_written: called with the samples of each batch once their files and lines
+            are written, in the order the batches were put.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class SampleWriter:
         Waits while too much is still to be written. `batch` may still be computed.
 
         Raises:
-          WriteError: an earlier batch could not be written.
+            WriteError: an earlier batch could not be written.
         """
         while len(self._pending) >= _BATCHES_AHEAD:
             self._pending.popleft().result()
@@ -271,7 +271,7 @@ class SampleWriter:
         """Waits until all batches are written.
 
         Raises:
-          WriteError: one could not be.
+            WriteError: one could not be.
         """
         while self._pending:
             self._pending.popleft().result()

@@ -47,11 +47,11 @@ def read_prompts(
     """Reads prompts.json.
 
     Returns:
-      the prompts of each class, and how they were made.
+        the prompts of each class, and how they were made.
 
     Raises:
-      UserError: it is missing, is not what generate.prompts writes, or was made with
-        other `config.prompts`.
+        UserError: it is missing, is not what generate.prompts writes, or was made with
+            other `config.prompts`.
     """
     command = f"python -m generate.prompts --config=... --workdir={workdir}"
     path = artifacts.require(workdir / "prompts.json", command)
@@ -77,7 +77,7 @@ def samples_per_class(config: ConfigDict, classes: Sequence[str]) -> dict[str, i
     class's examples in the real training set, rounded, at least 1.
 
     Raises:
-      UserError: a multiple is asked for, and a class is not in the real data.
+        UserError: a multiple is asked for, and a class is not in the real data.
     """
     wanted = str(config.generate.samples_per_class)
     if not wanted.endswith("x"):
@@ -116,10 +116,10 @@ def plan(
     folder holds about as many of each class.
 
     Args:
-      prompts: of each class, of which each sample gets one.
-      counts: samples of each class.
-      choices: fields of `Sample`, of which each sample draws one set.
-      ending: of the files, as ".png".
+        prompts: of each class, of which each sample gets one.
+        counts: samples of each class.
+        choices: fields of `Sample`, of which each sample draws one set.
+        ending: of the files, as ".png".
     """
     key = jax.random.key(config.seed)
     folders = sample_folder.folder_names(list(prompts))
@@ -266,9 +266,9 @@ def settings(
     """What a sample's content depends on, by the names a refusal shows.
 
     Args:
-      names: of the fields of `config.generate`.
-      others: what else it depends on.
-      prompts: of each class.
+        names: of the fields of `config.generate`.
+        others: what else it depends on.
+        prompts: of each class.
     """
     result: dict[str, Any] = {"config.seed": config.seed}
     for name in names:

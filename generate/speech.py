@@ -77,7 +77,7 @@ def speaker_numbers(config: ConfigDict, method: str, count: int) -> tuple[int, .
     prompt method multi_speaker, else number 0.
 
     Raises:
-      UserError: there is no such vector.
+        UserError: there is no such vector.
     """
     chosen = tuple(config.generate.speakers)
     if not chosen:

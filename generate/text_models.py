@@ -61,11 +61,11 @@ def draw(
     For a process that holds the workdir's lock.
 
     Returns:
-      all that was drawn of each class, in order, up to the sentence with which there
-      are as many prompts as wanted.
+        all that was drawn of each class, in order, up to the sentence with which there
+        are as many prompts as wanted.
 
     Raises:
-      UserError: a class cannot give as many, or the text model cannot be had.
+        UserError: a class cannot give as many, or the text model cannot be had.
     """
     options = config.prompts
     count = options.per_class or _PROMPTS

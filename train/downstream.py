@@ -78,8 +78,8 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
     """Loads the training set the config asks for, and the real test set.
 
     Raises:
-      UserError: there are no synthetic data; the message has the command that makes
-        them.
+        UserError: there are no synthetic data; the message has the command that makes
+            them.
     """
     source = sources.load(
         config.data.source,
@@ -263,8 +263,8 @@ def _stopped(
     """Saves the last whole epoch, unless it is, and says how to go on.
 
     Args:
-      whole: the state after `epoch`; None: of an earlier run, which saved it.
-      best: the metric of the best checkpoint, which this one cannot be.
+        whole: the state after `epoch`; None: of an earlier run, which saved it.
+        best: the metric of the best checkpoint, which this one cannot be.
     """
     if whole is not None:
         saved.save(epoch, whole, {best: math.nan} if best else None)

@@ -42,7 +42,7 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
     """Reads examples of each class; nothing where no synthetic data were made.
 
     Args:
-      columns: examples of a class.
+        columns: examples of a class.
     """
     if not (workdir / "synthetic" / "manifest.jsonl").exists():
         return Examples({})

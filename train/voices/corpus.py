@@ -46,7 +46,7 @@ def voices_of(settings: ConfigDict) -> tuple[synthesizers.Voice, ...]:
     """The synthesizers' voices that speak them.
 
     Raises:
-      UserError: an engine that there is not.
+        UserError: an engine that there is not.
     """
     unknown = sorted(set(settings.engines) - set(synthesizers.ENGINES))
     if unknown:

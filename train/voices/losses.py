@@ -27,16 +27,16 @@ def teach(
     """What the model makes of texts when it is told the frames before each step.
 
     Args:
-      model: the speech model.
-      variables: its parameters and statistics.
-      speakers: a vector for each clip's voice.
-      mels: spectrograms.
-      lengths: of each in frames.
-      tokens: of the texts.
-      key: of the prenet's dropout.
+        model: the speech model.
+        variables: its parameters and statistics.
+        speakers: a vector for each clip's voice.
+        mels: spectrograms.
+        lengths: of each in frames.
+        tokens: of the texts.
+        key: of the prenet's dropout.
 
     Returns:
-      the frames and ends of speech of all steps, and the refined frames.
+        the frames and ends of speech of all steps, and the refined frames.
     """
     config = model.config
     reduction = config.reduction_factor
@@ -72,12 +72,12 @@ def speech_loss(
     cross-entropy of the end of speech (Shen et al., arXiv 1712.05884, 2.2).
 
     Args:
-      model: the speech model.
-      statistics: of its postnet; they stay what they are.
-      params: "model", and "speakers": a vector for each voice.
-      examples: spectrograms [batch, frames, mels], their lengths in frames, tokens
-        [batch, length], and numbers of voices.
-      key: of the prenet's dropout.
+        model: the speech model.
+        statistics: of its postnet; they stay what they are.
+        params: "model", and "speakers": a vector for each voice.
+        examples: spectrograms [batch, frames, mels], their lengths in frames, tokens
+            [batch, length], and numbers of voices.
+        key: of the prenet's dropout.
     """
     mels, lengths, tokens, voices = examples
     variables = {"params": params["model"], **statistics}
@@ -127,12 +127,12 @@ def adversarial_loss(
     (arXiv 2010.05646, 2.4).
 
     Args:
-      vocode: parameters and spectrograms -> waveforms.
-      rival: what tells them from real ones.
-      spectral_weight: of `spectral_loss`.
-      params: "vocoder" and "rival".
-      examples: spectrograms and their waveforms.
-      key: unused; the loss draws nothing.
+        vocode: parameters and spectrograms -> waveforms.
+        rival: what tells them from real ones.
+        spectral_weight: of `spectral_loss`.
+        params: "vocoder" and "rival".
+        examples: spectrograms and their waveforms.
+        key: unused; the loss draws nothing.
     """
     del key
     mels, real = examples

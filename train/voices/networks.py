@@ -106,7 +106,8 @@ class Discriminator(linen.Module):
     The multi-period discriminator of arXiv 2010.05646 in small.
 
     Attributes:
-      features: channels of the convolutions; each but the last takes every third step.
+        features: channels of the convolutions; each but the last takes every third
+            step.
     """
 
     features: tuple[int, ...] = (16, 32, 64, 64)

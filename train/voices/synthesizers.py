@@ -113,7 +113,7 @@ def speak(voice: Voice, word: str) -> Float32[np.ndarray, " samples"]:
     """A word at 16 kHz, without the silence at its ends, at a fixed loudness.
 
     Raises:
-      UserError: the engine is not installed, or does not speak.
+        UserError: the engine is not installed, or does not speak.
     """
     make = {"espeak-ng": _espeak, "flite": _flite, "hibari": _hibari}[voice.engine]
     wave, rate = make(voice, word)
@@ -136,7 +136,7 @@ def speak_all(
     """Every word of every voice: a list for each voice, in the order of the words.
 
     Raises:
-      UserError: as `speak`.
+        UserError: as `speak`.
     """
     check_engines({voice.engine for voice in spoken_by})
     tasks = [(voice, word) for voice in spoken_by for word in words]
