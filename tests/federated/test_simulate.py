@@ -410,7 +410,8 @@ def test_a_stage_called_from_python_is_as_the_command(repository, tmp_path):
     code = f"""
 import jax
 from federated import simulate
-from gptfl_jax import configuration, launch
+from gptfl_jax import launch
+from gptfl_jax.errors import ConfigError
 from tests.federated.conftest import make_config
 
 for field, value in (("rounds", -5), ("algorithm", "fedadam")):
