@@ -108,7 +108,7 @@ def measure(case: Case, batch: int, arguments: argparse.Namespace) -> dict:
     """Both sides in turn.
 
     Raises:
-      SystemExit: a side failed, or they do not agree.
+        SystemExit: a side failed, or they do not agree.
     """
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

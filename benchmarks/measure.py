@@ -118,9 +118,9 @@ def report(
     """What every simulator says of a workload.
 
     Args:
-      name: of the simulator.
-      sizes: examples of each client of each round, round 0 among them.
-      more: further fields.
+        name: of the simulator.
+        sizes: examples of each client of each round, round 0 among them.
+        more: further fields.
     """
     wall = rounds.wall_s[1:]
     examples = [int(sum(cohort)) for cohort in sizes[1 : len(rounds.wall_s)]]

@@ -30,12 +30,12 @@ def from_config(
     """The augmentation of a section of the config; None where it asks for none.
 
     Args:
-      section: its name, for errors.
-      settings: with the fields of `configuration.AUGMENTATION`.
-      source: the data, of which the kind decides.
+        section: its name, for errors.
+        settings: with the fields of `configuration.AUGMENTATION`.
+        source: the data, of which the kind decides.
 
     Raises:
-      ConfigError: a field is set that is for data of the other kind.
+        ConfigError: a field is set that is for data of the other kind.
     """
     kinds = ("pictures", "sounds")
     kind = kinds[source.sounds is not None]

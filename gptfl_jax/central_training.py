@@ -63,15 +63,16 @@ def fit(
     """Trains on the examples in an order drawn for each epoch.
 
     Args:
-      state: to begin with, as `initial_state` gives it; it is overwritten.
-      key: of orders, augmentation and dropout.
-      batch_size: examples a step, over all devices; the last of an epoch has the rest.
-      done: epochs that `state` has behind it.
-      before_step: called before each step that is sent to the device; may raise.
-      after_steps: called with the number of steps sent.
+        state: to begin with, as `initial_state` gives it; it is overwritten.
+        key: of orders, augmentation and dropout.
+        batch_size: examples a step, over all devices; the last of an epoch has the
+            rest.
+        done: epochs that `state` has behind it.
+        before_step: called before each step that is sent to the device; may raise.
+        after_steps: called with the number of steps sent.
 
     Yields:
-      Each epoch when it is over.
+        Each epoch when it is over.
     """
     num_examples = len(labels)
     steps = math.ceil(num_examples / batch_size)
@@ -111,12 +112,12 @@ def make_epoch(
     """Compiles what an epoch consists of.
 
     Returns:
-      order: epoch number -> int32 [steps, rows], the examples of each step in this
-        epoch's random order. Rows are the batch size, rounded up to a multiple of the
-        devices; -1 is padding.
-      advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
-        carry after steps first, ..., first + count - 1. One step is computed without a
-        loop, which CPUs need (convolutions in XLA loops are slow there).
+        order: epoch number -> int32 [steps, rows], the examples of each step in this
+            epoch's random order. Rows are the batch size, rounded up to a multiple of
+            the devices; -1 is padding.
+        advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
+            carry after steps first, ..., first + count - 1. One step is computed
+            without a loop, which CPUs need (convolutions in XLA loops are slow there).
     """
     steps = math.ceil(num_examples / batch_size)
     parts = math.prod(split.mesh.shape.values())

@@ -28,7 +28,7 @@ def start() -> str:
     with all its settings.
 
     Returns:
-      Where it is, or why there is none, in a few words.
+        Where it is, or why there is none, in a few words.
     """
     if not jax.config.jax_enable_compilation_cache:
         return "off, by JAX_ENABLE_COMPILATION_CACHE"
@@ -70,8 +70,8 @@ def _prepare(folder: pathlib.Path) -> None:
     the entry nor make room for others.
 
     Raises:
-      OSError: the folder cannot be made or written to.
-      filelock.Timeout: another program has held the lock for 10 seconds.
+        OSError: the folder cannot be made or written to.
+        filelock.Timeout: another program has held the lock for 10 seconds.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with filelock.FileLock(folder / _LOCK, timeout=10):

@@ -76,7 +76,7 @@ def form(name: str) -> Iterator[None]:
     have conditions) gives way to "patches".
 
     Raises:
-      ValueError: no such form.
+        ValueError: no such form.
     """
     if name not in get_args(Form):
         raise ValueError(f"form {name!r}: takes one of {', '.join(get_args(Form))}")
@@ -124,17 +124,18 @@ def conv(
     """Cross-correlates `inputs` with `kernel`, over any number of spatial axes.
 
     Args:
-      inputs: examples with the channels last.
-      kernel: one filter for each output channel, over `in_channels / groups` channels.
-      stride: steps between windows, one for all axes or one an axis.
-      padding: "SAME", "VALID", a width for all sides, a width an axis, or a pair
-        (before, after) an axis.
-      groups: the channels are split into this many groups, convolved apart.
-      dilation: distance between the elements of a window.
-      precision: of the matrix products, as in `jax.lax`.
+        inputs: examples with the channels last.
+        kernel: one filter for each output channel, over `in_channels / groups`
+            channels.
+        stride: steps between windows, one for all axes or one an axis.
+        padding: "SAME", "VALID", a width for all sides, a width an axis, or a pair
+            (before, after) an axis.
+        groups: the channels are split into this many groups, convolved apart.
+        dilation: distance between the elements of a window.
+        precision: of the matrix products, as in `jax.lax`.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+        ValueError: for shapes that do not fit together.
     """
     rank = inputs.ndim - 2
     if kernel.ndim != rank + 2:

@@ -89,11 +89,11 @@ def evaluate_async(
     for another (`gptfl_jax.devices`).
 
     Args:
-      inputs, labels: best as `split_examples` gives them: others are copied to the
-        devices every time. Examples with a label below 0 count for nothing.
-      batch_size: examples at once, over all devices.
-      sharding: how to split the examples over the devices of a mesh:
-        `NamedSharding(mesh, P("data"))`.
+        inputs, labels: best as `split_examples` gives them: others are copied to the
+            devices every time. Examples with a label below 0 count for nothing.
+        batch_size: examples at once, over all devices.
+        sharding: how to split the examples over the devices of a mesh:
+            `NamedSharding(mesh, P("data"))`.
     """
     if sharding is None:
         inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
@@ -117,7 +117,7 @@ def split_examples(
     What is split already stays as it is. Every process holds all examples.
 
     Args:
-      sharding: as in `evaluate_async`; None: everything to the default device.
+        sharding: as in `evaluate_async`; None: everything to the default device.
     """
     if sharding is None:
         return jax.device_put((inputs, labels))
@@ -204,7 +204,7 @@ def evaluate(
     """Accuracy, macro F1 and loss over a whole data set; see `evaluate_async`.
 
     Raises:
-      ValueError: a label outside 0..num_classes - 1.
+        ValueError: a label outside 0..num_classes - 1.
     """
     lowest, highest = np.min(labels, initial=0), np.max(labels, initial=0)
     if lowest < 0 or highest >= num_classes:

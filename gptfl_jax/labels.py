@@ -57,7 +57,7 @@ def label_set(name: str) -> LabelSet:
     """The label set of a known data set.
 
     Raises:
-      UserError: nothing is known of it.
+        UserError: nothing is known of it.
     """
     if name not in known_data_sets():
         raise UserError(
@@ -79,8 +79,8 @@ def label_set_of(classes: Sequence[str], data_set: str = "") -> LabelSet:
     templates and domains apply; else the generic ones for pictures.
 
     Raises:
-      UserError: there is no class, one is named twice, or has characters that cannot
-        be written or shown.
+        UserError: there is no class, one is named twice, or has characters that cannot
+            be written or shown.
     """
     if not classes:
         raise UserError("config.prompts.classes: there is no class name")
@@ -102,8 +102,8 @@ def require_text(class_name: str) -> None:
     """Makes sure that a class name can stand in files and on a terminal.
 
     Raises:
-      UserError: it has control characters, or bytes that are no UTF-8, as a folder's
-        name may.
+        UserError: it has control characters, or bytes that are no UTF-8, as a folder's
+            name may.
     """
     shown = class_name.encode(errors="surrogateescape").decode(errors="replace")
     controls = [c for c in shown if unicodedata.category(c) == "Cc"]

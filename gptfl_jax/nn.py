@@ -111,10 +111,10 @@ def max_pool(
     Of equal values in a window, the first in reading order takes the gradient.
 
     Args:
-      inputs: examples with the channels last.
-      window: its size, one for all axes or one an axis.
-      stride: steps between windows; by default the window's size.
-      padding: as in `conv`.
+        inputs: examples with the channels last.
+        window: its size, one for all axes or one an axis.
+        stride: steps between windows; by default the window's size.
+        padding: as in `conv`.
     """
     window, stride, pads = _windows(inputs, window, stride, padding)
     if _side_by_side(window, stride, pads):
@@ -134,12 +134,12 @@ def avg_pool(
     """Mean of each window.
 
     Args:
-      inputs: examples with the channels last.
-      window: its size, one for all axes or one an axis.
-      stride: steps between windows; by default the window's size.
-      padding: as in `conv`.
-      count_include_pad: whether padding counts as zeros in the mean, as in PyTorch, or
-        is left out of it.
+        inputs: examples with the channels last.
+        window: its size, one for all axes or one an axis.
+        stride: steps between windows; by default the window's size.
+        padding: as in `conv`.
+        count_include_pad: whether padding counts as zeros in the mean, as in PyTorch,
+            or is left out of it.
     """
     window, stride, pads = _windows(inputs, window, stride, padding)
     if _side_by_side(window, stride, pads):

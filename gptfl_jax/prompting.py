@@ -63,7 +63,7 @@ def class_prompt(request: Request) -> dict[str, list[str]]:
     """The template filled in with the class: one prompt a class.
 
     Raises:
-      UserError: the template takes something else than `{name}`, or there is none.
+        UserError: the template takes something else than `{name}`, or there is none.
     """
     template = _template(request, "class_prompt", {"name"})
     names = request.label_set.phrases
@@ -76,8 +76,8 @@ def multi_domain(request: Request) -> dict[str, list[str]]:
     Every domain is used; the original's `randint(0, len - 1)` never drew the last.
 
     Raises:
-      UserError: the template does not take `{name}` and `{domain}`, or there is none,
-        or there are no domains.
+        UserError: the template does not take `{name}` and `{domain}`, or there is none,
+            or there are no domains.
     """
     template = _template(request, "multi_domain", {"name", "domain"})
     domains = request.domains or request.label_set.domains
@@ -115,8 +115,8 @@ def imported(request: Request) -> dict[str, list[str]]:
     "airplane"). Nothing in a pickle is executed.
 
     Raises:
-      UserError: the file cannot be read or holds something else, or a class has none
-        of its lists or several.
+        UserError: the file cannot be read or holds something else, or a class has none
+            of its lists or several.
     """
     lists = read_prompt_lists(pathlib.Path(request.imported_file))
     result = {}
@@ -142,7 +142,7 @@ def model_inputs(request: Request, method: str) -> dict[str, str]:
     """What the text model of a method of `TEXT_MODELS` is given, for each class.
 
     Raises:
-      UserError: the template takes something else than `{name}`.
+        UserError: the template takes something else than `{name}`.
     """
     request = request._replace(template=request.template or TEXT_MODELS[method])
     template = _template(request, method, {"name"})
@@ -156,13 +156,14 @@ def until_enough(
     """Sentences of a class, drawn until `count` different ones name it.
 
     Args:
-      draw: gives the next sentences, at least one, when told how many there are.
-      names: of the class.
-      count: sentences that `select` is to keep.
-      most: draws after which the class is given up.
+        draw: gives the next sentences, at least one, when told how many there are.
+        names: of the class.
+        count: sentences that `select` is to keep.
+        most: draws after which the class is given up.
 
     Returns:
-      all that was drawn, in order; the last completes `count`, unless there are `most`.
+        all that was drawn, in order; the last completes `count`, unless there are
+            `most`.
     """
     drawn: list[str] = []
     kept: set[str] = set()
@@ -217,8 +218,8 @@ def read_prompt_lists(path: pathlib.Path) -> dict[str, list[str]]:
     """Reads class name to sentences from a pickle or JSON, executing nothing.
 
     Raises:
-      UserError: the file cannot be read, is no such pickle or JSON, or names anything
-        to import (which a pickle of plain lists never does).
+        UserError: the file cannot be read, is no such pickle or JSON, or names anything
+            to import (which a pickle of plain lists never does).
     """
 
     def refused(reason: str) -> user_files.Unreadable:
@@ -291,10 +292,10 @@ def select(
     """Cleans the sentences of one class and drops those that are of no use.
 
     Args:
-      names: of the class; a sentence without any of them is dropped
-        (`labels.names_class`).
-      key: what the run draws from, the same for all classes.
-      most: sentences to keep, drawn without replacement; 0 keeps all.
+        names: of the class; a sentence without any of them is dropped
+            (`labels.names_class`).
+        key: what the run draws from, the same for all classes.
+        most: sentences to keep, drawn without replacement; 0 keeps all.
 
     Sentences that differ in case or spaces alone are duplicates: text encoders of
     Stable Diffusion cannot tell them apart.

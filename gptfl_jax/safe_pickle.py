@@ -48,15 +48,15 @@ def load(
     """Reads the next pickle of a file; nothing in it is imported or executed.
 
     Args:
-      file: positioned at the pickle, and afterwards behind it.
-      names: what stands for each (module, name) that the pickle may mention: a
-        `Function`, or a value.
-      persistent: gives the objects that the pickle knows by a persistent id.
-      encoding: of the strings of Python 2; "bytes" leaves them bytes.
+        file: positioned at the pickle, and afterwards behind it.
+        names: what stands for each (module, name) that the pickle may mention: a
+            `Function`, or a value.
+        persistent: gives the objects that the pickle knows by a persistent id.
+        encoding: of the strings of Python 2; "bytes" leaves them bytes.
 
     Raises:
-      Forbidden: it mentions another name.
-      Damaged: it is no such pickle, or not a whole one.
+        Forbidden: it mentions another name.
+        Damaged: it is no such pickle, or not a whole one.
     """
     machine = _Machine(names or {}, persistent, encoding)
     try:
@@ -223,7 +223,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     """The shape of an array that a pickle names.
 
     Raises:
-      Damaged: it is none.
+        Damaged: it is none.
     """
     if (
         not isinstance(shape, tuple | list)
@@ -310,7 +310,7 @@ def load_arrays(content: bytes) -> dict[str, Any]:
     Keys and other strings that Python 2 wrote come as bytes, but for the dict's own.
 
     Raises:
-      Damaged, Forbidden: as `load`, or it is no such dict.
+        Damaged, Forbidden: as `load`, or it is no such dict.
     """
     value = load(io.BytesIO(content), _ARRAY_NAMES, encoding="bytes")
     if not isinstance(value, dict):

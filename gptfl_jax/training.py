@@ -94,23 +94,24 @@ def make_learner(
     """Binds a model to its input processing, loss and precision.
 
     Args:
-      model: called as `model(inputs, train, mask)`, gives logits. `mask` is that of the
-        batch in training, for statistics over it; None in evaluation. A model may do
-        without the two, as `model(inputs)`, or without one.
-      example: the raw input of one example, without a batch axis: arrays or
-        `jax.ShapeDtypeStruct`s. Inputs may be any pytree whose leaves have the examples
-        as first axis (say, features and lengths). uint8 leaves are pixels and scaled
-        to 0..1.
-      normalisation: applied to the (scaled) inputs, after augmentation.
-      augmentation: applied to the (scaled) inputs in training, with a key.
-      label_smoothing: share of the target spread evenly over all classes.
-      dtype: of the computation: float32, bfloat16, float16 or float64. Parameters,
-        their gradients, model state and loss are float32 (all float64 under float64).
-        In float16 the gradient is scaled on its way back, see `_FLOAT16_LOSS_SCALE`.
+        model: called as `model(inputs, train, mask)`, gives logits. `mask` is that of
+            the batch in training, for statistics over it; None in evaluation. A model
+            may do without the two, as `model(inputs)`, or without one.
+        example: the raw input of one example, without a batch axis: arrays or
+            `jax.ShapeDtypeStruct`s. Inputs may be any pytree whose leaves have the
+            examples as first axis (say, features and lengths). uint8 leaves are pixels
+            and scaled to 0..1.
+        normalisation: applied to the (scaled) inputs, after augmentation.
+        augmentation: applied to the (scaled) inputs in training, with a key.
+        label_smoothing: share of the target spread evenly over all classes.
+        dtype: of the computation: float32, bfloat16, float16 or float64. Parameters,
+            their gradients, model state and loss are float32 (all float64 under
+            float64). In float16 the gradient is scaled on its way back, see
+            `_FLOAT16_LOSS_SCALE`.
 
     Raises:
-      UserError: float64 while JAX has 64-bit numbers switched off.
-      TypeError: the model is no Linen module, or its call takes something else.
+        UserError: float64 while JAX has 64-bit numbers switched off.
+        TypeError: the model is no Linen module, or its call takes something else.
     """
     takes = _arguments_of(model)
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
@@ -339,7 +340,7 @@ def make_schedule(
     the learning rate, so that no step is wasted on zero.
 
     Raises:
-      UserError: a schedule of another name.
+        UserError: a schedule of another name.
     """
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
@@ -370,7 +371,7 @@ def make_optimizer(
     momentum. `clip_norm` > 0 first scales gradients whose global norm is larger.
 
     Raises:
-      UserError: an optimizer of another name.
+        UserError: an optimizer of another name.
     """
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "adamw":

@@ -34,8 +34,8 @@ def open_plain(path: PathLike, most_bytes: int = sys.maxsize) -> io.BufferedRead
     """Opens a file for reading.
 
     Raises:
-      Unreadable: there is none, it is no plain file (a named pipe would be waited for),
-        or it is larger than `most_bytes`.
+        Unreadable: there is none, it is no plain file (a named pipe would be waited
+            for), or it is larger than `most_bytes`.
     """
 
     def opener(name, flags):
@@ -69,7 +69,7 @@ def read_bytes(path: PathLike, most_bytes: int) -> bytes:
     """Content of a file.
 
     Raises:
-      Unreadable: as `open_plain`, or reading fails.
+        Unreadable: as `open_plain`, or reading fails.
     """
     with open_plain(path, most_bytes) as file:
         try:
@@ -83,7 +83,7 @@ def read_text(path: PathLike, most_bytes: int) -> str:
     """Content of a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-      Unreadable: as `read_bytes`, or it is not UTF-8.
+        Unreadable: as `read_bytes`, or it is not UTF-8.
     """
     try:
         return read_bytes(path, most_bytes).decode("utf-8-sig")
@@ -95,7 +95,7 @@ def array_from(content: bytes) -> np.ndarray:
     """The array in the bytes of a `.npy` file, whose size is that of its header.
 
     Raises:
-      ValueError: they are damaged or hold something else.
+        ValueError: they are damaged or hold something else.
     """
     file = io.BytesIO(content)
     read_header = {
@@ -120,7 +120,7 @@ def read_array(path: PathLike, most_bytes: int) -> np.ndarray:
     """The array in a `.npy` file; nothing in it is executed.
 
     Raises:
-      Unreadable: as `read_bytes`, or it is damaged or holds something else.
+        Unreadable: as `read_bytes`, or it is damaged or holds something else.
     """
     try:
         return array_from(read_bytes(path, most_bytes))

@@ -33,9 +33,9 @@ class ChatServer:
     """Runs until it is closed.
 
     Attributes:
-      url: its base url.
-      requests: all that it was sent.
-      reply: makes the reply to a request's body.
+        url: its base url.
+        requests: all that it was sent.
+        reply: makes the reply to a request's body.
     """
 
     def __init__(self):

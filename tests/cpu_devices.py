@@ -17,7 +17,7 @@ def results_on(
     """The JSON that `program COUNT` prints on each number of devices.
 
     Args:
-      dump: where XLA writes the programs of the run on 2 devices.
+        dump: where XLA writes the programs of the run on 2 devices.
     """
     flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
     runs = {

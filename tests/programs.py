@@ -19,9 +19,9 @@ class Programs:
     """Starts `python -m <module>` again and again.
 
     Args:
-      module: with a function `main`, as "federated.simulate".
-      repository: the root of the checkout.
-      log: file for what the last run printed.
+        module: with a function `main`, as "federated.simulate".
+        repository: the root of the checkout.
+        log: file for what the last run printed.
     """
 
     def __init__(self, module: str, repository: pathlib.Path, log: pathlib.Path):
@@ -47,11 +47,12 @@ class Programs:
         """Runs the program once; gives its exit status, negative for a signal.
 
         Args:
-          argv: the command line.
-          environment: variables to set.
-          kill_at: lines of `file` at which the run gets a signal; None: it never does.
-          delay_s: how long after that.
-          number: of the signal.
+            argv: the command line.
+            environment: variables to set.
+            kill_at: lines of `file` at which the run gets a signal; None: it never
+                does.
+            delay_s: how long after that.
+            number: of the signal.
         """
         request = {
             "argv": argv,

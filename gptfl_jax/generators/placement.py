@@ -64,11 +64,11 @@ def compiled(
     """`function` as a program that each device runs on its share of the batch.
 
     Args:
-      function: has no convolution inside a loop of XLA's where it runs on a CPU.
-      mesh: of `mesh`.
-      in_specs: how each argument lies on the devices.
-      out_specs: how the results do.
-      donate: numbers of the arguments whose memory the results may take.
+        function: has no convolution inside a loop of XLA's where it runs on a CPU.
+        mesh: of `mesh`.
+        in_specs: how each argument lies on the devices.
+        out_specs: how the results do.
+        donate: numbers of the arguments whose memory the results may take.
     """
 
     @functools.wraps(function)

@@ -18,10 +18,10 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     """`Model(num_classes, **options)` of the module `gptfl_jax.models.<name>`.
 
     Args:
-      name: of the module; or of one of your own, as `my_package.my_file` or
-        `path/to/file.py`.
+        name: of the module; or of one of your own, as `my_package.my_file` or
+            `path/to/file.py`.
 
     Raises:
-      UserError: no such module, or options the model does not take.
+        UserError: no such module, or options the model does not take.
     """
     return choices.bind(families.MODEL, name, options, num_classes=num_classes)

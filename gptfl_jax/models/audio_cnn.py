@@ -18,9 +18,10 @@ class Model(nn.Module):
     features, or the pair (features, lengths); without lengths all frames are real.
 
     Attributes:
-      num_classes: outputs.
-      widths: channels of the convolutions.
-      dropout: share of the values before the linear layer that are dropped in training.
+        num_classes: outputs.
+        widths: channels of the convolutions.
+        dropout: share of the values before the linear layer that are dropped in
+            training.
     """
 
     num_classes: int

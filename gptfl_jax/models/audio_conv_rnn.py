@@ -36,7 +36,7 @@ class BidirectionalGRU(nn.Module):
     r, z, n. Both directions run in one scan, and only `U h` is inside of it.
 
     Attributes:
-      features: of the state of one direction.
+        features: of the state of one direction.
     """
 
     features: int
@@ -162,14 +162,14 @@ class Model(nn.Module):
     frames are real.
 
     Attributes:
-      num_classes: outputs.
-      widths: channels of the two convolutions.
-      features: of the GRU in each direction.
-      hidden: width of the first linear layer.
-      dropout: share of the values before the GRU that are dropped in training.
-      masked: whether a clip's result is that of the clip alone. The original is not:
-        padding enters its GRU and its mean. Its weights were trained so, and False
-        gives its results.
+        num_classes: outputs.
+        widths: channels of the two convolutions.
+        features: of the GRU in each direction.
+        hidden: width of the first linear layer.
+        dropout: share of the values before the GRU that are dropped in training.
+        masked: whether a clip's result is that of the clip alone. The original is not:
+            padding enters its GRU and its mean. Its weights were trained so, and False
+            gives its results.
     """
 
     num_classes: int
@@ -237,11 +237,11 @@ def from_torch(
     `model.clone(masked=True)` to leave the padding out.
 
     Args:
-      weights: by the original's names, such as `hub.read_weights` gives.
-      source: where they come from, for error messages.
+        weights: by the original's names, such as `hub.read_weights` gives.
+        source: where they come from, for error messages.
 
     Raises:
-      UserError: they do not belong to this model.
+        UserError: they do not belong to this model.
     """
     try:
         out, bands, _ = weights["conv.0.weight"].shape
@@ -275,6 +275,6 @@ def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:
     """`from_torch` of a file, without torch and without running what is in it.
 
     Raises:
-      UserError: the file is missing, damaged, unsafe or of another model.
+        UserError: the file is missing, damaged, unsafe or of another model.
     """
     return from_torch(hub.read_weights(path), os.fspath(path))

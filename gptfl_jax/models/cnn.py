@@ -16,8 +16,8 @@ class Model(nn.Module):
     10 classes.
 
     Attributes:
-      num_classes: outputs.
-      hidden: width of the dense layer.
+        num_classes: outputs.
+        hidden: width of the dense layer.
     """
 
     num_classes: int

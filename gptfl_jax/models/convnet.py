@@ -17,10 +17,10 @@ class Model(nn.Module):
     are dropped by the pools, as in the original.
 
     Attributes:
-      num_classes: outputs.
-      width: channels of every convolution.
-      depth: number of blocks.
-      norm: "instance", "group" (32 groups, or as many as `width` allows) or "none".
+        num_classes: outputs.
+        width: channels of every convolution.
+        depth: number of blocks.
+        norm: "instance", "group" (32 groups, or as many as `width` allows) or "none".
     """
 
     num_classes: int

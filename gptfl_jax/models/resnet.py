@@ -84,11 +84,11 @@ class Model(nn.Module):
     them. 269,722 parameters for RGB and 10 classes with the default options.
 
     Attributes:
-      num_classes: outputs.
-      depth: 6 n + 2 with n blocks a stage: 8, 14, 20, 32, 44, 56, 110.
-      width: channels of the first stage.
-      norm: "batch" or "group".
-      groups: of group normalisation; must divide `width`.
+        num_classes: outputs.
+        depth: 6 n + 2 with n blocks a stage: 8, 14, 20, 32, 44, 56, 110.
+        width: channels of the first stage.
+        norm: "batch" or "group".
+        groups: of group normalisation; must divide `width`.
     """
 
     num_classes: int

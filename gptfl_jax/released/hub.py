@@ -51,15 +51,15 @@ def snapshot(
     """The folder that holds a model's files.
 
     Args:
-      path_or_id: in this order, a local folder, the name of a folder in the package's
-        own `assets`, or a Hugging Face repository ("owner/name"), which is downloaded
-        unless the cache has it. `HF_HUB_OFFLINE=1` keeps to the cache.
-      patterns: the files needed, as shell patterns; nothing else is downloaded.
-      revision: branch, tag or commit of the repository.
-      repo_type: of the repository: "model" or "dataset".
+        path_or_id: in this order, a local folder, the name of a folder in the package's
+            own `assets`, or a Hugging Face repository ("owner/name"), which is
+            downloaded unless the cache has it. `HF_HUB_OFFLINE=1` keeps to the cache.
+        patterns: the files needed, as shell patterns; nothing else is downloaded.
+        revision: branch, tag or commit of the repository.
+        repo_type: of the repository: "model" or "dataset".
 
     Raises:
-      ModelNotFound: if there is none of these, or the download fails.
+        ModelNotFound: if there is none of these, or the download fails.
     """
     name = os.fspath(path_or_id)
     folder = pathlib.Path(name).expanduser()
@@ -116,12 +116,12 @@ def part(
     """A folder that a model has of its own, as its `vocoder`; None where it has none.
 
     Args:
-      path_or_id: as for `snapshot`.
-      name: of the folder.
-      patterns: the files needed of it.
+        path_or_id: as for `snapshot`.
+        name: of the folder.
+        patterns: the files needed of it.
 
     Raises:
-      ModelNotFound: as `snapshot`.
+        ModelNotFound: as `snapshot`.
     """
     folder = snapshot(path_or_id, [f"{name}/{pattern}" for pattern in patterns]) / name
     return folder if folder.is_dir() else None
@@ -189,15 +189,15 @@ def fetch_weights(
     Of a repository, what is missing is downloaded, in the best form that there is.
 
     Args:
-      folder: what `snapshot` gave for the model.
-      path_or_id: as for `snapshot`.
-      stems: for each network, the paths its weights may have in the folder, without
-        their endings.
-      revision: branch, tag or commit of the repository.
+        folder: what `snapshot` gave for the model.
+        path_or_id: as for `snapshot`.
+        stems: for each network, the paths its weights may have in the folder, without
+            their endings.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-      BadWeights: if the model has no weights of a network.
-      ModelNotFound: if the download fails.
+        BadWeights: if the model has no weights of a network.
+        ModelNotFound: if the download fails.
     """
 
     def find():
@@ -233,8 +233,8 @@ def read_json(path: PathLike) -> dict[str, Any]:
     """A JSON object of a model's folder.
 
     Raises:
-      BadWeights: if the file is missing or holds something else, or names Python code
-        of the model's own (`auto_map`), which is never run.
+        BadWeights: if the file is missing or holds something else, or names Python code
+            of the model's own (`auto_map`), which is never run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -278,7 +278,7 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     """Weights by name from a `.safetensors`, `.bin`, `.pth` or index file.
 
     Raises:
-      BadWeights: if a file is missing, damaged, unsafe or not a file of weights.
+        BadWeights: if a file is missing, damaged, unsafe or not a file of weights.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -320,8 +320,8 @@ def open_weights(path: PathLike) -> Mapping[str, np.ndarray]:
     So whoever puts them elsewhere one by one never holds all of them twice.
 
     Raises:
-      BadWeights: as `read_weights`; damage that an index cannot show, when the weight
-        is asked for.
+        BadWeights: as `read_weights`; damage that an index cannot show, when the weight
+            is asked for.
     """
     path = pathlib.Path(path)
     if path.suffix == ".json":
@@ -428,13 +428,13 @@ def load_tokenizer(
     """The tokenizer in a folder, without running anything that the folder holds.
 
     Args:
-      folder: with the tokenizer's files.
-      kind: its class in `transformers`; without `named_in`, the class when the folder
-        has no tokenizer_config.json that names one.
-      named_in: the file that names the class.
+        folder: with the tokenizer's files.
+        kind: its class in `transformers`; without `named_in`, the class when the folder
+            has no tokenizer_config.json that names one.
+        named_in: the file that names the class.
 
     Raises:
-      UserError: if the class is unknown, or files are missing or damaged.
+        UserError: if the class is unknown, or files are missing or damaged.
     """
     # Deferred: it takes seconds to import, and only loading from files needs it.
     import transformers

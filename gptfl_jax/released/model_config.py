@@ -43,12 +43,12 @@ class ModelConfig:
         """The options in `data`; those not named have the PyTorch class's defaults.
 
         Args:
-          data: the parsed file.
-          source: the file's name, for error messages.
+            data: the parsed file.
+            source: the file's name, for error messages.
 
         Raises:
-          UserError: for an option that this port does not compute, or a value that is
-            none of the option's.
+            UserError: for an option that this port does not compute, or a value that is
+                none of the option's.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         hints = typing.get_type_hints(cls)
@@ -101,10 +101,10 @@ def building(source: str | os.PathLike[str]) -> Iterator[None]:
     """Explains why a network of options that contradict each other cannot be built.
 
     Args:
-      source: the file or folder that the options are from.
+        source: the file or folder that the options are from.
 
     Raises:
-      UserError: in place of whatever is raised inside.
+        UserError: in place of whatever is raised inside.
     """
     try:
         yield

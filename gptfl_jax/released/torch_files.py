@@ -79,9 +79,9 @@ def read(path: str | os.PathLike[str]) -> Any:
     """What a file holds: tensors as arrays, numbers, text and the built-in containers.
 
     Raises:
-      safe_pickle.Forbidden: it names anything else.
-      safe_pickle.Damaged: it is damaged, or not written by `torch.save`.
-      UserError: it cannot be opened.
+        safe_pickle.Forbidden: it names anything else.
+        safe_pickle.Damaged: it is damaged, or not written by `torch.save`.
+        UserError: it cannot be opened.
     """
     with user_files.open_plain(path) as file:
         try:

@@ -62,16 +62,16 @@ def from_torch(
     """Parameters that hold the weights of a PyTorch checkpoint.
 
     Args:
-      shapes: the parameters' shapes, from `jax.eval_shape` of the module's `init`.
-      weights: the checkpoint's weights by name.
-      source: where they come from, for error messages.
-      current_name: today's name of a weight of an older release, None for entries that
-        are no weights.
-      dtype: of the parameters; by default as in the checkpoint.
-      place: puts each parameter where it shall be, before the next weight is read.
+        shapes: the parameters' shapes, from `jax.eval_shape` of the module's `init`.
+        weights: the checkpoint's weights by name.
+        source: where they come from, for error messages.
+        current_name: today's name of a weight of an older release, None for entries
+            that are no weights.
+        dtype: of the parameters; by default as in the checkpoint.
+        place: puts each parameter where it shall be, before the next weight is read.
 
     Raises:
-      UserError: if a weight is missing, left over or of another shape.
+        UserError: if a weight is missing, left over or of another shape.
     """
     # Names alone: reading a weight may take memory (`hub.open_weights`).
     found = {}
@@ -116,8 +116,8 @@ def variables_from_torch(
     """`from_torch` for all collections of a module, as `params` and `batch_stats`.
 
     Args:
-      dtype: of the parameters; the other collections stay as in the checkpoint.
-      place: as in `from_torch`.
+        dtype: of the parameters; the other collections stay as in the checkpoint.
+        place: as in `from_torch`.
     """
     owner = {
         path: collection

@@ -129,7 +129,7 @@ def kill_after(processes, victim, folder, round):
     """Kill -9 once there is a checkpoint of a round after that one.
 
     Returns:
-      Exit codes of all, and the round of the last checkpoint.
+        Exit codes of all, and the round of the last checkpoint.
     """
     checkpoints = folder / "checkpoints"
 

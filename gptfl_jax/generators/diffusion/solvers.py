@@ -50,13 +50,13 @@ def step(
     """One step of the sampler.
 
     Args:
-      row: this step's row of a `Schedule` (`jax.tree.map(lambda x: x[i], schedule)`).
-      sample: the noisy sample.
-      output: what the network predicts for it.
-      previous_clean: the clean sample of the step before; any finite value at first.
+        row: this step's row of a `Schedule` (`jax.tree.map(lambda x: x[i], schedule)`).
+        sample: the noisy sample.
+        output: what the network predicts for it.
+        previous_clean: the clean sample of the step before; any finite value at first.
 
     Returns:
-      The less noisy sample, and the predicted clean sample for the next step.
+        The less noisy sample, and the predicted clean sample for the next step.
     """
     clean = row.clean_from_sample * sample + row.clean_from_output * output
     clean = jnp.clip(clean, -row.clean_limit, row.clean_limit)
@@ -74,18 +74,18 @@ class _NoiseSchedule(ModelConfig):
     """Noise levels that a diffusion model was trained on, and what it predicts.
 
     Attributes:
-      num_train_timesteps: number of noise levels.
-      beta_start: variance added at the first level.
-      beta_end: variance added at the last level.
-      beta_schedule: "linear", "scaled_linear" (in the square root) or
-        "squaredcos_cap_v2".
-      trained_betas: the variances themselves, instead of the above.
-      prediction_type: "epsilon" (noise), "v_prediction" (velocity, arXiv 2202.00512) or
-        "sample" (the clean sample).
-      timestep_spacing: how sampling picks its levels: "linspace", "leading" or
-        "trailing" (arXiv 2305.08891, table 2).
-      steps_offset: added to the levels of "leading".
-      rescale_betas_zero_snr: whether the last level is pure noise (same paper).
+        num_train_timesteps: number of noise levels.
+        beta_start: variance added at the first level.
+        beta_end: variance added at the last level.
+        beta_schedule: "linear", "scaled_linear" (in the square root) or
+            "squaredcos_cap_v2".
+        trained_betas: the variances themselves, instead of the above.
+        prediction_type: "epsilon" (noise), "v_prediction" (velocity, arXiv 2202.00512)
+            or "sample" (the clean sample).
+        timestep_spacing: how sampling picks its levels: "linspace", "leading" or
+            "trailing" (arXiv 2305.08891, table 2).
+        steps_offset: added to the levels of "leading".
+        rescale_betas_zero_snr: whether the last level is pure noise (same paper).
     """
 
     num_train_timesteps: int = 1000
@@ -163,14 +163,15 @@ class DPMSolver(_NoiseSchedule):
     """DPM-Solver++ in its multistep form, of first or second order.
 
     Attributes:
-      solver_order: 2, or 1 (which is DDIM).
-      solver_type: of the second order: "midpoint" or "heun".
-      lower_order_final: a first-order last step when there are fewer than 15.
-      euler_at_final: a first-order last step always.
-      final_sigmas_type: the noise left: "zero", or "sigma_min" of the training levels.
-      use_karras_sigmas: levels spaced as by Karras et al. (arXiv 2206.00364, eq. 5)
-        instead of by `timestep_spacing`.
-      lambda_min_clipped: smallest log(alpha / sigma) of a level to start from.
+        solver_order: 2, or 1 (which is DDIM).
+        solver_type: of the second order: "midpoint" or "heun".
+        lower_order_final: a first-order last step when there are fewer than 15.
+        euler_at_final: a first-order last step always.
+        final_sigmas_type: the noise left: "zero", or "sigma_min" of the training
+            levels.
+        use_karras_sigmas: levels spaced as by Karras et al. (arXiv 2206.00364, eq. 5)
+            instead of by `timestep_spacing`.
+        lambda_min_clipped: smallest log(alpha / sigma) of a level to start from.
     """
 
     torch_class: ClassVar[str] = "DPMSolverMultistepScheduler"
@@ -205,7 +206,7 @@ class DPMSolver(_NoiseSchedule):
         """The coefficients for sampling in `num_steps` steps.
 
         Raises:
-          UserError: if there are fewer noise levels than steps.
+            UserError: if there are fewer noise levels than steps.
         """
         self._check(num_steps)
         alphas = self.alphas_cumprod()
@@ -282,10 +283,10 @@ class DDIM(_NoiseSchedule):
     """Denoising diffusion implicit model without added noise (eta = 0).
 
     Attributes:
-      clip_sample: whether the clean sample is clipped to `clip_sample_range`.
-      clip_sample_range: largest absolute value then.
-      set_alpha_to_one: whether the last step goes to the clean sample, or to the first
-        of the training's noise levels.
+        clip_sample: whether the clean sample is clipped to `clip_sample_range`.
+        clip_sample_range: largest absolute value then.
+        set_alpha_to_one: whether the last step goes to the clean sample, or to the
+            first of the training's noise levels.
     """
 
     torch_class: ClassVar[str] = "DDIMScheduler"
@@ -301,7 +302,7 @@ class DDIM(_NoiseSchedule):
         """The coefficients for sampling in `num_steps` steps.
 
         Raises:
-          UserError: if there are fewer noise levels than steps.
+            UserError: if there are fewer noise levels than steps.
         """
         self._check(num_steps)
         levels = self.num_train_timesteps

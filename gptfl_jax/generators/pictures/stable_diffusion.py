@@ -104,10 +104,10 @@ class StableDiffusion:
     """Makes images from prompts.
 
     Attributes:
-      networks: the networks and, inside, their configs and the dtype of computation.
-      params: "text_encoder", "unet" and "vae": the parameters of each.
-      tokenizer: of `transformers`, or any callable with its interface.
-      solver: the sampler and the noise levels of training.
+        networks: the networks and, inside, their configs and the dtype of computation.
+        params: "text_encoder", "unet" and "vae": the parameters of each.
+        tokenizer: of `transformers`, or any callable with its interface.
+        solver: the sampler and the noise levels of training.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class StableDiffusion:
         `placement.mesh`.
 
         Raises:
-          UserError: if the parts do not fit together.
+            UserError: if the parts do not fit together.
         """
         unet_config, vae_config = networks.unet.config, networks.vae.config
         context = networks.text_encoder.config.hidden_size
@@ -166,16 +166,16 @@ class StableDiffusion:
         scheduler; its sampler is replaced by `solver`. A safety checker is not loaded.
 
         Args:
-          path_or_id: a folder, a model shipped with this package, or a Hugging Face
-            repository.
-          dtype: of parameters and computation: float32 or bfloat16.
-          solver: the sampler: "dpmsolver++" or "ddim", with the settings of the model's
-            scheduler; or one with settings of its own.
-          revision: branch, tag or commit of a repository.
+            path_or_id: a folder, a model shipped with this package, or a Hugging Face
+                repository.
+            dtype: of parameters and computation: float32 or bfloat16.
+            solver: the sampler: "dpmsolver++" or "ddim", with the settings of the
+                model's scheduler; or one with settings of its own.
+            revision: branch, tag or commit of a repository.
 
         Raises:
-          UserError: if there is no such model, a file is missing or damaged, or it is
-            not a text-to-image model of Stable Diffusion 1.x or 2.x.
+            UserError: if there is no such model, a file is missing or damaged, or it is
+                not a text-to-image model of Stable Diffusion 1.x or 2.x.
         """
         samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
         if isinstance(solver, str) and solver not in samplers:
@@ -226,25 +226,26 @@ class StableDiffusion:
         batch and the number of devices change only rounding errors.
 
         Args:
-          prompts: what to show; what is longer than the text encoder takes is cut.
-          key: for the initial noise: one, from which sample i takes `fold_in(key, i)`,
-            or an array with one for each sample.
-          num_steps: evaluations of the UNet a sample (twice as many with guidance).
-          guidance_scale: strength of the guidance, a number or one a sample; at 1 and
-            below there is none, which as one number for all saves half of the time.
-          negative_prompts: what to steer away from, one for all or one a sample;
-            nothing when None.
-          latents: initial noise of unit variance, [batch, height / f, width / f,
-            latent channels] with f the factor of the autoencoder; drawn when None.
-          height: of the images, in pixels, a multiple of f; the model's own when None.
-          width: likewise.
+            prompts: what to show; what is longer than the text encoder takes is cut.
+            key: for the initial noise: one, from which sample i takes `fold_in(key,
+                i)`, or an array with one for each sample.
+            num_steps: evaluations of the UNet a sample (twice as many with guidance).
+            guidance_scale: strength of the guidance, a number or one a sample; at 1 and
+                below there is none, which as one number for all saves half of the time.
+            negative_prompts: what to steer away from, one for all or one a sample;
+                nothing when None.
+            latents: initial noise of unit variance, [batch, height / f, width / f,
+                latent channels] with f the factor of the autoencoder; drawn when None.
+            height: of the images, in pixels, a multiple of f; the model's own when
+                None.
+            width: likewise.
 
         Returns:
-          The images, 0 to 255.
+            The images, 0 to 255.
 
         Raises:
-          UserError: if a size or the number of steps is not one the model can make.
-          ValueError: if the arguments do not fit together.
+            UserError: if a size or the number of steps is not one the model can make.
+            ValueError: if the arguments do not fit together.
         """
         batch = len(prompts)
         if isinstance(prompts, str) or not batch:
@@ -303,8 +304,8 @@ class StableDiffusion:
         """Writes the pipeline in the format of `diffusers`, as safetensors.
 
         Args:
-          folder: where to; files that are there already are replaced.
-          dtype: of the weights; by default as they are.
+            folder: where to; files that are there already are replaced.
+            dtype: of the weights; by default as they are.
         """
         folder = pathlib.Path(folder)
         index: dict[str, Any] = {

@@ -30,17 +30,18 @@ class HifiGanConfig(ModelConfig):
     """Options of `SpeechT5HifiGan`; the defaults are those of the PyTorch class.
 
     Attributes:
-      model_in_dim: mel bands.
-      sampling_rate: of the waveform, in Hz.
-      upsample_initial_channel: channels before the first upsampling, which halves them,
-        as each one does.
-      upsample_rates: samples made of one, for each upsampling.
-      upsample_kernel_sizes: window of each upsampling.
-      resblock_kernel_sizes: windows of the residual blocks that follow each upsampling.
-      resblock_dilation_sizes: dilations inside each of these blocks.
-      leaky_relu_slope: of the activations, but for the last.
-      normalize_before: the spectrogram is standardised by the mean and the scale that
-        the checkpoint holds.
+        model_in_dim: mel bands.
+        sampling_rate: of the waveform, in Hz.
+        upsample_initial_channel: channels before the first upsampling, which halves
+            them, as each one does.
+        upsample_rates: samples made of one, for each upsampling.
+        upsample_kernel_sizes: window of each upsampling.
+        resblock_kernel_sizes: windows of the residual blocks that follow each
+            upsampling.
+        resblock_dilation_sizes: dilations inside each of these blocks.
+        leaky_relu_slope: of the activations, but for the last.
+        normalize_before: the spectrogram is standardised by the mean and the scale that
+            the checkpoint holds.
     """
 
     torch_class: ClassVar[str] = "SpeechT5HifiGan"
@@ -172,8 +173,8 @@ class HifiGan(linen.Module):
     each mel band, `mel_mean` and `mel_scale`, which PyTorch's class has as buffers.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs.
+        config: the options.
+        dtype: of the computation; parameters keep theirs.
     """
 
     config: HifiGanConfig
@@ -188,10 +189,10 @@ class HifiGan(linen.Module):
         """Waveforms in [-1, 1].
 
         Args:
-          mels: log-mel spectrograms.
-          lengths: frames of each; the rest is padding, which has no influence: the
-            waveform's first `config.num_samples(length)` samples are those that the
-            item alone gives, the others are 0. None: all frames count.
+            mels: log-mel spectrograms.
+            lengths: frames of each; the rest is padding, which has no influence: the
+                waveform's first `config.num_samples(length)` samples are those that the
+                item alone gives, the others are 0. None: all frames count.
         """
         config = self.config
         bands = (config.model_in_dim,)
@@ -278,13 +279,13 @@ def from_torch(
     """The variables of `network` that hold the weights of a release.
 
     Args:
-      network: the vocoder.
-      weights: the release's weights by name, with or without weight normalisation.
-      source: where they come from, for error messages.
-      dtype: of the parameters; by default as in the release.
+        network: the vocoder.
+        weights: the release's weights by name, with or without weight normalisation.
+        source: where they come from, for error messages.
+        dtype: of the parameters; by default as in the release.
 
     Raises:
-      UserError: if a weight is missing, left over or of another shape.
+        UserError: if a weight is missing, left over or of another shape.
     """
     plain = without_weight_norm(weights)
     for name, ours in _BUFFERS.items():

@@ -37,7 +37,7 @@ def speakers_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The folder `speakers` of a speech model, or else `CMU_ARCTIC`.
 
     Raises:
-      UserError: there is no such model.
+        UserError: there is no such model.
     """
     return hub.part(model, "speakers", ["*.npy", "*.zip"]) or CMU_ARCTIC
 
@@ -46,13 +46,13 @@ def read_speakers(path_or_id: str | os.PathLike[str]) -> Speakers:
     """Reads speaker vectors. Nothing in a file is executed, no archive is extracted.
 
     Args:
-      path_or_id: a `.npy` file of one vector or a matrix of them, a `.zip` of such
-        files, a folder with `.npy` files at any depth or else one `.zip`, or a data set
-        on Hugging Face ("owner/name") that is such a folder.
+        path_or_id: a `.npy` file of one vector or a matrix of them, a `.zip` of such
+            files, a folder with `.npy` files at any depth or else one `.zip`, or a data
+            set on Hugging Face ("owner/name") that is such a folder.
 
     Raises:
-      UserError: there are no vectors, a file is damaged or holds something else, or
-        vectors differ in size.
+        UserError: there are no vectors, a file is damaged or holds something else, or
+            vectors differ in size.
     """
     path = pathlib.Path(path_or_id).expanduser()
     if not path.exists():

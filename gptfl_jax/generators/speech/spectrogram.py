@@ -38,8 +38,8 @@ def log_mel(
     """Spectrograms of waveforms at 16 kHz, 1 + samples // 256 frames each.
 
     Args:
-      waves: in [-1, 1].
-      floor: the least magnitude of a band; SpeechT5's is 1e-10.
+        waves: in [-1, 1].
+        floor: the least magnitude of a band; SpeechT5's is 1e-10.
     """
     bands = magnitudes(waves, _WINDOW, HOP) @ _filters()
     return jnp.log10(jnp.maximum(bands, floor))

@@ -38,10 +38,10 @@ class TextToSpeech:
     """Speaks texts in the voices of speakers.
 
     Attributes:
-      model: makes spectrograms; holds its config and the dtype of computation.
-      vocoder: makes waveforms of them, likewise.
-      variables: "model" and "vocoder": the variables of each.
-      tokenizer: of `transformers`, or any callable with its interface.
+        model: makes spectrograms; holds its config and the dtype of computation.
+        vocoder: makes waveforms of them, likewise.
+        variables: "model" and "vocoder": the variables of each.
+        tokenizer: of `transformers`, or any callable with its interface.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TextToSpeech:
         `placement.mesh`.
 
         Raises:
-          UserError: if the parts do not fit together.
+            UserError: if the parts do not fit together.
         """
         if model.config.num_mel_bins != vocoder.config.model_in_dim:
             raise UserError(
@@ -84,14 +84,14 @@ class TextToSpeech:
         """Loads a SpeechT5 model and a HiFi-GAN in the format of `transformers`.
 
         Args:
-          model: a folder, a model shipped with this package, or a Hugging Face
-            repository, as "microsoft/speecht5_tts".
-          vocoder: likewise; empty: `vocoder_of(model)`.
-          dtype: of parameters and computation: float32 or bfloat16.
+            model: a folder, a model shipped with this package, or a Hugging Face
+                repository, as "microsoft/speecht5_tts".
+            vocoder: likewise; empty: `vocoder_of(model)`.
+            dtype: of parameters and computation: float32 or bfloat16.
 
         Raises:
-          UserError: if there is no such model, a file is missing or damaged, or it is
-            not a model of this kind.
+            UserError: if there is no such model, a file is missing or damaged, or it is
+                not a model of this kind.
         """
         dtype = jnp.dtype(dtype)
         folder = _find(model)
@@ -143,25 +143,25 @@ class TextToSpeech:
         batch and the number of devices change only rounding errors.
 
         Args:
-          texts: what to say, in characters that the model knows.
-          speaker_embeddings: a vector for each text's voice, or one for all.
-          key: for the dropout that is part of the model: one, from which sample i takes
-            `fold_in(key, i)`, or an array with one for each sample.
-          threshold: speech ends where its probability to do so, summed over the frames
-            of a step, is this high.
-          max_seconds: longest speech.
-          max_frames_per_token: longest speech for the length of its text.
-          keep: which units the dropout keeps, [batch or 1, steps, layers, units] of
-            booleans; drawn when None.
+            texts: what to say, in characters that the model knows.
+            speaker_embeddings: a vector for each text's voice, or one for all.
+            key: for the dropout that is part of the model: one, from which sample i
+                takes `fold_in(key, i)`, or an array with one for each sample.
+            threshold: speech ends where its probability to do so, summed over the
+                frames of a step, is this high.
+            max_seconds: longest speech.
+            max_frames_per_token: longest speech for the length of its text.
+            keep: which units the dropout keeps, [batch or 1, steps, layers, units] of
+                booleans; drawn when None.
 
         Returns:
-          Waveforms in [-1, 1] at `self.vocoder.config.sampling_rate` Hz, 0 from their
-          length on, and the number of samples of each.
+            Waveforms in [-1, 1] at `self.vocoder.config.sampling_rate` Hz, 0 from their
+            length on, and the number of samples of each.
 
         Raises:
-          UserError: if a text is too long or holds unknown characters, or the vectors
-            are not of the size that the model knows.
-          ValueError: if the arguments do not fit together.
+            UserError: if a text is too long or holds unknown characters, or the vectors
+                are not of the size that the model knows.
+            ValueError: if the arguments do not fit together.
         """
         mels, lengths = self.spectrograms(
             texts,
@@ -244,9 +244,9 @@ class TextToSpeech:
         """Writes both networks and the tokenizer in the format of `transformers`.
 
         Args:
-          folder: of the speech model; files that are there already are replaced.
-          vocoder_folder: of the vocoder, likewise.
-          dtype: of the weights; by default as they are.
+            folder: of the speech model; files that are there already are replaced.
+            vocoder_folder: of the vocoder, likewise.
+            dtype: of the weights; by default as they are.
         """
         variables = jax.device_get(self.variables)
         self.tokenizer.save_pretrained(folder)
@@ -354,7 +354,7 @@ def vocoder_of(model: str | pathlib.Path) -> str | pathlib.Path:
     """The folder `vocoder` of a model, or the one that SpeechT5 was released with.
 
     Raises:
-      UserError: there is no such model, or it is of another kind.
+        UserError: there is no such model, or it is of another kind.
     """
     _find(model)
     return hub.part(model, "vocoder", ["*"]) or _VOCODER

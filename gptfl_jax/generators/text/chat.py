@@ -41,16 +41,16 @@ class Chat:
     """A chat model.
 
     Attributes:
-      base_url: of the endpoint, as "https://api.openai.com/v1".
-      model: the name it knows the model by.
-      key: sent as a bearer token, and written nowhere; empty: none is sent. Spaces
-        and ends of lines around it are not part of it.
-      options: fields of the request's body, as temperature; None leaves one out.
-      attempts: requests that are made for an answer, at most.
-      first_wait_s: seconds before the second attempt, twice as many before each
-        further one up to 60; where the server names a time, that.
-      timeout_s: seconds to wait for a server that says nothing.
-      answer_s: seconds that a whole answer may take.
+        base_url: of the endpoint, as "https://api.openai.com/v1".
+        model: the name it knows the model by.
+        key: sent as a bearer token, and written nowhere; empty: none is sent. Spaces
+            and ends of lines around it are not part of it.
+        options: fields of the request's body, as temperature; None leaves one out.
+        attempts: requests that are made for an answer, at most.
+        first_wait_s: seconds before the second attempt, twice as many before each
+            further one up to 60; where the server names a time, that.
+        timeout_s: seconds to wait for a server that says nothing.
+        answer_s: seconds that a whole answer may take.
     """
 
     base_url: str
@@ -68,8 +68,8 @@ class Chat:
         `seed` is sent along; servers differ in whether they heed it.
 
         Raises:
-          ChatError: the request is refused, or fails `attempts` times.
-          Interrupted: the run is to stop.
+            ChatError: the request is refused, or fails `attempts` times.
+            Interrupted: the run is to stop.
         """
         if not self.key.strip().isprintable() or not self.key.isascii():
             raise self._error(
@@ -150,7 +150,7 @@ def _hanging_up(seconds: float) -> Iterator[tuple[urllib.request.BaseHandler, ..
     A timeout of urllib is for one read, and a server may send a byte at a time.
 
     Raises:
-      TimeoutError: one was.
+        TimeoutError: one was.
     """
     sockets: list[socket.socket] = []
     late = threading.Event()

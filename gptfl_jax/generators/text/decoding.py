@@ -32,19 +32,20 @@ class Decoding:
     """How tokens are chosen.
 
     Attributes:
-      method: "greedy" (the likeliest token), "sample" or "beam".
-      max_length: tokens of a text at most, its end included.
-      temperature: of sampling: logits are divided by it.
-      top_k: sampling keeps to this many likeliest tokens; 0: all.
-      top_p: sampling keeps to the likeliest tokens that have this probability together.
-      num_beams: texts that beam search follows at once.
-      length_penalty: beam search ranks texts by their log-probability divided by
-        length**length_penalty.
-      early_stopping: beam search stops at `num_beams` ended texts instead of when no
-        other can become better.
+        method: "greedy" (the likeliest token), "sample" or "beam".
+        max_length: tokens of a text at most, its end included.
+        temperature: of sampling: logits are divided by it.
+        top_k: sampling keeps to this many likeliest tokens; 0: all.
+        top_p: sampling keeps to the likeliest tokens that have this probability
+            together.
+        num_beams: texts that beam search follows at once.
+        length_penalty: beam search ranks texts by their log-probability divided by
+            length**length_penalty.
+        early_stopping: beam search stops at `num_beams` ended texts instead of when no
+            other can become better.
 
     Raises:
-      UserError: for a value out of range.
+        UserError: for a value out of range.
     """
 
     method: str = "sample"
@@ -83,8 +84,8 @@ def keep_likeliest(
     """Logits with -inf for all but the likeliest tokens.
 
     Args:
-      top_k: how many to keep, and what is as likely as the last of them; 0: all.
-      top_p: of these, keeps the likeliest until they have this probability together.
+        top_k: how many to keep, and what is as likely as the last of them; 0: all.
+        top_p: of these, keeps the likeliest until they have this probability together.
     """
     order = _ordered_bits(logits)
     if 0 < top_k < logits.shape[-1]:
@@ -144,10 +145,10 @@ def decode(
     """Texts by greedy decoding or sampling, each filled up after its end.
 
     Args:
-      step: the network; the first token it is given is the start mark.
-      cache: before the first token.
-      rows: number of texts.
-      keys: one a row, for sampling.
+        step: the network; the first token it is given is the start mark.
+        cache: before the first token.
+        rows: number of texts.
+        keys: one a row, for sampling.
     """
     if decoding.method == "greedy":
         choose = lambda logits, _: jnp.argmax(logits, axis=-1)  # noqa: E731
@@ -202,10 +203,10 @@ def beam_search(
     were it to end now.
 
     Args:
-      step: the network, with rows text by text; the first token it is given is the
-        start mark.
-      cache: before the first token: arrays with a row for each text and beam.
-      texts: how many there are.
+        step: the network, with rows text by text; the first token it is given is the
+            start mark.
+        cache: before the first token: arrays with a row for each text and beam.
+        texts: how many there are.
     """
     beams, length = decoding.num_beams, decoding.max_length
 

@@ -22,8 +22,8 @@ def read_sentencepiece(
     characters, compiled; empty if there are none.
 
     Raises:
-      UserError: if this version of protobuf cannot read it.
-      ValueError: if it has no pieces.
+        UserError: if this version of protobuf cannot read it.
+        ValueError: if it has no pieces.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
@@ -44,7 +44,7 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     """The tokenizer of a model's folder, of `tokenizer.json` or `spiece.model`.
 
     Raises:
-      UserError: if there is neither, or it is damaged.
+        UserError: if there is neither, or it is damaged.
     """
     if (folder / "tokenizer.json").is_file():
         return hub.load_tokenizer(folder, "T5Tokenizer")

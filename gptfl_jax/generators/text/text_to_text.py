@@ -35,9 +35,9 @@ class T5:
     """Answers texts.
 
     Attributes:
-      network: the network with its options and the dtype of computation.
-      params: its parameters.
-      tokenizer: of `transformers`, or any callable with its interface.
+        network: the network with its options and the dtype of computation.
+        params: its parameters.
+        tokenizer: of `transformers`, or any callable with its interface.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class T5:
         """Loads a model in the format of `transformers`.
 
         Args:
-          path_or_id: a folder, or a Hugging Face repository.
-          dtype: of parameters and computation: float32 or bfloat16.
-          revision: branch, tag or commit of a repository.
+            path_or_id: a folder, or a Hugging Face repository.
+            dtype: of parameters and computation: float32 or bfloat16.
+            revision: branch, tag or commit of a repository.
 
         Raises:
-          UserError: if there is no such model, a file is missing or damaged, or it is
-            no T5.
+            UserError: if there is no such model, a file is missing or damaged, or it is
+                no T5.
         """
         folder, file = _fetch(path_or_id, revision)
         path = folder / "config.json"
@@ -106,7 +106,7 @@ class T5:
         takes is cut.
 
         Raises:
-          ValueError: if the arguments do not fit together.
+            ValueError: if the arguments do not fit together.
         """
         if isinstance(texts, str) or not texts:
             raise ValueError("texts: takes a list of at least one text")
@@ -135,18 +135,18 @@ class T5:
         are few, are split over the devices.
 
         Args:
-          tokens: of the texts, each with its end.
-          mask: False where a text is filled up.
-          how: greedy decoding, sampling or beam search, and their settings.
-          key: for sampling: one, from which answer j of text i takes
-            `fold_in(fold_in(key, i), j)`, or an array [texts, num_sequences].
-          num_sequences: answers to each text; beam search gives its best ones.
+            tokens: of the texts, each with its end.
+            mask: False where a text is filled up.
+            how: greedy decoding, sampling or beam search, and their settings.
+            key: for sampling: one, from which answer j of text i takes
+                `fold_in(fold_in(key, i), j)`, or an array [texts, num_sequences].
+            num_sequences: answers to each text; beam search gives its best ones.
 
         Returns:
-          the answers without the start token, after their end filled up with padding.
+            the answers without the start token, after their end filled up with padding.
 
         Raises:
-          ValueError: if the arguments do not fit together.
+            ValueError: if the arguments do not fit together.
         """
         texts = len(tokens)
         most = {"greedy": 1, "beam": how.num_beams}.get(how.method, num_sequences)
