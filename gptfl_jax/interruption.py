@@ -135,7 +135,7 @@ def should_save() -> bool:
 
 
 def check(saved: str = "") -> None:
-    """Stop where that was asked for.
+    """Stops where that was asked for.
 
     Args:
         saved: what is saved, and how it goes on.

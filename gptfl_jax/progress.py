@@ -13,7 +13,7 @@ _IN_NOTEBOOK = any(each.__module__ == "tqdm.notebook" for each in tqdm.__mro__)
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """Print a line, of several processes in the first alone.
+    """Prints a line, of several processes in the first alone.
 
     Args:
         text: the line.
@@ -58,7 +58,7 @@ class Progress:
         )
 
     def update(self, count: int = 1) -> None:
-        """Count steps as done."""
+        """Counts steps as done."""
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
@@ -67,7 +67,7 @@ class Progress:
             print(self._line(now - self._start), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Show a text, as the last measurement, from now on."""
+        """Shows a text, as the last measurement, from now on."""
         self._note = text
         self._bar.set_postfix_str(text, refresh=False)
 

@@ -49,7 +49,7 @@ _KINDS = {
 
 
 def read_json(path: PathLike, shape: Shape, remedy: str) -> Any:
-    """Read a file of JSON.
+    """Reads a file of JSON.
 
     Args:
         remedy: what a user can do about a damaged file, as "delete it".

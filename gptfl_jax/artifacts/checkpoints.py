@@ -188,7 +188,7 @@ class Checkpoints:
         )
 
     def _adopt(self) -> None:
-        """Give the steps of an earlier version the digests that they lack."""
+        """Gives the steps of an earlier version the digests that they lack."""
         for step in self._find_steps():
             if self._is_torn(step):
                 self._delete(step)
@@ -214,7 +214,7 @@ class Checkpoints:
     def save(
         self, step: int, tree: Any, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Save a tree as the checkpoint of a step, in the background.
+        """Saves a tree as the checkpoint of a step, in the background.
 
         The tree is copied before the call returns, so its buffers may be donated. A
         step that is saved already is left as it is. An error of the save before this
@@ -246,7 +246,7 @@ class Checkpoints:
         self._being_saved = self._thread.submit(self._finish, part, step, gone)
 
     def _finish(self, part: pathlib.Path, step: int, gone: Sequence[int]) -> None:
-        """Wait until a step is written, give it its name, and delete old ones."""
+        """Waits until a step is written, gives it its name, and deletes old ones."""
         with explained(self.folder):
             self._checkpointer.wait_until_finished()
             if jax.process_index() != 0:
@@ -374,7 +374,7 @@ class Checkpoints:
         return self._faults[step]
 
     def restore(self, template: Any, step: int | str | None = None) -> Any:
-        """Read a checkpoint.
+        """Reads a checkpoint.
 
         Args:
             template: a tree like the one wanted. Its leaves say how each is restored:
@@ -417,7 +417,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """Say which folder to remove where a checkpoint cannot be read."""
+        """Says which folder to remove where a checkpoint cannot be read."""
         try:
             yield
         except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -459,7 +459,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Wait until everything is on disk.
+        """Waits until everything is on disk.
 
         Raises:
             WriteError: the disk is full or read-only. The last good checkpoint stays.
@@ -485,7 +485,7 @@ def restore_checkpoint(
     step: int | str | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Read one checkpoint of a folder without touching it: `Checkpoints.restore`."""
+    """Reads one checkpoint of a folder without touching it: `Checkpoints.restore`."""
     with Checkpoints(folder, identity, read_only=True) as checkpoints:
         return checkpoints.restore(template, step)
 

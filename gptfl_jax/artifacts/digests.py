@@ -14,7 +14,7 @@ _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 
 
 def write(folder: pathlib.Path) -> None:
-    """Write `SHA256SUMS` of all files below a folder. Call it when all are written.
+    """Writes `SHA256SUMS` of all files below a folder. Call it when all are written.
 
     Raises:
         WriteError: no space, or no right to.

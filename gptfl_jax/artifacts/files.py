@@ -38,7 +38,7 @@ class WriteError(UserError):
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Write a file so that a kill leaves the old file or the new one, never a part."""
+    """Writes a file so that a kill leaves the old file or the new one, never a part."""
     write_files({path: data})
 
 
@@ -103,7 +103,7 @@ def _write_together(files: Sequence[tuple[pathlib.Path, bytes]]) -> None:
 
 
 def remove_leftovers(folder: PathLike, names: Iterable[str] = ()) -> None:
-    """Remove what kills in the middle of a write have left in a folder.
+    """Removes what kills in the middle of a write have left in a folder.
 
     Not in those below it, and nothing that is still being written.
 
@@ -135,7 +135,7 @@ def _remove_unless_open(path: str) -> None:
 
 
 def make_folder(folder: PathLike) -> pathlib.Path:
-    """Make a folder and those above it.
+    """Makes a folder and those above it.
 
     Raises:
         WriteError: no right to, no space, or a file has its name.
@@ -147,7 +147,7 @@ def make_folder(folder: PathLike) -> pathlib.Path:
 
 
 def require_no_link(path: PathLike, below: PathLike) -> None:
-    """Refuse a path that leads through a link, which may point anywhere.
+    """Refuses a path that leads through a link, which may point anywhere.
 
     Args:
         below: the folder from which on links count; it may be one itself.
@@ -167,7 +167,7 @@ def require_no_link(path: PathLike, below: PathLike) -> None:
 
 
 def open_to_write(path: pathlib.Path) -> int:
-    """Open a file for reading and writing, which is made where it is missing.
+    """Opens a file for reading and writing, which is made where it is missing.
 
     Returns:
         its descriptor.
@@ -201,7 +201,7 @@ def read_plain(path: PathLike) -> bytes:
 
 
 def flush_folder(folder: pathlib.Path) -> None:
-    """Make renames in a folder durable, where a folder can be opened."""
+    """Makes renames in a folder durable, where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -212,7 +212,7 @@ def flush_folder(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explained(folder: PathLike) -> Iterator[None]:
-    """Turn the errors of a failed write into a `WriteError` that names the folder."""
+    """Turns the errors of a failed write into a `WriteError` that names the folder."""
     try:
         yield
     except UserError:

@@ -34,7 +34,7 @@ class WorkdirInUse(UserError):
 
 @contextlib.contextmanager
 def lock(folder: PathLike, workdir: PathLike | None = None) -> Iterator[None]:
-    """Hold a folder for this run; a second run is refused.
+    """Holds a folder for this run; a second run is refused.
 
     The kernel drops the lock when the process ends, however it ends, so a kill leaves
     no lock behind; parts of files that it has left in the folder are removed. Of
@@ -81,7 +81,7 @@ def lock(folder: PathLike, workdir: PathLike | None = None) -> Iterator[None]:
 
 
 def require_held(path: PathLike) -> None:
-    """Make sure that the locks of this process still keep others from a path.
+    """Makes sure that the locks of this process still keep others from a path.
 
     Called before what two runs would mix: lines of a file, checkpoints.
 

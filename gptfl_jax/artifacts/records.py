@@ -67,13 +67,13 @@ def read_records(path: PathLike) -> list[dict[str, Any]]:
 
 
 def append_records(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append JSON objects to a file, a line each, durably."""
+    """Appends JSON objects to a file, a line each, durably."""
     lines = [json.dumps(plain(record), ensure_ascii=False) for record in records]
     append_lines(pathlib.Path(path), lines)
 
 
 def append_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
-    """Append whole lines, durably, after cutting off a torn one.
+    """Appends whole lines, durably, after cutting off a torn one.
 
     Raises:
         WriteError: no right to, no space, or the file is a link.
@@ -153,7 +153,7 @@ class Metrics:
         write_text(self.path, text)
 
     def write(self, step: int, **scalars: Any) -> None:
-        """Append one line. Arrays without axes count as numbers; NaN becomes null."""
+        """Appends one line. Arrays without axes count as numbers; NaN becomes null."""
         if self._writes:
             line = json.dumps(plain({"step": int(step), **scalars}))
             append_lines(self.path, [line])
@@ -261,7 +261,7 @@ def _commit() -> str | None:
 
 
 def write_run_record(folder: PathLike, config: ConfigDict) -> None:
-    """Write `run.json`: command, config, versions, commit, devices and date."""
+    """Writes `run.json`: command, config, versions, commit, devices and date."""
     if jax.process_index() != 0:
         return
     packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")

@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
 
 def read_manifest(folder: PathLike) -> list[Sample]:
-    """Read `manifest.jsonl` of a folder of synthetic samples.
+    """Reads `manifest.jsonl` of a folder of synthetic samples.
 
     A last line torn by a kill is left out. A sample listed twice counts once. Whether
     the files are there and whole is for the reader of the samples to see.
@@ -134,7 +134,7 @@ def is_changed(path: PathLike, sha256: str | None) -> bool:
 
 
 def append_samples(folder: PathLike, samples: Sequence[Sample]) -> None:
-    """Append samples to `manifest.jsonl`: call it once their files are written.
+    """Appends samples to `manifest.jsonl`: call it once their files are written.
 
     A kill leaves whole lines and at most one torn one, which readers leave out and the
     next call removes.
@@ -145,7 +145,7 @@ def append_samples(folder: PathLike, samples: Sequence[Sample]) -> None:
 
 
 def write_manifest(folder: PathLike, samples: Sequence[Sample]) -> None:
-    """Make `manifest.jsonl` hold exactly these samples, in this order.
+    """Makes `manifest.jsonl` hold exactly these samples, in this order.
 
     A file that already does is left alone.
     """

@@ -10,7 +10,7 @@ from gptfl_jax.errors import ConfigError, refused, unknown
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every field of a config, and the fields against each other.
+    """Checks every field of a config, and the fields against each other.
 
     Raises:
         ConfigError: an unknown section or field, a missing field, or a value out of
@@ -54,7 +54,7 @@ def _check_options(config: ConfigDict) -> None:
 
 
 def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
-    """Check the federated section that a method of `compare` makes."""
+    """Checks the federated section that a method of `compare` makes."""
     method = ConfigDict({"seed": config.seed, "federated": config.federated.to_dict()})
     for key, value in changes.items():
         dotted = f"federated.{key}"

@@ -21,7 +21,7 @@ from gptfl_jax.rules import KEYWORDS
 def apply_arguments(
     config: ConfigDict, arg: str, aliases: dict[str, str]
 ) -> ConfigDict:
-    """Apply a config string to a config.
+    """Applies a config string to a config.
 
     Args:
         config: what a config file built.
@@ -48,7 +48,7 @@ def apply_arguments(
 
 
 def set_text(config: ConfigDict, dotted: str, text: str) -> None:
-    """Set a field of a config from text, as the command line gives it.
+    """Sets a field of a config from text, as the command line gives it.
 
     `dotted` is a field of `SCHEMA` ("federated.alpha") or a keyword below a field of
     keywords ("federated.client_options.momentum").
@@ -103,7 +103,7 @@ def _parse(dotted: str, field: Field, text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets and quotes."""
+    """Splits at the commas that stand outside brackets and quotes."""
     parts, start, depth, quote = [], 0, 0, ""
     for position, character in enumerate(text):
         if quote:

@@ -57,7 +57,7 @@ def launch(
     sections: Sections,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Run a program: read the command line, check the config, start JAX, call `run`.
+    """Runs a program: command line, check of the config, start of JAX, `run`.
 
     An error that the user can mend is printed as one line and ends the process with
     exit code 2; Ctrl-C ends it with 130, SIGTERM with 143. Of several processes, the
@@ -132,7 +132,7 @@ def _run(run: Callable, program: str, sections: Sections, argv: list[str]) -> No
 
 
 def prepare(config: ConfigDict) -> None:
-    """Check a config and set JAX up for it: what every `run` does first.
+    """Checks a config and sets JAX up for it: what every `run` does first.
 
     JAX makes a device of every core, unless it has started or was told otherwise.
 
@@ -155,7 +155,7 @@ def prepare(config: ConfigDict) -> None:
 
 
 def _quieten() -> None:
-    """Silence what the libraries below say beside their exceptions."""
+    """Silences what the libraries below say beside their exceptions."""
     # What orbax logs as an error it raises as well, and then we say it. transformers
     # advises to install torch, which we do without on purpose.
     logging.set_verbosity(logging.FATAL)
@@ -213,7 +213,7 @@ class _Plain:
 
 
 def _start_jax(command: Command, config: ConfigDict) -> None:
-    """Set what must be set before the first use of a device, and join the others."""
+    """Sets what must be set before the first use of a device, and joins the others."""
     if command.cpu_devices is not None:
         try:
             jax.config.update("jax_num_cpu_devices", command.cpu_devices)

@@ -96,7 +96,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """Take a command line apart.
+    """Takes a command line apart.
 
     Config overrides are parsed against the schema, not by absl, so that what they
     refuse reads the same as what a config file refuses.
@@ -144,7 +144,7 @@ def read_command(argv: Sequence[str]) -> Command:
 
 
 def take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Split `--config.a.b=value` and `--config.a.b value` from the other arguments.
+    """Splits `--config.a.b=value` and `--config.a.b value` from the other arguments.
 
     A bare `--config.a.b` sets a flag to True, `--noconfig.a.b` to False.
     """

@@ -23,7 +23,7 @@ Sections = Sequence[str | tuple[str, ...]]
 
 
 def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
-    """Load `path_or_name[:config string]`.
+    """Loads `path_or_name[:config string]`.
 
     A path that does not exist here is looked for among the configs that come with
     gptfl-jax, by its last part, so that `digits` and `configs/digits.py` mean the same

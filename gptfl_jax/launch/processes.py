@@ -19,7 +19,7 @@ from gptfl_jax.errors import UserError
 
 
 def agree(value: bytes, complaint: str) -> None:
-    """Make sure that all processes hold the same value.
+    """Makes sure that all processes hold the same value.
 
     Raises:
         UserError: in all of them, one does not: "process <k> <complaint>".
@@ -95,7 +95,7 @@ def go_on_in_a_child(program: str) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent is, where the system offers that (Linux)."""
+    """Makes the parent's end that of this process, where the system can (Linux)."""
     with contextlib.suppress(AttributeError):
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -104,7 +104,7 @@ def _end_with(parent: int) -> None:
 
 
 def _pass_on(stream: io.TextIOBase) -> str:
-    """Write the lines to stderr, up to the first complaint of the service.
+    """Writes the lines to stderr, up to the first complaint of the service.
 
     Returns:
         The rest: what matters of it is clear when the child has ended.
@@ -141,7 +141,7 @@ def explain_loss(said: str) -> str:
 
 @contextlib.contextmanager
 def stopping_together(program: str, heartbeat_timeout_s: int) -> Iterator[None]:
-    """Hold an error back until it is clear whether a lost process is behind it.
+    """Holds an error back until it is clear whether a lost process is behind it.
 
     The processes next to a lost one in a collective operation see a broken connection
     at once, the service misses a heartbeat after a while. If it does, it aborts us.

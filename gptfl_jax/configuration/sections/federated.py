@@ -260,7 +260,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_cohort(federated: ConfigDict, num_clients: int) -> None:
-    """Refuse a cohort of different clients larger than the number there are."""
+    """Refuses a cohort of different clients larger than the number there are."""
     if federated.sampling == "with_replacement":
         return
     if federated.cohort_size > num_clients:
