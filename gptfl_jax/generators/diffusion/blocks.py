@@ -12,89 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from gptfl_jax import nn
-
-# Attention logits held at once, in elements of 4 bytes: above it, blocks of queries.
-_MAX_LOGITS = 2**28
-# The same on a CPU, where it is one head at a time if a head has many: 2 x 5 heads of
-# 1,024 positions took 52 ms of processor time instead of 104, as these stay in the
-# cache.
-_MAX_CPU_LOGITS = 2**20
-_MANY_CPU_LOGITS = 2**18
-
-
-def attention(
-    query: Float[Array, "batch queries heads features"],
-    key: Float[Array, "batch keys heads features"],
-    value: Float[Array, "batch keys heads features"],
-    mask: Bool[Array, "queries keys"] | None = None,
-) -> Float[Array, "batch queries heads features"]:
-    """Softmax attention; logits and softmax are float32 whatever the inputs are.
-
-    Long sequences are computed in blocks of queries, so that memory stays bounded.
-
-    Args:
-      query: what asks.
-      key: what is compared with `query`.
-      value: what is averaged.
-      mask: which keys a query may see, all when None.
-    """
-    batch, queries, heads, _ = query.shape
-    logits = queries * key.shape[1]
-    if mask is not None:
-        return _attend(query, key, value, mask)
-    if jax.default_backend() == "cpu" and logits >= _MANY_CPU_LOGITS:
-        return _head_by_head(query, key, value)
-    blocks = _blocks(queries, batch * heads * logits, _MAX_LOGITS)
-    if blocks == 1:
-        return _attend(query, key, value)
-    split = query.reshape(batch, blocks, queries // blocks, *query.shape[2:])
-    split = jax.lax.map(lambda q: _attend(q, key, value), jnp.moveaxis(split, 1, 0))
-    return jnp.moveaxis(split, 0, 1).reshape(query.shape)
-
-
-def _attend(query, key, value, mask=None):
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
-    logits *= query.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
-def _head_by_head(query, key, value):
-    batch, queries, heads, features = query.shape
-    blocks = _blocks(queries, queries * key.shape[1], _MAX_CPU_LOGITS)
-
-    def by_head(x, parts=1):
-        """[batch x heads x parts, 1, length, 1, features]"""
-        x = jnp.moveaxis(x, 2, 1)
-        return x.reshape(batch * heads * parts, 1, -1, 1, features)
-
-    key, value = by_head(key), by_head(value)
-
-    def block(numbered):
-        number, query = numbered
-        head = number // blocks
-        return _attend(query, key[head], value[head])
-
-    numbers = jnp.arange(batch * heads * blocks)
-    outputs = jax.lax.map(block, (numbers, by_head(query, blocks)))
-    outputs = outputs.reshape(batch, heads, queries, features)
-    return jnp.moveaxis(outputs, 1, 2)
-
-
-def _blocks(queries, logits, most):
-    """Into how many blocks of equal size the queries have to be split."""
-    return next(
-        n
-        for n in range(1, queries + 1)
-        if not queries % n and logits / n <= most or n == queries
-    )
+from gptfl_jax.generators.attention import attention
 
 
 class Attention(linen.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gptfl_jax import nn
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.diffusion.blocks import attention
+from gptfl_jax.generators.attention import attention
 from gptfl_jax.released.model_config import ModelConfig
 
 _ACTIVATIONS = {
@@ -107,10 +107,8 @@ class _SelfAttention(linen.Module):
             return x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
 
         query, key, value = (heads(project(f"{n}_proj", x)) for n in "qkv")
-        causal = jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
-        return project(
-            "out_proj", attention(query, key, value, causal).reshape(x.shape)
-        )
+        outputs = attention(query, key, value, causal=True)
+        return project("out_proj", outputs.reshape(x.shape))
 
 
 class _FeedForward(linen.Module):

@@ -8,8 +8,8 @@ import ported_models
 import pytest
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.diffusion import blocks, unet
-from gptfl_jax.generators.diffusion.blocks import attention, sinusoidal_embedding
+from gptfl_jax.generators.diffusion import unet
+from gptfl_jax.generators.diffusion.blocks import sinusoidal_embedding
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 
 SMALL = UNetConfig(
@@ -141,23 +141,3 @@ def test_time_embedding_by_hand():
     )
     expected = [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4), 0]
     np.testing.assert_allclose(shifted[0], expected, rtol=1e-6)
-
-
-def test_attention_in_blocks_of_queries_is_the_same(monkeypatch):
-    rng = np.random.default_rng(0)
-    query = jnp.asarray(rng.normal(size=(2, 12, 2, 4)))
-    key, value = jnp.asarray(rng.normal(size=(2, 2, 5, 2, 4)))
-    whole = attention(query, key, value)
-    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
-    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
-    np.testing.assert_allclose(whole, expected, atol=1e-5)
-    # 20 a query: 4 blocks of 3.
-    monkeypatch.setattr(blocks, "_MAX_LOGITS", 70)
-    np.testing.assert_allclose(attention(query, key, value), whole, atol=1e-6)
-    # On a CPU head by head, here 5 logits a query: 3 blocks of 4, then all in one.
-    monkeypatch.setattr(blocks, "_MANY_CPU_LOGITS", 60)
-    for most in (20, 60):
-        monkeypatch.setattr(blocks, "_MAX_CPU_LOGITS", most)
-        outputs = attention(query, key, value)
-        np.testing.assert_allclose(outputs, whole, atol=1e-6)
