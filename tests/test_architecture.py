@@ -15,7 +15,6 @@ _LONG = {
     "gptfl_jax/data/audio_sources.py": "to be parted: a data set a file",
     "gptfl_jax/convolution.py": "the forms of one operation, and the choice of one",
     "tests/federated/test_simulate.py": "to be parted",
-    "tests/gptfl_jax/test_artifacts.py": "to be parted as the package is",
     "tests/references/torch_references.py": "what was recorded, and with what",
 }
 _MOST_LINES = 600
