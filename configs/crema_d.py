@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "fedopt": {
             "algorithm": "fedopt",
             "client_learning_rate": 0.05,
-            "server_learning_rate": 1e-3,
+            "algorithm_options": {"server_learning_rate": 1e-3},
         },
     }
     config.report.targets = (0.5, 0.6)

@@ -26,6 +26,8 @@ method were chosen without the test set, on the 11 training runs alone:
 docs/digits.md says how, and what came out.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
@@ -40,11 +42,14 @@ ARGUMENTS = {
     "algorithm": "federated.algorithm",
     "init": "federated.init",
     "partition": "federated.partition",
-    "alpha": "federated.alpha",
+    "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
     "cohort_size": "federated.cohort_size",
     "client_learning_rate": "federated.client_learning_rate",
 }
+
+# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
+FEDADAM = {"b2": 0.99, "eps": 1e-3}
 
 # Of each algorithm and each start, as tuned.
 METHODS = {
@@ -52,23 +57,23 @@ METHODS = {
     "fedprox-scratch": {
         "algorithm": "fedprox",
         "client_learning_rate": 1.0,
-        "prox_mu": 0.1,
+        "algorithm_options": {"mu": 0.1},
     },
     "fedopt-scratch": {
         "algorithm": "fedopt",
         "client_learning_rate": 0.1,
-        "server_learning_rate": 0.01,
+        "algorithm_options": {"server_learning_rate": 0.01, "server_options": FEDADAM},
     },
     "fedavg-gptfl": {"algorithm": "fedavg", "client_learning_rate": 0.1},
     "fedprox-gptfl": {
         "algorithm": "fedprox",
         "client_learning_rate": 0.1,
-        "prox_mu": 0.1,
+        "algorithm_options": {"mu": 0.1},
     },
     "fedopt-gptfl": {
         "algorithm": "fedopt",
         "client_learning_rate": 0.1,
-        "server_learning_rate": 0.003,
+        "algorithm_options": {"server_learning_rate": 0.003, "server_options": FEDADAM},
     },
 }
 
@@ -110,21 +115,20 @@ def get_config(arg: str = "") -> ConfigDict:
 
     federated = config.federated
     federated.partition = "dirichlet"
-    federated.alpha = 0.1
     federated.num_clients = 100
-    federated.min_examples = 5
+    federated.partition_options = {"alpha": 0.1, "min_examples": 5}
     federated.rounds = 30
     federated.cohort_size = 5
     federated.local_epochs = 2
     federated.batch_size = 10
     federated.learning_rate_schedule = "cosine"
-    # FedAdam as in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-    federated.server_options = {"b2": 0.99, "eps": 1e-3}
     federated.eval_every = 1
     federated.checkpoint_every = 30
 
     arg, tune = _take_tune(arg)
     configuration.apply_arguments(config, arg, ARGUMENTS)
+    if federated.algorithm == "fedopt":
+        federated.algorithm_options = {"server_options": FEDADAM}
     if tune:
         _make_search(config)
     else:
@@ -154,7 +158,7 @@ def _make_search(config: ConfigDict) -> None:
     starts = {"scratch": "random", "gptfl": config.federated.init}
     methods = {}
 
-    def add(*name: str | float, **fields: str | float) -> None:
+    def add(*name: str | float, **fields: Any) -> None:
         # A config's names hold no dots.
         methods["-".join(map(str, name)).replace(".", "_")] = fields
 
@@ -163,10 +167,18 @@ def _make_search(config: ConfigDict) -> None:
             common = {"init": init, "client_learning_rate": rate}
             add("fedavg", start, rate, algorithm="fedavg", **common)
             for mu in (0.1, 1.0):
-                fields = {"algorithm": "fedprox", "prox_mu": mu, **common}
+                fields = {
+                    "algorithm": "fedprox",
+                    "algorithm_options": {"mu": mu},
+                    **common,
+                }
                 add("fedprox", start, rate, mu, **fields)
             for server_rate in (0.001, 0.003, 0.01, 0.03):
-                fields = {"algorithm": "fedopt", "server_learning_rate": server_rate}
+                options = {
+                    "server_learning_rate": server_rate,
+                    "server_options": FEDADAM,
+                }
+                fields = {"algorithm": "fedopt", "algorithm_options": options}
                 add("fedopt", start, rate, server_rate, **fields, **common)
     config.compare.methods = methods
     config.compare.seeds = (10, 11, 12)

@@ -38,9 +38,14 @@ ARGUMENTS = {
     "rounds": "federated.rounds",
     "algorithm": "federated.algorithm",
     "init": "federated.init",
-    "alpha": "federated.alpha",
+    "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
     "cohort_size": "federated.cohort_size",
+}
+
+FEDOPT = {
+    "client_learning_rate": 0.05,
+    "algorithm_options": {"server_learning_rate": 1e-3},
 }
 
 
@@ -70,9 +75,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     federated = config.federated
     federated.partition = "dirichlet"
-    federated.alpha = 0.1
     federated.num_clients = 50
-    federated.min_examples = 5
+    federated.partition_options = {"alpha": 0.1, "min_examples": 5}
     federated.rounds = 1000
     federated.cohort_size = 5
     federated.batch_size = 16
@@ -87,7 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
         f"{algorithm}-{name}": {"algorithm": algorithm, "init": init, **fields}
         for algorithm, fields in (
             ("fedavg", {}),
-            ("fedopt", {"client_learning_rate": 0.05, "server_learning_rate": 1e-3}),
+            ("fedopt", FEDOPT),
         )
         for name, init in (("scratch", "random"), ("gptfl", "synthetic"))
     }

@@ -29,6 +29,7 @@ set, and downloaded where they are not there.
 """
 
 import os
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -46,7 +47,7 @@ ARGUMENTS = {
     "algorithm": "federated.algorithm",
     "init": "federated.init",
     "partition": "federated.partition",
-    "alpha": "federated.alpha",
+    "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
     "cohort_size": "federated.cohort_size",
     "client_learning_rate": "federated.client_learning_rate",
@@ -54,6 +55,9 @@ ARGUMENTS = {
 
 # The clients are the five speakers, or 50 that hold few digits each.
 PARTITIONS = {"speakers": "natural", "skewed": "dirichlet"}
+SKEW = {"alpha": 0.1, "min_examples": 5}
+# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
+FEDADAM = {"b2": 0.99, "eps": 1e-3}
 
 # Of each algorithm, start and partition: learning rates of the clients and the server.
 RATES = {
@@ -100,17 +104,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     federated = config.federated
     federated.partition = "natural"
-    federated.alpha = 0.1
+    federated.partition_options = SKEW  # of the other partition
     federated.num_clients = 50
-    federated.min_examples = 5
     federated.rounds = 15
     federated.cohort_size = 5
     federated.local_steps = 10
     federated.batch_size = 32
     federated.clip_norm = 1.0
     federated.learning_rate_schedule = "cosine"
-    # FedAdam as in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-    federated.server_options = {"b2": 0.99, "eps": 1e-3}
     federated.eval_every = 1
     federated.checkpoint_every = 15
 
@@ -118,6 +119,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     arg, tune = _take_tune(arg)
     configuration.apply_arguments(config, arg, ARGUMENTS)
+    skew = {**SKEW, **federated.partition_options}
+    if federated.partition == "natural":
+        federated.partition_options = {}
+    if federated.algorithm == "fedopt":
+        federated.algorithm_options = {"server_options": FEDADAM}
     if tune:
         _make_search(config)
         return config
@@ -129,6 +135,7 @@ def get_config(arg: str = "") -> ConfigDict:
             name,
             "synthetic" if name.endswith("gptfl") else "random",
             partition,
+            skew,
             *rates[partition],
         )
         for name, rates in RATES.items()
@@ -139,18 +146,27 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _method(
-    name: str, init: str, partition: str, rate: float, server_rate: float | None = None
-) -> dict[str, str | float]:
+    name: str,
+    init: str,
+    partition: str,
+    skew: dict[str, float],
+    rate: float,
+    server_rate: float | None = None,
+) -> dict[str, Any]:
     """The fields of a method for `compare`."""
     fields = {
         "algorithm": name.partition("-")[0],
         "init": init,
         "partition": PARTITIONS[partition],
+        "partition_options": skew if partition == "skewed" else {},
         "client_learning_rate": rate,
     }
-    return fields | (
-        {} if server_rate is None else {"server_learning_rate": server_rate}
-    )
+    if server_rate is not None:
+        fields["algorithm_options"] = {
+            "server_learning_rate": server_rate,
+            "server_options": FEDADAM,
+        }
+    return fields
 
 
 def _take_tune(arg: str) -> tuple[str, bool]:
@@ -184,7 +200,7 @@ def _make_search(config: ConfigDict) -> None:
     config.compare.methods = {
         # A config's names hold no dots.
         "-".join(map(str, (algorithm, start, partition, *rates))).replace(".", "_"): (
-            _method(algorithm, init, partition, *rates)
+            _method(algorithm, init, partition, SKEW, *rates)
         )
         for algorithm, choices in grid.items()
         for start, init in starts.items()

@@ -45,6 +45,11 @@ ARGUMENTS = {
     "weighting": "federated.weighting",
 }
 
+FEDOPT = {
+    "client_learning_rate": 0.05,
+    "algorithm_options": {"server_learning_rate": 1e-3},
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by `name=value` pairs for the names in `ARGUMENTS`."""
@@ -83,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         f"{algorithm}-{name}": {"algorithm": algorithm, "init": init, **fields}
         for algorithm, fields in (
             ("fedavg", {}),
-            ("fedopt", {"client_learning_rate": 0.05, "server_learning_rate": 1e-3}),
+            ("fedopt", FEDOPT),
         )
         for name, init in (("scratch", "random"), ("gptfl", "synthetic"))
     }

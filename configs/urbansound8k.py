@@ -30,7 +30,7 @@ ARGUMENTS = {
     "rounds": "federated.rounds",
     "algorithm": "federated.algorithm",
     "init": "federated.init",
-    "alpha": "federated.alpha",
+    "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
     "cohort_size": "federated.cohort_size",
 }
@@ -54,9 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     federated = config.federated
     federated.partition = "dirichlet"
-    federated.alpha = 0.1
     federated.num_clients = 50
-    federated.min_examples = 5
+    federated.partition_options = {"alpha": 0.1, "min_examples": 5}
     federated.rounds = 1000
     federated.cohort_size = 5
     federated.batch_size = 16
@@ -73,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "fedopt": {
             "algorithm": "fedopt",
             "client_learning_rate": 0.05,
-            "server_learning_rate": 1e-3,
+            "algorithm_options": {"server_learning_rate": 1e-3},
         },
     }
     config.report.targets = (0.5, 0.6)

@@ -26,6 +26,7 @@ trained on synthetic data alone: real ones would be test examples of another tur
 
 import copy
 import itertools
+import json
 import pathlib
 
 from ml_collections import ConfigDict
@@ -59,8 +60,7 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
                         f"config.federated.{field}; there are "
                         + ", ".join(sorted(run.federated))
                     )
-                with run.federated.ignore_type():
-                    run.federated[field] = value
+                configuration.put(run, f"federated.{field}", value)
             with run.data.options.ignore_type():
                 for option, value in options.items():
                     run.data.options[option] = value
@@ -85,6 +85,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "config.compare.methods is empty: name at least one method, as in "
             "{'fedavg': {'algorithm': 'fedavg'}}"
         )
+    methods = {}
+    for each in configs:
+        fields = {**experiment.plain(each)["federated"], "run": ""}
+        methods[json.dumps(fields, sort_keys=True)] = each.federated
+    for federated in methods.values():
+        experiment.check(federated)
     if config.compare.data:
         for each in {each.federated.init: each for each in configs}.values():
             _require_synthetic_only(each, workdir)

@@ -4,9 +4,7 @@
 `make_sampler` draws them. `federated.simulate` has the loop over rounds.
 """
 
-import functools
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,21 +14,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
 from gptfl_jax import (
     augmentation,
+    choices,
     configuration,
     evaluation,
+    families,
     models,
     training,
-    user_files,
 )
 from gptfl_jax.data import partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
-from gptfl_jax.errors import UserError
-from gptfl_jax.fl import aggregation, algorithms, composition, personalisation, sampling
+from gptfl_jax.errors import refused
+from gptfl_jax.fl import composition, personalisation, sampling
 from gptfl_jax.fl.execution import AXIS, clients_mesh
 from gptfl_jax.fl.local_training import LocalTraining
 
@@ -184,28 +183,56 @@ def local_training(federated: ConfigDict) -> LocalTraining:
 def make_algorithm(
     federated: ConfigDict, learner: training.Learner, mesh: Mesh | None
 ) -> composition.Algorithm:
-    """The algorithm of a config: a function of gptfl_jax/fl/algorithms, by name."""
-    function = getattr(algorithms, federated.algorithm)
-    combination = _aggregation(federated)
-    try:
-        return function(
-            learner,
-            local_training(federated),
-            **_of_algorithm(federated),
-            weighting=federated.weighting if combination is None else None,
-            aggregation=combination,
-            execution=federated.client_execution,
-            mesh=mesh,
-            lanes=federated.client_lanes,
-            diagnostics=federated.diagnostics,
-            dropout=federated.dropout,
-            batch_norm=federated.batch_norm,
+    """The algorithm of a config.
+
+    Raises:
+        ConfigError: fields that do not go together, as scaffold and Adam.
+    """
+    combination = choices.bind(
+        families.AGGREGATION,
+        federated.aggregation,
+        federated.aggregation_options.to_dict(),
+        weight=federated.weighting,
+    )
+    return choices.bind(
+        families.ALGORITHM,
+        federated.algorithm,
+        federated.algorithm_options.to_dict(),
+        learner=learner,
+        local=local_training(federated),
+        aggregation=combination,
+        execution=federated.client_execution,
+        mesh=mesh,
+        lanes=federated.client_lanes,
+        diagnostics=federated.diagnostics,
+        dropout=federated.dropout,
+        batch_norm=federated.batch_norm,
+    )
+
+
+def check(federated: ConfigDict) -> None:
+    """Composes the algorithm of a config on a learner of one weight.
+
+    Raises:
+        ConfigError: as `make_algorithm`; or a client may be in a cohort twice, which
+            the algorithm does not take.
+    """
+    weight = {"params": {"weight": jnp.zeros(())}}
+    learner = training.Learner(
+        init=lambda key: weight,
+        loss=lambda variables, batch, key: (jnp.zeros(()), {}),
+        predict=lambda variables, inputs: inputs,
+    )
+    algorithm = make_algorithm(federated, learner, None)
+    if configuration.sampling_repeats(federated) and not composition.takes_repeats(
+        algorithm.init(weight, 1)
+    ):
+        raise refused(
+            "federated.sampling",
+            federated.sampling,
+            f"another for {federated.algorithm}: a client that is twice in a cohort "
+            "would change the server's state twice, but its own once",
         )
-    except ValueError as error:
-        # Fields that do not go together, as scaffold and Adam.
-        raise UserError(
-            f"config.federated.algorithm = {federated.algorithm!r}: {error}"
-        ) from error
 
 
 _COSINE = optax.cosine_decay_schedule(1.0, 1)
@@ -220,47 +247,6 @@ def _schedule(federated: ConfigDict) -> optax.Schedule | None:
             return optax.exponential_decay(
                 1.0, federated.step_rounds, federated.step_factor, staircase=True
             )
-    return None
-
-
-def _of_algorithm(federated: ConfigDict) -> dict[str, Any]:
-    """The keywords that only this algorithm takes."""
-    rate = federated.server_learning_rate
-    match federated.algorithm:
-        case "fedprox":
-            return {"mu": federated.prox_mu}
-        case "fedopt":
-            optimizer = _optimizer(
-                federated.server_optimizer, rate or 1e-3, federated.server_options
-            )
-            return {"server_optimizer": optimizer}
-        case "fedavgm":
-            momentum = federated.server_momentum
-            return {"beta": momentum, "server_learning_rate": rate or 1.0}
-        case "scaffold":
-            control = federated.scaffold_control
-            return {"control": control, "server_learning_rate": rate or 1.0}
-        case "fednova":
-            return {"mu": federated.fednova_mu}
-        case "feddyn":
-            return {"alpha": federated.feddyn_alpha}
-        case "moon":
-            temperature = federated.moon_temperature
-            return {"mu": federated.moon_mu, "temperature": temperature}
-    return {}
-
-
-def _aggregation(federated: ConfigDict) -> aggregation.Aggregation | None:
-    """In place of the mean by `weighting`."""
-    match federated.aggregation:
-        case "clipped_mean":
-            return aggregation.clipped_mean(
-                federated.update_clip_norm, federated.noise_multiplier
-            )
-        case "trimmed_mean":
-            return aggregation.trimmed_mean(federated.trimmed_fraction)
-        case "median":
-            return aggregation.median()
     return None
 
 
@@ -312,9 +298,7 @@ def _owners(
         train,
         federated.num_clients,
         config.seed,
-        alpha=federated.alpha,
-        min_examples=federated.min_examples,
-        shards_per_client=federated.shards_per_client,
+        federated.partition_options.to_dict(),
     )
     configuration.check_cohort(federated, num_clients)
     held_out = partition.hold_out(owner, federated.client_test_fraction, config.seed)
@@ -330,67 +314,21 @@ def _federate(train, owner, num_clients, chosen):
 
 def make_sampler(
     federated: ConfigDict, data: partition.FederatedData
-) -> Callable[[PRNGKeyArray, int], Int32[Array, " cohort"]]:
+) -> sampling.Sampler:
     """(key, rounds done) -> the cohort of the next round.
 
     Raises:
-      UserError: an availability trace that cannot be read, does not fit the clients, or
-        leaves too few of them in some round.
+        ConfigError: a cohort that cannot be drawn, as from an availability trace that
+            cannot be read or does not fit the clients.
     """
-    num_clients, size = len(data.offsets) - 1, federated.cohort_size
-    match federated.sampling:
-        case "with_replacement":
-            draw = functools.partial(
-                sampling.cohort_with_replacement, num_clients=num_clients, size=size
-            )
-        case "by_examples":
-            draw = functools.partial(
-                sampling.cohort_by_examples,
-                offsets=jnp.asarray(data.offsets),
-                size=size,
-            )
-        case "availability":
-            trace = read_availability(federated, num_clients)
-            return functools.partial(trace.cohort, size=size)
-        case _:
-            draw = functools.partial(
-                sampling.cohort, num_clients=num_clients, size=size
-            )
-    return jax.jit(draw)
-
-
-# A million clients over a thousand rounds.
-_MOST_TRACE_BYTES = 2**30
-
-
-def read_availability(federated: ConfigDict, num_clients: int) -> sampling.Availability:
-    """The trace in `availability_file`.
-
-    Raises:
-      UserError: as `make_sampler`.
-    """
-    path = pathlib.Path(federated.availability_file).expanduser()
-    field = f"config.federated.availability_file = {str(path)!r}"
-    try:
-        table = user_files.read_array(path, _MOST_TRACE_BYTES)
-    except user_files.Unreadable as error:
-        raise UserError(
-            f"{field} {error.reason}: takes a .npy of booleans [period, clients]"
-        ) from None
-    fits = table.dtype == bool and table.ndim == 2
-    if not fits or len(table) == 0 or table.shape[1] != num_clients:
-        found = f"{table.dtype} {table.shape}" if fits else "something else"
-        raise UserError(
-            f"{field} holds {found}: takes booleans [period, {num_clients}], a column "
-            "for each client"
-        )
-    available = table.sum(1)
-    if available.min() < federated.cohort_size:
-        raise UserError(
-            f"{field}: row {available.argmin()} has {available.min()} clients, fewer "
-            f"than config.federated.cohort_size = {federated.cohort_size}"
-        )
-    return sampling.Availability(jnp.asarray(table))
+    return choices.bind(
+        families.SAMPLING,
+        federated.sampling,
+        federated.sampling_options.to_dict(),
+        num_clients=len(data.offsets) - 1,
+        offsets=data.offsets,
+        cohort_size=federated.cohort_size,
+    )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, choices, configuration, families
 from gptfl_jax.artifacts import NUMBER
-from gptfl_jax.errors import UserError
+from gptfl_jax.errors import ConfigError, UserError
 
 # Null stands for NaN.
 _LINE = {
@@ -16,6 +16,11 @@ _LINE = {
 }
 _OF_TESTS = ("accuracy", "macro_f1", "loss")
 
+_CHOICES = (
+    *(families.ALGORITHM, families.AGGREGATION),
+    *(families.PARTITION, families.SAMPLING),
+)
+_OPTIONS = [family.options.rpartition(".")[2] for family in _CHOICES]
 _TURNS = {"*": {"*": "anything"}}
 _RUN = {
     "config": {
@@ -29,10 +34,9 @@ _RUN = {
                 ("rounds", "num_clients", "cohort_size", "batch_size"), "whole"
             ),
             **dict.fromkeys(("local_steps", "local_epochs"), "whole"),
-            **dict.fromkeys(
-                ("alpha", "client_learning_rate", "server_learning_rate"), "number"
-            ),
-            "shards_per_client?": "whole",
+            "client_learning_rate": "number",
+            **dict.fromkeys(("aggregation?", "sampling?"), "text"),
+            **dict.fromkeys((f"{name}?" for name in _OPTIONS), {}),
             "client_test_fraction?": "number",
         },
     }
@@ -73,14 +77,24 @@ def read_metrics(folder: pathlib.Path, rounds: int = 0) -> list[dict[str, Any]]:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The config that a run was made with, of its run.json.
+    """The config that a run was made with, of its run.json, in today's words.
 
     Raises:
         FileNotFoundError: there is none.
         UserError: it is damaged.
     """
     remedy = f"{_again(folder)}, or leave it out with config.report.runs"
-    return artifacts.read_json(folder / "run.json", _RUN, remedy)["config"]
+    path = folder / "run.json"
+    config = artifacts.read_json(path, _RUN, remedy)["config"]
+    federated = configuration.in_todays_words(config["federated"])
+    for family, options in zip(_CHOICES, _OPTIONS, strict=True):
+        name = federated.get(family.field.rpartition(".")[2])
+        if name in choices.available(family):
+            try:
+                choices.check(family, name, federated[options])
+            except ConfigError as error:
+                raise UserError(f"{path}: {error}; {remedy}") from None
+    return {**config, "federated": federated}
 
 
 def read_provenance(path: pathlib.Path) -> dict[str, Any]:

@@ -46,7 +46,14 @@ from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
 from ml_collections import ConfigDict
 
 from federated import experiment, pictures, run_files
-from gptfl_jax import artifacts, configuration, evaluation, interruption, training
+from gptfl_jax import (
+    artifacts,
+    choices,
+    configuration,
+    evaluation,
+    interruption,
+    training,
+)
 from gptfl_jax.data import partition
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, streaming
@@ -84,7 +91,7 @@ def run_name(config: ConfigDict) -> str:
         return federated.run
     # Weights from a path: runs/other/pretrain/checkpoints is not a name of a folder.
     init = federated.init.strip("/").replace("/", "_")
-    name = f"{federated.algorithm}-{init}-s{config.seed}"
+    name = f"{choices.stem(federated.algorithm)}-{init}-s{config.seed}"
     if len(name.encode()) > 255:
         raise UserError(
             "config.federated.init is too long to name the run's folder after: set "
@@ -148,6 +155,7 @@ def simulate(
     """
     prepare(config)
     if setting is None:
+        experiment.check(config.federated)
         setting = experiment.prepare(config)
     folder = workdir / "federated" / run_name(config)
     data = experiment.deal(config, setting.source.train, setting.rows)
@@ -166,6 +174,7 @@ def simulate(
             remedy="Give this run a name of its own (--config.federated.run=NAME)",
             keep=config.federated.keep_checkpoints,
             best="accuracy",
+            translate=_in_todays_words,
         ) as checkpoints:
             start, state = _start(setting, data, variables, checkpoints)
             if start.round is not None and start.round >= config.federated.rounds:
@@ -204,7 +213,8 @@ def _identity(
         **{name: fields[name] for name in experiment.SECTIONS},
     }
     fields["data"] = configuration.data_identity(config, setting.fingerprint)
-    federated = fields["federated"]
+    federated = configuration.in_todays_words(fields["federated"])
+    fields["federated"] = federated
     for name in _FREE_TO_CHANGE:
         del federated[name]
     if config.federated.learning_rate_schedule == "cosine":
@@ -214,6 +224,14 @@ def _identity(
         # Stage 2 run again, or another model: the weights say so, not the path.
         federated["initial_weights"] = _digest(variables)
     return fields
+
+
+def _in_todays_words(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an identity of this version or an earlier one says."""
+    federated = identity.get("federated")
+    if not isinstance(federated, dict):
+        return identity
+    return {**identity, "federated": configuration.in_todays_words(federated)}
 
 
 def _digest(tree: PyTree[Array]) -> str:

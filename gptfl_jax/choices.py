@@ -128,6 +128,16 @@ def _place(name: str) -> re.Match | None:
     return _FILE.fullmatch(name) or _MODULE.fullmatch(name)
 
 
+def stem(name: str) -> str:
+    """A choice's name without folders, for the name of a run."""
+    found = _place(name)
+    if found is None:
+        return name
+    place = found.group("place")
+    last = pathlib.Path(place).stem if place.endswith(".py") else place
+    return found.group("wanted") or last.rpartition(".")[2]
+
+
 def find(family: Family, name: str) -> Callable:
     """The choice of this name.
 
@@ -232,6 +242,15 @@ def options(family: Family, function: Callable) -> dict[str, Option]:
     return found
 
 
+def takes(family: Family, name: str, parameter: str) -> bool:
+    """Whether a choice has a parameter of this name.
+
+    Raises:
+        ConfigError: as `find`.
+    """
+    return parameter in inspect.signature(find(family, name)).parameters
+
+
 def check(family: Family, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options for a choice, checked: what `bind` gives it.
 
@@ -287,14 +306,18 @@ def bind(family: Family, name: str, values: Mapping[str, Any], **given: Any) -> 
             for.
 
     Raises:
-        ConfigError: as `check`.
+        ConfigError: as `check`; or the choice refuses by a ValueError what it is given.
     """
     function = find(family, name)
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     checked = check(family, name, values)
     taken = {k: v for k, v in given.items() if takes_any or k in parameters}
-    return function(**taken, **checked)
+    try:
+        return function(**taken, **checked)
+    except ValueError as error:
+        # What does not go together, as scaffold and Adam.
+        raise ConfigError(f"config.{family.field} = {name!r}: {error}") from error
 
 
 def title(function: Callable) -> str:

@@ -47,7 +47,7 @@ def test_audio_configs_have_the_settings_of_the_original():
         "algorithm": "fedopt",
         "init": "synthetic",
         "client_learning_rate": 0.05,
-        "server_learning_rate": 1e-3,
+        "algorithm_options": {"server_learning_rate": 1e-3},
     }
     sounds = launch.read_config("esc50")
     assert (sounds.generate.num_steps, sounds.generate.guidance_scale) == (100, 2.5)

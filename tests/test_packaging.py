@@ -142,4 +142,4 @@ def test_help_of_an_installed_program(installed, tmp_path):
     result = run([installed / "gptfl-federated", "--help"], tmp_path)
     assert result.returncode == 0, result.stderr
     assert "python -m federated.simulate --config=" in result.stdout
-    assert "\n  federated.alpha = 0.1\n" in result.stdout
+    assert "\n  federated.client_learning_rate = 0.1\n" in result.stdout

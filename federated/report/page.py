@@ -168,7 +168,8 @@ def setting(methods: Sequence[Method], config: ConfigDict) -> str:
     """The setting that all runs share, in words."""
     federated = methods[0].runs[0].config["federated"]
     clients = _count(federated["num_clients"], "client")
-    alpha = f"Dirichlet({federated['alpha']:g})"
+    options = federated["partition_options"]
+    alpha = f"Dirichlet({options.get('alpha', 0):g})"
     match federated["partition"]:
         case "natural":
             clients = "natural clients"
@@ -179,8 +180,7 @@ def setting(methods: Sequence[Method], config: ConfigDict) -> str:
         case "dirichlet_balanced":
             clients += f" of similar size with label skew {alpha}"
         case "shards":
-            each = federated.get("shards_per_client")
-            shards = "shards" if each is None else _count(each, "shard")
+            shards = _count(options["shards_per_client"], "shard")
             clients += f" with {shards} of one label each"
         case "quantity_skew":
             clients += f" with sizes drawn from {alpha}"

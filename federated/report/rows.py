@@ -89,11 +89,7 @@ def _rate(method: Method, side: str) -> float | None:
         return None
     if side == "client":
         return federated["client_learning_rate"]
-    # As federated/experiment.py takes a rate of 0.
-    own = {"fedopt": 1e-3, "fedavgm": 1.0, "scaffold": 1.0}
-    if method.algorithm not in own:
-        return None
-    return federated["server_learning_rate"] or own[method.algorithm]
+    return federated["algorithm_options"].get("server_learning_rate")
 
 
 def _turn_row(method: Method, turn: str) -> dict[str, Any]:

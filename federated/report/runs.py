@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from federated import run_files
+from gptfl_jax import choices, families
 from gptfl_jax.errors import UserError
 
 SYNTHETIC_ONLY = "Synthetic only"
@@ -20,17 +21,6 @@ _NOT_THE_METHOD = (
     *("federated.data_placement", "federated.keep_checkpoints"),
     *("federated.personalisation_every", "federated.personalisation_clients"),
 )
-_NAMES = {
-    "fedavg": "FedAvg",
-    "fedprox": "FedProx",
-    "fedopt": "FedOpt",
-    "fedavgm": "FedAvgM",
-    "scaffold": "SCAFFOLD",
-    "fednova": "FedNova",
-    "feddyn": "FedDyn",
-    "moon": "MOON",
-    "local_only": "Local training",
-}
 
 
 class Run(NamedTuple):
@@ -158,7 +148,11 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def display_name(algorithm: str, init: str) -> str:
     """What readers call an algorithm that starts from such weights."""
-    name = _NAMES.get(algorithm, algorithm)
+    known = choices.available(families.ALGORITHM)
+    # A user's own is not imported for its name: a record may name any file.
+    name = choices.stem(algorithm)
+    if algorithm in known:
+        name = choices.title(known[algorithm])
     if init == "synthetic":
         return f"GPT-FL ({name})"
     return f"{name} from scratch" if init == "random" else f"{name} from {init}"

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -73,6 +73,8 @@ class Checkpoints:
         best: the metric whose largest value marks the best one, which is kept as well.
         read_only: open an existing folder without touching it.
         remedy: what to do about checkpoints of another run, beside other folders.
+        translate: an identity that an earlier version may have stored -> as it would
+            be now.
 
     Raises:
         CheckpointMismatch: the folder holds checkpoints of another identity.
@@ -88,6 +90,7 @@ class Checkpoints:
         best: str | None = None,
         read_only: bool = False,
         remedy: str = "",
+        translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
         self._remedy = f"{remedy}, choose" if remedy else "Choose"
         self.folder = pathlib.Path(folder).absolute()
@@ -109,7 +112,9 @@ class Checkpoints:
             )
         # With no checkpoint yet there is nothing that could be of another run.
         if record is not None and identity is not None and steps:
-            self._check_identity(plain(identity), record["identity"])
+            theirs = record["identity"]
+            theirs = theirs if translate is None else translate(theirs)
+            self._check_identity(plain(identity), plain(theirs))
         if identity is None:
             identity = {} if record is None else record["identity"]
         if not read_only and jax.process_index() == 0:

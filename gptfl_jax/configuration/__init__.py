@@ -14,11 +14,12 @@ config file builds on it:
 
 from gptfl_jax.configuration.checks import validate
 from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.renamed import in_todays_words, no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, fields
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
 from gptfl_jax.configuration.sections.data import data_identity
-from gptfl_jax.configuration.sections.federated import check_cohort
-from gptfl_jax.configuration.text import apply_arguments, set_text
+from gptfl_jax.configuration.sections.federated import check_cohort, sampling_repeats
+from gptfl_jax.configuration.text import apply_arguments, set_text, set_texts
 from gptfl_jax.configuration.values import default_config, get, put
 
 __all__ = [
@@ -31,7 +32,11 @@ __all__ = [
     "default_config",
     "fields",
     "get",
+    "in_todays_words",
+    "no_such_field",
     "put",
+    "sampling_repeats",
     "set_text",
+    "set_texts",
     "validate",
 ]

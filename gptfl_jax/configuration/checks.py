@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from gptfl_jax import choices
 from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.renamed import no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, SECTIONS, fields, find
 from gptfl_jax.configuration.values import get, present, put
 from gptfl_jax.errors import ConfigError, refused, unknown
@@ -27,7 +28,7 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{name} = {config[name]!r}: takes a section")
         for key in config[name].keys():
             if f"{name}.{key}" not in known:
-                raise unknown(f"{name}.{key}", known=known, prefix=True)
+                raise no_such_field(f"{name}.{key}", known)
     for dotted, field in fields(*present(config)):
         section, _, key = dotted.rpartition(".")
         holder = config[section] if section else config
@@ -60,7 +61,7 @@ def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
         dotted = f"federated.{key}"
         if find(dotted) is None:
             known = [field for field, _ in fields("federated")]
-            raise unknown(f"compare.methods.{name}.{key}", known, prefix=True)
+            raise no_such_field(dotted, known, said=f"compare.methods.{name}.{key}")
         put(method, dotted, value)
     try:
         validate(method)

@@ -1,11 +1,13 @@
 """Fields as text: the command line, and the string behind a config file's name."""
 
 import ast
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from gptfl_jax.configuration.fields import Field
+from gptfl_jax.configuration.renamed import no_such_field
 from gptfl_jax.configuration.schema import fields, find
 from gptfl_jax.configuration.values import (
     get,
@@ -35,6 +37,7 @@ def apply_arguments(
     Raises:
         ConfigError: a name that `aliases` lacks, or a value the field does not take.
     """
+    texts = []
     for pair in _split(arg):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
@@ -43,14 +46,26 @@ def apply_arguments(
             )
         if name not in aliases:
             raise unknown(name, known=aliases, what="name in the config string")
-        set_text(config, aliases[name], value)
+        texts.append((aliases[name], value))
+    set_texts(config, texts)
     return config
+
+
+def set_texts(config: ConfigDict, texts: Sequence[tuple[str, str]]) -> None:
+    """Sets fields from texts, as `set_text`: what chooses before what has options."""
+
+    def is_option(item: tuple[str, str]) -> bool:
+        field = find(item[0])
+        return field is None or field.chooses is None
+
+    for dotted, text in sorted(texts, key=is_option):
+        set_text(config, dotted, text)
 
 
 def set_text(config: ConfigDict, dotted: str, text: str) -> None:
     """Sets a field of a config from text, as the command line gives it.
 
-    `dotted` is a field of `SCHEMA` ("federated.alpha") or a keyword below a field of
+    `dotted` is a field of `SCHEMA` ("federated.rounds") or a keyword below a field of
     keywords ("federated.client_options.momentum").
 
     Raises:
@@ -69,9 +84,7 @@ def set_text(config: ConfigDict, dotted: str, text: str) -> None:
         if dotted in section_names():
             names = ", ".join(name for name, _ in fields(dotted) if "." in name)
             raise ConfigError(f"config.{dotted} is a section; its fields are {names}")
-        raise unknown(
-            dotted, known=[name for name, _ in fields(*present(config))], prefix=True
-        )
+        raise no_such_field(dotted, [name for name, _ in fields(*present(config))])
     require_section(config, dotted)
     put(config, dotted, _parse(dotted, field, text))
 

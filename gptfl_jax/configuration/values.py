@@ -4,7 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptfl_jax.configuration.schema import SCHEMA, fields
+from gptfl_jax import choices
+from gptfl_jax.configuration.schema import SCHEMA, fields, find
 from gptfl_jax.errors import ConfigError, unknown
 
 
@@ -48,7 +49,10 @@ def get(config: ConfigDict, dotted: str) -> Any:
 
 
 def put(config: ConfigDict, dotted: str, value: Any) -> None:
-    """Sets a field by its dotted name, unchecked; lists become tuples."""
+    """Sets a field by its dotted name, unchecked; lists become tuples.
+
+    Of the options of a choice those stay that the new one takes as well.
+    """
     section, _, key = dotted.rpartition(".")
     holder = config[section] if section else config
     if isinstance(value, dict):
@@ -57,6 +61,24 @@ def put(config: ConfigDict, dotted: str, value: Any) -> None:
         value = tuple(value)
     with holder.ignore_type():
         holder[key] = value
+    field = find(dotted)
+    if field is not None and field.chooses is not None:
+        _drop_options(config, field.chooses, value)
+
+
+def _drop_options(config: ConfigDict, family: choices.Family, name: Any) -> None:
+    """Drops the options that a choice does not take."""
+    section, _, key = family.options.rpartition(".")
+    options = config[section].get(key)
+    if not options:
+        return
+    try:
+        known = choices.options(family, choices.find(family, name))
+    except ConfigError:
+        return  # the checks of the config will say so
+    for option in [*options.keys()]:
+        if option not in known:
+            del options[option]
 
 
 def require_section(config: ConfigDict, dotted: str) -> None:

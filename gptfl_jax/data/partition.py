@@ -5,12 +5,15 @@ arguments, and costs O(examples + classes x clients) in numpy: a million clients
 seconds. `federate` turns the result into the arrays the engine works on.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
+from gptfl_jax import choices, families, rules
 from gptfl_jax.data.datasets import Dataset
 from gptfl_jax.errors import UserError
 
@@ -68,7 +71,7 @@ def natural(
 def iid(
     num_examples: int, num_clients: int, seed: int
 ) -> Int32[np.ndarray, " {num_examples}"]:
-    """A random deal: client sizes differ by at most one."""
+    """IID: a random deal, client sizes differ by at most one."""
     _check_enough(num_examples, num_clients, 1)
     generator = np.random.default_rng(seed)
     deal = (np.arange(num_examples) % num_clients).astype(np.int32)
@@ -78,9 +81,9 @@ def iid(
 def dirichlet(
     labels: Int[np.ndarray, " examples"],
     num_clients: int,
-    alpha: int | float,
-    seed: int,
-    min_examples: int = 1,
+    alpha: rules.Positive = 0.1,
+    seed: int = 0,
+    min_examples: rules.PositiveCount = 1,
 ) -> Int32[np.ndarray, " examples"]:
     """Label skew: each class is split in proportions drawn from Dirichlet(alpha).
 
@@ -91,8 +94,11 @@ def dirichlet(
     that it ends for any alpha and stays as skewed.
 
     Args:
-      alpha: small is skewed (each class at one client), large is even.
-      min_examples: the least a client has, at least 1.
+        labels: class of each example.
+        num_clients: how many there are.
+        alpha: concentration; small: each class at few clients, large: even.
+        seed: of the draws.
+        min_examples: fewest examples of a client.
     """
     generator = np.random.default_rng(seed)
     _check_enough(len(labels), num_clients, min_examples)
@@ -107,17 +113,25 @@ def dirichlet(
 def dirichlet_balanced(
     labels: Int[np.ndarray, " examples"],
     num_clients: int,
-    alpha: int | float,
-    seed: int,
-    min_examples: int = 1,
-    attempts: int = 20,
+    alpha: rules.Positive = 0.1,
+    seed: int = 0,
+    min_examples: rules.PositiveCount = 1,
+    attempts: rules.PositiveCount = 20,
 ) -> Int32[np.ndarray, " examples"]:
-    """Label skew with similar client sizes, the rule of the original GPT-FL.
+    """Balanced label skew: with similar client sizes, as the original GPT-FL.
 
     As `dirichlet`, class by class, but a client that already holds `examples / clients`
     or more takes nothing of the next class. The original redraws until every client
     has `min_examples` (5, or 32 for CIFAR-10), which may never end; here the best of
     `attempts` draws is kept and what is missing then filled up.
+
+    Args:
+        labels: class of each example.
+        num_clients: how many there are.
+        alpha: concentration; small: each class at few clients, large: even.
+        seed: of the draws.
+        min_examples: fewest examples of a client.
+        attempts: most draws.
     """
     _check_enough(len(labels), num_clients, min_examples)
     generator = np.random.default_rng(seed)
@@ -146,13 +160,19 @@ def shards(
     labels: Int[np.ndarray, " examples"],
     num_clients: int,
     seed: int,
-    shards_per_client: int = 2,
+    shards_per_client: rules.PositiveCount = 2,
 ) -> Int32[np.ndarray, " examples"]:
-    """Pathological label skew: examples sorted by class are cut into equal shards.
+    """Shards: examples sorted by class are cut into equal shards, a pathological skew.
 
     Communication-Efficient Learning of Deep Networks from Decentralized Data
     (arXiv 1602.05629), section 3: each client gets `shards_per_client` of them, hence
     seldom more classes than that.
+
+    Args:
+        labels: class of each example.
+        num_clients: how many there are.
+        seed: of the draws.
+        shards_per_client: shards of one class that a client gets.
     """
     num_shards = num_clients * shards_per_client
     _check_enough(len(labels), num_clients, shards_per_client)
@@ -169,11 +189,19 @@ def shards(
 def quantity_skew(
     num_examples: int,
     num_clients: int,
-    alpha: int | float,
-    seed: int,
-    min_examples: int = 1,
+    alpha: rules.Positive = 0.1,
+    seed: int = 0,
+    min_examples: rules.PositiveCount = 1,
 ) -> Int32[np.ndarray, " {num_examples}"]:
-    """Every client has the same classes, but sizes are drawn from Dirichlet(alpha)."""
+    """Quantity skew: the same classes, but sizes are drawn from Dirichlet(alpha).
+
+    Args:
+        num_examples: how many there are.
+        num_clients: how many there are.
+        alpha: concentration; small: few clients with many examples.
+        seed: of the draws.
+        min_examples: fewest examples of a client.
+    """
     _check_enough(num_examples, num_clients, min_examples)
     generator = np.random.default_rng(seed)
     shares = _dirichlet(generator, alpha, num_clients)
@@ -187,42 +215,40 @@ def partition(
     dataset: Dataset,
     num_clients: int,
     seed: int,
-    *,
-    alpha: int | float = 0.1,
-    min_examples: int = 1,
-    shards_per_client: int = 2,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Int32[np.ndarray, " examples"], int]:
-    """One of the partitions above by name; returns it with the number of clients.
+    """A partition by name, of those above or a user's own, and the number of clients.
+
+    Args:
+        method: what `config.federated.partition` takes.
+        dataset: whose examples are dealt.
+        num_clients: how many there are, where the partition does not say so itself.
+        seed: of its draws.
+        options: of the partition.
 
     Raises:
-      UserError: a data set without natural clients, or too few examples.
+        UserError: no such partition or option, a data set without natural clients, or
+            too few examples.
     """
-    labels = dataset.labels
-    match method:
-        case "natural":
-            if dataset.clients is None:
-                raise UserError(
-                    "config.federated.partition = 'natural': this data source has no "
-                    "natural clients; use 'iid' or 'dirichlet'"
-                )
-            owner = natural(dataset.clients)
-            return owner, int(owner.max()) + 1
-        case "iid":
-            owner = iid(len(labels), num_clients, seed)
-        case "dirichlet":
-            owner = dirichlet(labels, num_clients, alpha, seed, min_examples)
-        case "dirichlet_balanced":
-            owner = dirichlet_balanced(labels, num_clients, alpha, seed, min_examples)
-        case "shards":
-            owner = shards(labels, num_clients, seed, shards_per_client)
-        case "quantity_skew":
-            owner = quantity_skew(len(labels), num_clients, alpha, seed, min_examples)
-        case _:
-            raise UserError(
-                f"config.federated.partition = {method!r}: takes natural, iid, "
-                "dirichlet, dirichlet_balanced, shards or quantity_skew"
-            )
-    return owner, num_clients
+    family = families.PARTITION
+    if dataset.clients is None and choices.takes(family, method, "clients"):
+        raise UserError(
+            f"config.federated.partition = {method!r}: this data source has no natural "
+            "clients; use 'iid' or 'dirichlet'"
+        )
+    owner = choices.bind(
+        family,
+        method,
+        options,
+        labels=dataset.labels,
+        num_examples=len(dataset.labels),
+        clients=dataset.clients,
+        num_clients=num_clients,
+        seed=seed,
+    )
+    if choices.takes(family, method, "num_clients"):
+        return owner, num_clients
+    return owner, int(owner.max()) + 1
 
 
 def hold_out(
@@ -302,8 +328,8 @@ def summarise(data: FederatedData, num_classes: int) -> Summary:
 
 def _check_enough(num_examples: int, num_clients: int, min_examples: int) -> None:
     if num_examples < num_clients * max(min_examples, 1):
-        raise UserError(
-            f"config.federated.num_clients = {num_clients} with min_examples = "
+        raise ValueError(
+            f"num_clients = {num_clients} with min_examples = "
             f"{max(min_examples, 1)} needs {num_clients * max(min_examples, 1)} "
             f"examples; the training set has {num_examples}: lower one of the two"
         )
@@ -323,7 +349,7 @@ def _dirichlet(
     share is then never 0 / 0.
     """
     if not 0 < alpha < np.inf:
-        raise UserError(f"config.federated.alpha = {alpha}: takes a finite number > 0")
+        raise ValueError(f"alpha {alpha}: takes a finite number > 0")
     alpha = max(alpha, 1e-100)  # keeps log(u) / alpha finite
     logs = np.log(generator.standard_gamma(alpha + 1, size))
     logs += np.log1p(-generator.random(size)) / alpha

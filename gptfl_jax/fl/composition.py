@@ -101,6 +101,15 @@ class PackedClientStates(NamedTuple):
     rows: PyTree[Shaped[np.ndarray, "known ..."]]
 
 
+def takes_repeats(state: ServerState) -> bool:
+    """Whether a client may be in a cohort twice.
+
+    Not where both the clients and the server keep state: c of SCAFFOLD would no longer
+    be the mean of all c_i, nor h of FedDyn.
+    """
+    return not (state.own and jax.tree.leaves(state.shared))
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm, in the shape of an optax transformation."""
 
@@ -339,8 +348,7 @@ def compose(
             new, _, metrics = run(state, (), data, cohort, key)
             return new, metrics
         own, ids = state.own, np.asarray(cohort).tolist()
-        if len(set(ids)) < len(ids) and jax.tree.leaves(state.shared):
-            # c of SCAFFOLD would no longer be the mean of all c_i, nor h of FedDyn.
+        if len(set(ids)) < len(ids) and not takes_repeats(state):
             raise ValueError(
                 "a client is twice in the cohort, and would change the server's state "
                 "twice but its own once: draw without replacement for this algorithm"

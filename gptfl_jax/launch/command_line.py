@@ -169,7 +169,6 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str
 def configured(command: Command, sections: Sections) -> ConfigDict:
     """The checked config that a command line stands for."""
     config = read_config(command.config, sections)
-    for dotted, text in command.overrides:
-        configuration.set_text(config, dotted, text)
+    configuration.set_texts(config, command.overrides)
     configuration.validate(config)
     return config

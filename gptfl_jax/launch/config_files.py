@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
-from gptfl_jax.errors import ConfigError, UserError, unknown
+from gptfl_jax.errors import ConfigError, UserError
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 
@@ -114,7 +114,7 @@ def _explain_config_error(error: Exception, path: pathlib.Path) -> str:
         known = [*configuration.SCHEMA, *(name for name, _ in configuration.fields())]
         if section and section[1] in configuration.SCHEMA:
             name = f"{section[1]}.{name}"
-        return f"{where}: {unknown(name, known, prefix=True)}"
+        return f"{where}: {configuration.no_such_field(name, known)}"
     return f"{where}: {' '.join(str(error).split())}"
 
 

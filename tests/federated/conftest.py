@@ -15,17 +15,21 @@ def make_config(**federated) -> ConfigDict:
         "data", "model", "federated", "compare", "report"
     )
     config.model.options = {"width": 4, "depth": 1}
+    fields = {"partition": "dirichlet", **federated}
+    if fields["partition"] in ("dirichlet", "dirichlet_balanced", "quantity_skew"):
+        fields["partition_options"] = {
+            "min_examples": 5,
+            **fields.get("partition_options", {}),
+        }
     config.federated.update(
         {
-            "partition": "dirichlet",
             "num_clients": 12,
             "cohort_size": 3,
             "rounds": 6,
-            "min_examples": 5,
             "eval_every": 2,
             "checkpoint_every": 2,
             "batch_size": 16,
-            **federated,
+            **fields,
         }
     )
     configuration.validate(config)

@@ -22,7 +22,8 @@ def get_config(arg=""):
     )
     config.federated.update(
         {"partition": "dirichlet", "num_clients": 12, "cohort_size": 3, "rounds": 90,
-         "min_examples": 5, "eval_every": 4, "checkpoint_every": 1000, "run": "run"}
+         "partition_options": {"min_examples": 5}, "eval_every": 4,
+         "checkpoint_every": 1000, "run": "run"}
     )
     return config
 """

@@ -32,7 +32,10 @@ def get_config(arg=""):
 
 METHODS = {
     "scaffold-path": {"algorithm": "scaffold"},
-    "scaffold-start": {"algorithm": "scaffold", "scaffold_control": "start"},
+    "scaffold-start": {
+        "algorithm": "scaffold",
+        "algorithm_options": {"control": "start"},
+    },
     "feddyn": {"algorithm": "feddyn"},
     "moon": {"algorithm": "moon"},
     "local_only": {"algorithm": "local_only"},

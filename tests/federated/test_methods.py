@@ -1,14 +1,18 @@
 """From the fields of a config to algorithm, cohorts, partition and checkpoints."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from federated import experiment, simulate
-from gptfl_jax import artifacts
+from federated import experiment, run_files, simulate
+from gptfl_jax import artifacts, choices, families
+from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.data import partition
-from gptfl_jax.errors import UserError
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import algorithms, sampling
 
 from .conftest import make_config
@@ -19,42 +23,41 @@ def composed(monkeypatch, setting, **fields):
     config = make_config(**fields).federated
     calls = []
 
+    real = getattr(algorithms, config.algorithm)
+
+    @functools.wraps(real)
     def function(learner, local, **keywords):
         assert learner is setting.learner
         calls.append((local, keywords))
 
-    monkeypatch.setattr(algorithms, config.algorithm, function)
+    available = choices.available
+
+    def pretended(family):
+        known = available(family)
+        if family is families.ALGORITHM:
+            known = {**known, config.algorithm: function}
+        return known
+
+    monkeypatch.setattr(choices, "available", pretended)
     experiment.make_algorithm(config, setting.learner, None)
     return calls[0]
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("algorithm", "options"),
     [
-        ({"algorithm": "fedavg", "prox_mu": 0.5}, {}),
-        ({"algorithm": "fedprox", "prox_mu": 0.5}, {"mu": 0.5}),
-        (
-            {"algorithm": "fedavgm", "server_momentum": 0.7},
-            {"beta": 0.7, "server_learning_rate": 1.0},
-        ),
-        (
-            {"algorithm": "fedavgm", "server_learning_rate": 0.2},
-            {"beta": 0.9, "server_learning_rate": 0.2},
-        ),
-        (
-            {"algorithm": "scaffold", "scaffold_control": "start"},
-            {"control": "start", "server_learning_rate": 1.0},
-        ),
-        ({"algorithm": "fednova", "fednova_mu": 0.3}, {"mu": 0.3}),
-        ({"algorithm": "feddyn", "feddyn_alpha": 0.2}, {"alpha": 0.2}),
-        (
-            {"algorithm": "moon", "moon_mu": 5.0, "moon_temperature": 0.1},
-            {"mu": 5.0, "temperature": 0.1},
-        ),
-        ({"algorithm": "local_only"}, {}),
+        ("fedavg", {}),
+        ("fedprox", {"mu": 0.5}),
+        ("fedavgm", {"beta": 0.7}),
+        ("fedavgm", {"server_learning_rate": 0.2, "nesterov": True}),
+        ("scaffold", {"control": "start"}),
+        ("fednova", {"mu": 0.3}),
+        ("feddyn", {"alpha": 0.2}),
+        ("moon", {"mu": 5.0, "temperature": 0.1}),
+        ("local_only", {}),
     ],
 )
-def test_algorithm_gets_its_own_fields(monkeypatch, setting, fields, expected):
+def test_algorithm_gets_its_own_options(monkeypatch, setting, algorithm, options):
     common = {
         "weighting": "uniform",
         "client_execution": "vmap",
@@ -63,11 +66,12 @@ def test_algorithm_gets_its_own_fields(monkeypatch, setting, fields, expected):
         "dropout": 0.25,
         "batch_norm": "freeze",
     }
+    fields = {"algorithm": algorithm, "algorithm_options": options}
     _, keywords = composed(monkeypatch, setting, **fields, **common)
+    mean = keywords.pop("aggregation")
+    assert mean.weight(jnp.array([0, 3, 5])).tolist() == [0, 1, 1]
     assert keywords == {
-        **expected,
-        "weighting": "uniform",
-        "aggregation": None,
+        **options,
         "execution": "vmap",
         "mesh": None,
         "lanes": 2,
@@ -75,16 +79,6 @@ def test_algorithm_gets_its_own_fields(monkeypatch, setting, fields, expected):
         "dropout": 0.25,
         "batch_norm": "freeze",
     }
-
-
-@pytest.mark.parametrize(("rate", "step"), [(0.0, 1e-3), (0.5, 0.5)])
-def test_server_optimizer_of_fedopt(monkeypatch, setting, rate, step):
-    fields = {"algorithm": "fedopt", "server_learning_rate": rate}
-    _, keywords = composed(monkeypatch, setting, **fields)
-    optimizer = keywords["server_optimizer"]
-    gradient = np.float32([3.0])
-    update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
-    np.testing.assert_allclose(update, [-step], rtol=1e-5)  # Adam's first step.
 
 
 def test_local_training(monkeypatch, setting):
@@ -136,9 +130,10 @@ def test_aggregations(monkeypatch, setting):
         "trimmed_mean": (1 + 2) / 2,
         "median": (1 + 2) / 2,
     }
-    fields = {"update_clip_norm": 1.5, "trimmed_fraction": 0.25}
+    options = {"clipped_mean": {"max_norm": 1.5}, "trimmed_mean": {"fraction": 0.25}}
     for name, value in expected.items():
-        _, keywords = composed(monkeypatch, setting, aggregation=name, **fields)
+        fields = {"aggregation": name, "aggregation_options": options.get(name, {})}
+        _, keywords = composed(monkeypatch, setting, **fields)
         combine = keywords["aggregation"]
         sums = combine.init(jnp.zeros(1), 4)
         weights = combine.weight(jnp.array([5, 1, 1, 1]))
@@ -152,6 +147,23 @@ def test_what_does_not_go_together_is_refused_by_its_field(setting):
     config = make_config(algorithm="fednova", client_optimizer="adam").federated
     with pytest.raises(UserError, match=r"algorithm = 'fednova': fednova needs SGD"):
         experiment.make_algorithm(config, setting.learner, None)
+
+
+@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn"])
+def test_no_client_twice_where_state_goes_together(algorithm):
+    experiment.check(make_config(algorithm=algorithm).federated)
+    fields = {"sampling": "with_replacement", "cohort_size": 20}
+    with pytest.raises(UserError, match=rf"another for {algorithm}: a client"):
+        experiment.check(make_config(algorithm=algorithm, **fields).federated)
+    for other in ("moon", "local_only"):
+        experiment.check(make_config(algorithm=other, **fields).federated)
+
+
+def test_keywords_that_a_server_optimizer_does_not_take():
+    options = {"server_options": {"momentum": 0.9}}
+    config = make_config(algorithm="fedopt", algorithm_options=options)
+    with pytest.raises(UserError, match="'momentum': optax.adam takes no such"):
+        experiment.check(config.federated)
 
 
 def test_cohorts(setting, tmp_path):
@@ -174,7 +186,7 @@ def test_cohorts(setting, tmp_path):
     np.save(tmp_path / "trace.npy", trace)
     fields = {
         "sampling": "availability",
-        "availability_file": str(tmp_path / "trace.npy"),
+        "sampling_options": {"file": str(tmp_path / "trace.npy")},
     }
     assert sorted(drawn(4, **fields)) == [0, 1, 2]
     assert set(drawn(5, **fields)) < {5, 6, 7, 8}
@@ -194,7 +206,7 @@ def test_bad_availability_traces(setting, tmp_path, table, says):
     if table is not None:
         np.save(file, table)
     data = experiment.deal(make_config(), setting.source.train)
-    config = make_config(sampling="availability", availability_file=str(file))
+    config = make_config(sampling="availability", sampling_options={"file": str(file)})
     with pytest.raises(UserError, match=says):
         experiment.make_sampler(config.federated, data)
 
@@ -203,15 +215,18 @@ def test_bad_availability_traces(setting, tmp_path, table, says):
     ("fields", "expected"),
     [
         (
-            {"partition": "dirichlet_balanced", "alpha": 0.5, "min_examples": 4},
+            {
+                "partition": "dirichlet_balanced",
+                "partition_options": {"alpha": 0.5, "min_examples": 4},
+            },
             lambda d: partition.dirichlet_balanced(d.labels, 12, 0.5, 0, 4),
         ),
         (
-            {"partition": "shards", "shards_per_client": 3},
+            {"partition": "shards", "partition_options": {"shards_per_client": 3}},
             lambda d: partition.shards(d.labels, 12, 0, 3),
         ),
         (
-            {"partition": "quantity_skew", "alpha": 2.0},
+            {"partition": "quantity_skew", "partition_options": {"alpha": 2.0}},
             lambda d: partition.quantity_skew(len(d.labels), 12, 2.0, 0, 5),
         ),
     ],
@@ -270,3 +285,49 @@ def test_represent_is_what_the_last_layer_is_given(setting):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_a_run_of_the_version_before_goes_on(tmp_path):
+    """Its records name the options of every choice as fields."""
+    options = {"mu": 0.5}
+    fields = {"algorithm": "fedprox", "algorithm_options": options, "run": "a"}
+    simulate.simulate(make_config(rounds=1, **fields), tmp_path)
+    folder = tmp_path / "federated" / "a"
+    old = {"prox_mu": 0.5, "moon_mu": 1.0, "server_learning_rate": 0.0}
+    old |= {"server_options": {}, "trimmed_fraction": 0.1, "availability_file": ""}
+    old |= {"alpha": 0.1, "min_examples": 5, "shards_per_client": 2}
+    for file, section in (
+        (folder / "run.json", "config"),
+        (folder / "checkpoints" / "identity.json", "identity"),
+    ):
+        record = json.loads(file.read_text())
+        federated = record[section]["federated"]
+        for choice in ("algorithm", "aggregation", "partition", "sampling"):
+            del federated[f"{choice}_options"]
+        federated |= old
+        file.write_text(json.dumps(record))
+    read = run_files.read_config(folder)["federated"]
+    assert read["algorithm_options"] == options
+    assert read["partition_options"] == {"alpha": 0.1, "min_examples": 5}
+    assert simulate.simulate(make_config(rounds=2, **fields), tmp_path)["step"] == 2
+    fields["algorithm_options"] = {"mu": 0.25}
+    with pytest.raises(CheckpointMismatch, match=r"options\.mu is 0\.5 there"):
+        simulate.simulate(make_config(rounds=3, **fields), tmp_path)
+
+
+def test_an_algorithm_of_ones_own(tmp_path, setting):
+    """By the path of its file; as FedAvg it does what that does."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from gptfl_jax.fl import algorithms\n"
+        "def half(learner, local, *, share: float = 0.5, **options):\n"
+        '    """Half: of FedAvg."""\n'
+        "    return algorithms.fedavg(learner, local, **options)\n"
+    )
+    fields = {"algorithm": str(file), "algorithm_options": {"share": 1}}
+    mine = simulate.simulate(make_config(rounds=1, **fields), tmp_path)
+    assert (tmp_path / "federated" / "mine-random-s0").is_dir()
+    expected = simulate.simulate(make_config(rounds=1), tmp_path, setting)
+    assert mine["accuracy"] == expected["accuracy"]
+    with pytest.raises(ConfigError, match="mine.py takes no such option; it takes sha"):
+        make_config(algorithm=str(file), algorithm_options={"beta": 1})

@@ -17,6 +17,7 @@ from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.data import partition
 from gptfl_jax.errors import ConfigError, UserError
+from gptfl_jax.fl import sampling
 
 from .conftest import make_config
 
@@ -245,7 +246,7 @@ def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
     initial, cohorts, clients = (jax.random.fold_in(base, i) for i in range(3))
     state = setting.algorithm.init(setting.learner.init(initial), 12)
     for done in range(6):
-        chosen = experiment.sampling.cohort(cohorts, done, 12, 3)
+        chosen = sampling.cohort(cohorts, done, 12, 3)
         assert len(set(chosen.tolist())) == 3
         state, _ = setting.algorithm.round(
             state, jax.device_put(data), chosen, jax.random.fold_in(clients, done)
@@ -396,7 +397,8 @@ def test_data_that_moved_are_the_same_and_others_are_not(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / place / name / f"{i}.png")
 
     photos("here"), photos("there"), photos("others", seed=1)
-    config = make_config(num_clients=2, cohort_size=1, min_examples=1, rounds=1)
+    config = make_config(num_clients=2, cohort_size=1, rounds=1)
+    config.federated.partition_options.min_examples = 1
     config.data.source, config.data.folder = "image_folder", str(tmp_path / "here")
     simulate.simulate(config, tmp_path / "w")
     config.data.folder, config.federated.rounds = str(tmp_path / "there"), 2
@@ -482,8 +484,7 @@ def first_two_in_cohorts(rounds: int) -> list[int]:
     """How many of clients 0 and 1 are in each cohort of 3 of the 11 natural clients."""
     cohorts = simulate._key(0, 1)
     return [
-        int((experiment.sampling.cohort(cohorts, done, 11, 3) < 2).sum())
-        for done in range(rounds)
+        int((sampling.cohort(cohorts, done, 11, 3) < 2).sum()) for done in range(rounds)
     ]
 
 
@@ -569,7 +570,7 @@ def test_cohorts_of_one_and_of_all(tmp_path, setting, cohort_size):
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
     sizes = np.diff(experiment.deal(config, setting.source.train).offsets)
     _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
-    drawn = [experiment.sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
+    drawn = [sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
     assert [line["examples"] for line in metrics] == [sizes[c].sum() for c in drawn]
     assert [line["clients"] for line in metrics] == [cohort_size] * 2
     # One update has no spread, and points where the mean points.

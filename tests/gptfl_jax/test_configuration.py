@@ -35,7 +35,7 @@ def test_every_default_is_taken_and_explained():
 def test_default_config_holds_the_sections_asked_for():
     config = default_config("data", "federated")
     assert sorted(config.keys()) == ["data", "federated", "seed"]
-    assert config.federated.alpha == 0.1
+    assert config.federated.client_learning_rate == 0.1
     assert config.federated.rounds == 100
     assert config.data.options.to_dict() == {}
     validate(config)
@@ -65,17 +65,25 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
     [
         ("seed", -1, "config.seed = -1: takes a whole number >= 0 and < 2**32"),
         ("seed", True, "config.seed = True: takes a whole number >= 0 and < 2**32"),
-        ("federated.alpha", -1, "config.federated.alpha = -1.0: takes a number > 0"),
-        ("federated.alpha", 0, "config.federated.alpha = 0.0: takes a number > 0"),
         (
-            "federated.alpha",
-            math.nan,
-            "config.federated.alpha = nan: takes a number > 0",
+            "federated.client_learning_rate",
+            -1,
+            "config.federated.client_learning_rate = -1.0: takes a number > 0",
         ),
         (
-            "federated.alpha",
+            "federated.client_learning_rate",
+            0,
+            "config.federated.client_learning_rate = 0.0: takes a number > 0",
+        ),
+        (
+            "federated.client_learning_rate",
+            math.nan,
+            "config.federated.client_learning_rate = nan: takes a number > 0",
+        ),
+        (
+            "federated.client_learning_rate",
             math.inf,
-            "config.federated.alpha = inf: takes a number > 0",
+            "config.federated.client_learning_rate = inf: takes a number > 0",
         ),
         (
             "federated.rounds",
@@ -242,7 +250,6 @@ def test_fields_that_depend_on_each_other():
 def test_optimizer_options_are_keywords_of_the_optimizer():
     config = default_config("federated")
     config.federated.client_options = {"momentum": 0.9, "nesterov": True}
-    config.federated.server_options = {"b1": 0.5, "eps": 1e-3}
     validate(config)
     config.federated.client_options = {"b1": 0.9}
     assert refusal(config).startswith(
@@ -275,8 +282,8 @@ def test_methods_to_compare_are_checked_as_federated_sections():
     ("dotted", "text", "value"),
     [
         ("seed", "3", 3),
-        ("federated.alpha", "1", 1.0),
-        ("federated.alpha", "1e-3", 0.001),
+        ("federated.client_learning_rate", "1", 1.0),
+        ("federated.client_learning_rate", "1e-3", 0.001),
         ("federated.run", "12", "12"),
         ("federated.run", "a-b", "a-b"),
         ("federated.run", "", ""),
@@ -310,13 +317,14 @@ def test_text_sets_keywords():
     config = default_config("federated", "model")
     set_text(config, "federated.client_options.momentum", "0.9")
     set_text(config, "federated.client_options.nesterov", "true")
-    set_text(config, "federated.server_options", "{'b1': 0.5}")
+    set_text(config, "federated.algorithm", "fedopt")
+    set_text(config, "federated.algorithm_options", "{'server_learning_rate': 0.5}")
     set_text(config, "model.options.norm", "group")
     assert config.federated.client_options.to_dict() == {
         "momentum": 0.9,
         "nesterov": True,
     }
-    assert config.federated.server_options.to_dict() == {"b1": 0.5}
+    assert config.federated.algorithm_options.to_dict() == {"server_learning_rate": 0.5}
     assert config.model.options.to_dict() == {"norm": "group"}
     validate(config)
 
@@ -403,14 +411,18 @@ def test_text_that_is_refused(dotted, text, says):
 
 
 def test_config_string_sets_fields_by_their_aliases():
-    aliases = {"alpha": "federated.alpha", "init": "federated.init", "seed": "seed"}
+    aliases = {
+        "alpha": "federated.client_learning_rate",
+        "init": "federated.init",
+        "seed": "seed",
+    }
     aliases["options"] = "federated.client_options"
     config = default_config("federated")
     same = apply_arguments(
         config, " alpha=0.5, init=random,seed=4,options={'momentum': 0.9}", aliases
     )
     assert same is config
-    assert config.federated.alpha == 0.5
+    assert config.federated.client_learning_rate == 0.5
     assert config.federated.init == "random"
     assert config.seed == 4
     assert config.federated.client_options.to_dict() == {"momentum": 0.9}
@@ -426,12 +438,12 @@ def test_config_string_sets_fields_by_their_aliases():
             "rounds: no such name in the config string; there are alpha, init",
         ),
         ("alpha", "'alpha': takes name=value pairs separated by commas"),
-        ("alpha=-1", "config.federated.alpha = -1: takes a number > 0"),
-        ("alpha=x", "config.federated.alpha = 'x': takes a number > 0"),
+        ("alpha=-1", "config.federated.client_learning_rate = -1: takes a number > 0"),
+        ("alpha=x", "config.federated.client_learning_rate = 'x': takes a number > 0"),
     ],
 )
 def test_config_string_is_checked(arg, says):
-    aliases = {"alpha": "federated.alpha", "init": "federated.init"}
+    aliases = {"alpha": "federated.client_learning_rate", "init": "federated.init"}
     with pytest.raises(ConfigError) as caught:
         apply_arguments(default_config("federated"), arg, aliases)
     assert says in str(caught.value)
@@ -460,21 +472,12 @@ def test_cohort_check_for_stages():
     configuration.check_cohort(federated, 3)
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn"])
-def test_no_client_twice_where_state_goes_together(algorithm):
-    config = default_config("federated")
-    config.federated.algorithm = algorithm
-    validate(config)
-    config.federated.sampling = "with_replacement"
-    with pytest.raises(ConfigError, match=rf"another for {algorithm}: a client"):
-        validate(config)
-
-
 def test_sampling_by_availability_needs_its_file():
     config = default_config("federated")
     config.federated.sampling = "availability"
-    with pytest.raises(ConfigError, match=r"federated\.availability_file = '': takes"):
-        validate(config)
+    assert refusal(config) == (
+        "config.federated.sampling_options.file is missing: takes a name in UTF-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -487,9 +490,21 @@ def test_sampling_by_availability_needs_its_file():
             "seed = 4294967296: takes a whole number >= 0 and < 2**32",
         ),
         ("compare.seeds", f"{2**32}", "takes a list of whole numbers >= 0 and < 2**32"),
-        ("federated.alpha", f"{10**400}", "(401 characters): takes a number > 0"),
-        ("federated.alpha", "1" * 8000, "(8,002 characters): takes a number > 0"),
-        ("federated.alpha", "(" * 100_000, "(100,002 characters): takes a number > 0"),
+        (
+            "federated.client_learning_rate",
+            f"{10**400}",
+            "(401 characters): takes a number > 0",
+        ),
+        (
+            "federated.client_learning_rate",
+            "1" * 8000,
+            "(8,002 characters): takes a number > 0",
+        ),
+        (
+            "federated.client_learning_rate",
+            "(" * 100_000,
+            "(100,002 characters): takes a number > 0",
+        ),
         ("generate.samples_per_class", "9" * 5000, "takes a whole number from 1 to a"),
         ("generate.samples_per_class", "1e300x", "= '1e300x': takes a whole number"),
         ("federated.run", "a" * 300, "takes a folder name of at most 120 bytes, or"),
@@ -507,3 +522,24 @@ def test_what_is_too_large_or_cannot_be_written_is_refused(dotted, text, says):
     message = str(caught.value)
     assert message.startswith(f"config.{dotted} = ") and says in message
     assert message.isprintable() and len(message) < 400
+
+
+def test_options_that_a_new_choice_does_not_take_are_dropped():
+    config = default_config("federated")
+    texts = [
+        ("federated.partition_options.alpha", "0.5"),
+        ("federated.partition", "dirichlet"),
+        ("federated.partition_options.min_examples", "5"),
+    ]
+    configuration.set_texts(config, texts)
+    options = config.federated.partition_options
+    assert options.to_dict() == {"alpha": 0.5, "min_examples": 5}
+    set_text(config, "federated.partition", "quantity_skew")
+    assert options.to_dict() == {"alpha": 0.5, "min_examples": 5}
+    set_text(config, "federated.partition", "shards")
+    assert options.to_dict() == {}
+    options.alpha = 0.5
+    assert refusal(config) == (
+        "config.federated.partition_options.alpha: shards takes no such option; it "
+        "takes shards_per_client"
+    )

@@ -49,7 +49,8 @@ def run(config, workdir):
         raise UserError("no \\x1b[31mcat")
     if config.seed == 19:
         type(workdir)("a" * 300).stat()
-    print("run", config.federated.rounds, config.federated.alpha, workdir)
+    federated = config.federated
+    print("run", federated.rounds, federated.client_learning_rate, workdir)
     print("devices", jax.local_device_count(), jax.device_count())
     print("dtype", jax.numpy.zeros(1, float).dtype)
 
@@ -65,7 +66,8 @@ from gptfl_jax import configuration
 def get_config(arg=""):
     config = configuration.default_config("data", "federated")
     config.federated.rounds = 7
-    return configuration.apply_arguments(config, arg, {"alpha": "federated.alpha"})
+    aliases = {"rate": "federated.client_learning_rate"}
+    return configuration.apply_arguments(config, arg, aliases)
 """
 
 
@@ -126,7 +128,7 @@ def test_runs_a_program_and_says_where_first(folder):
     code, output, errors = outcome(
         start(
             folder,
-            "--config=mine.py:alpha=0.25",
+            "--config=mine.py:rate=0.25",
             "--workdir=runs/x",
             "--config.federated.dtype=float64",
             "--cpu_devices=3",
@@ -134,7 +136,7 @@ def test_runs_a_program_and_says_where_first(folder):
     )
     assert (code, errors) == (0, "")
     assert output.splitlines() == [
-        "echo: mine.py:alpha=0.25 -> runs/x, on 3 CPU devices",
+        "echo: mine.py:rate=0.25 -> runs/x, on 3 CPU devices",
         f"echo: compilation cache: {os.environ['JAX_COMPILATION_CACHE_DIR']}",
         f"run 7 0.25 {pathlib.Path('runs/x')}",
         "devices 3 3",
@@ -333,10 +335,11 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
     assert "python -m echo --config=configs/digits.py --workdir=runs/digits" in output
     assert "--config.federated.rounds=50\n" in output
     assert "--cpu_devices\n" in output
-    alpha = configuration.SCHEMA["federated"]["alpha"]
-    entry = re.search(r"^  federated\.alpha = 0\.1\n((?: {6}.*\n)+)", output, re.M)
+    name = "client_learning_rate"
+    entry = re.search(rf"^  federated\.{name} = 0\.1\n((?: {{6}}.*\n)+)", output, re.M)
     text = " ".join(entry.group(1).split())
-    assert text == f"{alpha.help}. Takes {alpha.takes}."
+    rate = configuration.SCHEMA["federated"][name]
+    assert text == f"{rate.help}. Takes {rate.takes}."
     for dotted, _ in configuration.fields("data", "federated"):
         assert f"\n  {dotted} = " in output
     assert "train.epochs" not in output
@@ -344,11 +347,12 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
 
 
 def test_help_beside_a_config_shows_its_values(folder):
-    arguments = ("--help", "--config=mine.py:alpha=0.25", "--config.federated.run=mine")
+    arguments = ("--help", "--config=mine.py:rate=0.25", "--config.federated.run=mine")
     code, output, errors = outcome(start(folder, *arguments))
     assert (code, errors) == (0, "")
     assert "with the values of this config, then" in " ".join(output.split())
-    for line in ("rounds = 7", "alpha = 0.25", "run = 'mine'", "cohort_size = 10"):
+    rate = "client_learning_rate = 0.25"
+    for line in ("rounds = 7", rate, "run = 'mine'", "cohort_size = 10"):
         assert f"\n  federated.{line}\n" in output
     source = re.search(r"^  data\.source = .*\n((?: {6}.*\n)+)", output, re.M)[1]
     assert "Takes one of cifar10, cifar100, crema_d," in " ".join(source.split())
@@ -449,16 +453,16 @@ def test_flags_are_checked(arguments, says):
 
 
 def test_reads_a_config_file_with_its_string(folder):
-    config = launch.read_config(f"{folder}/mine.py:alpha=0.5", ("data",))
+    config = launch.read_config(f"{folder}/mine.py:rate=0.5", ("data",))
     assert config.federated.rounds == 7
-    assert config.federated.alpha == 0.5
+    assert config.federated.client_learning_rate == 0.5
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py"])
 def test_configs_that_come_along_are_found_from_anywhere(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     config = launch.read_config(f"{name}:alpha=0.5", ("prompts", "federated"))
-    assert config.federated.alpha == 0.5
+    assert config.federated.partition_options.alpha == 0.5
     configuration.validate(config)
     assert "digits" in launch.installed_configs()
 
@@ -482,9 +486,9 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
             "config.federated.rounds?",
         ),
         (
-            CONFIG.replace("rounds = 7", "update({'alpah': 7})"),
-            "mine.py line 6: config.alpah: no such field; did you mean "
-            "config.federated.alpha?",
+            CONFIG.replace("rounds = 7", "update({'cohort_szie': 7})"),
+            "mine.py line 6: config.cohort_szie: no such field; did you mean "
+            "config.federated.cohort_size?",
         ),
         (
             CONFIG.replace("federated.rounds = 7", "fedrated.rounds = 7"),
@@ -525,5 +529,5 @@ def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):
 
 
 def test_config_strings_are_checked_by_the_config_file(folder):
-    message = refusal(launch.read_config, f"{folder}/mine.py:alhpa=1")
-    assert "alhpa: no such name in the config string; did you mean alpha?" in message
+    message = refusal(launch.read_config, f"{folder}/mine.py:raet=1")
+    assert "raet: no such name in the config string; did you mean rate?" in message

@@ -5,8 +5,8 @@ import inspect
 import optax
 from ml_collections import ConfigDict
 
-from gptfl_jax import rules
-from gptfl_jax.configuration.fields import Field
+from gptfl_jax import choices, families, rules
+from gptfl_jax.configuration.fields import Field, choice
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
 from gptfl_jax.errors import ConfigError, refused
 
@@ -16,14 +16,7 @@ FIELDS: dict[str, Field] = {
         rules.FOLDER_NAME_OR_EMPTY,
         "name of the run's folder; empty: <algorithm>-<init>-s<seed>",
     ),
-    "algorithm": Field(
-        "fedavg",
-        rules.one_of(
-            *("fedavg", "fedavgm", "fedprox", "fedopt", "scaffold", "fednova"),
-            *("feddyn", "moon", "local_only"),
-        ),
-        "a function of gptfl_jax/fl/algorithms",
-    ),
+    **choice(families.ALGORITHM, "fedavg", "a function of gptfl_jax/fl/algorithms"),
     "init": Field(
         "random",
         rules.NAME,
@@ -36,19 +29,13 @@ FIELDS: dict[str, Field] = {
     ),
     "rounds": Field(100, rules.whole(1), "federated rounds"),
     "cohort_size": Field(10, rules.whole(1), "clients a round"),
-    "sampling": Field(
+    **choice(
+        families.SAMPLING,
         "uniform",
-        rules.one_of("uniform", "with_replacement", "by_examples", "availability"),
         "how a cohort is drawn: uniform and by_examples (in proportion to a "
         "client's examples; goes with weighting uniform) take different clients, "
-        "with_replacement may take one twice, availability draws from "
-        "availability_file",
-    ),
-    "availability_file": Field(
-        "",
-        rules.TEXT,
-        "trace for sampling availability: a .npy of booleans [period, clients]; "
-        "round r draws from the clients that are True in row r modulo period",
+        "with_replacement may take one twice, availability draws by a trace of who "
+        "can be reached",
     ),
     "dropout": Field(
         0.0,
@@ -60,24 +47,11 @@ FIELDS: dict[str, Field] = {
         rules.one_of("examples", "uniform"),
         "weight of a client's update: its examples, or the same for all",
     ),
-    "aggregation": Field(
+    **choice(
+        families.AGGREGATION,
         "mean",
-        rules.one_of("mean", "clipped_mean", "trimmed_mean", "median"),
-        "how updates are combined: by weighting (mean), or all alike: clipped to "
-        "update_clip_norm with Gaussian noise, or robust against outliers",
-    ),
-    "update_clip_norm": Field(
-        1.0, rules.number(above=0), "largest norm of an update under clipped_mean"
-    ),
-    "noise_multiplier": Field(
-        0.0,
-        rules.number(least=0),
-        "noise of clipped_mean, as a multiple of update_clip_norm",
-    ),
-    "trimmed_fraction": Field(
-        0.1,
-        rules.number(least=0, below=0.5),
-        "share of updates that trimmed_mean cuts at each end of a coordinate",
+        "how updates are combined: by weighting (mean), or all alike: clipped to a "
+        "norm with Gaussian noise, or robust against outliers",
     ),
     "batch_norm": Field(
         "average",
@@ -86,32 +60,6 @@ FIELDS: dict[str, Field] = {
         "biases (FedBN), or as they were sent; for none at all take a model "
         "with norm group",
     ),
-    "prox_mu": Field(0.01, rules.number(least=0), "proximal weight of fedprox"),
-    "fednova_mu": Field(0.0, rules.number(least=0), "proximal weight of fednova"),
-    "feddyn_alpha": Field(
-        0.01, rules.number(least=0), "weight of feddyn's dynamic regulariser"
-    ),
-    "moon_mu": Field(1.0, rules.number(least=0), "weight of moon's contrastive term"),
-    "moon_temperature": Field(
-        0.5, rules.number(above=0), "temperature of moon's contrastive term"
-    ),
-    "scaffold_control": Field(
-        "path",
-        rules.one_of("path", "start"),
-        "control variates of scaffold: from the client's path (option II), or the "
-        "gradient where it starts (option I: one more pass over its examples)",
-    ),
-    "server_momentum": Field(
-        0.9, rules.number(least=0, below=1), "server momentum of fedavgm"
-    ),
-    "server_optimizer": Field("adam", rules.OPTAX_NAME, "server optimizer of fedopt"),
-    "server_learning_rate": Field(
-        0.0,
-        rules.number(least=0),
-        "learning rate of the server in fedopt, fedavgm and scaffold; "
-        "0: 0.001 in fedopt, 1 in the others",
-    ),
-    "server_options": Field({}, rules.KEYWORDS, "keywords of the server optimizer"),
     "local_epochs": Field(1, rules.whole(1), "passes over a client's data a round"),
     "local_steps": Field(
         0, rules.whole(0), "steps of a client a round in place of epochs; 0: epochs"
@@ -151,32 +99,15 @@ FIELDS: dict[str, Field] = {
         rules.FLAG,
         "leave out the last, smaller batch of an epoch, unless it is the only one",
     ),
-    "partition": Field(
+    **choice(
+        families.PARTITION,
         "natural",
-        rules.one_of(
-            *("natural", "iid", "dirichlet", "dirichlet_balanced", "shards"),
-            "quantity_skew",
-        ),
         "how real examples are dealt to clients: natural as they were recorded; "
         "dirichlet by label skew; dirichlet_balanced the same with similar sizes, "
         "as the original; shards a few classes each; quantity_skew by size alone",
     ),
     "num_clients": Field(
         100, rules.whole(1), "clients of every partition but the natural one"
-    ),
-    "alpha": Field(
-        0.1,
-        rules.number(above=0),
-        "concentration of the dirichlet partitions and quantity_skew; small: few "
-        "labels a client, or few examples",
-    ),
-    "min_examples": Field(
-        1,
-        rules.whole(1),
-        "fewest examples of a client of the dirichlet and quantity_skew partitions",
-    ),
-    "shards_per_client": Field(
-        2, rules.whole(1), "shards of one class a client, in the shards partition"
     ),
     "client_test_fraction": Field(
         0.0,
@@ -231,37 +162,30 @@ FIELDS: dict[str, Field] = {
 def check(config: ConfigDict) -> None:
     """The rules that bind several fields."""
     federated = config.federated
-    if federated.partition != "natural":
+    if choices.takes(families.PARTITION, federated.partition, "num_clients"):
         check_cohort(federated, federated.num_clients)
-    own_state = federated.algorithm in ("scaffold", "feddyn")
-    if federated.sampling == "with_replacement" and own_state:
-        raise refused(
-            "federated.sampling",
-            federated.sampling,
-            f"another for {federated.algorithm}: a client that is twice in a "
-            "cohort would change the server's state twice, but its own once",
-        )
-    if federated.sampling == "availability" and not federated.availability_file:
-        raise refused(
-            "federated.availability_file", "", "a file, for sampling availability"
-        )
     if federated.personalisation_every and not federated.client_test_fraction:
         raise refused(
             "federated.personalisation_every",
             federated.personalisation_every,
             "0 while config.federated.client_test_fraction = 0 holds nothing out",
         )
-    for side in ("client", "server"):
-        _check_optimizer_options(
-            f"federated.{side}_options",
-            federated[f"{side}_optimizer"],
-            federated[f"{side}_options"],
-        )
+    _check_optimizer_options(
+        "federated.client_options",
+        federated.client_optimizer,
+        federated.client_options,
+    )
+
+
+def sampling_repeats(federated: ConfigDict) -> bool:
+    """Whether a client may be in a cohort twice."""
+    sampler = choices.find(families.SAMPLING, federated.sampling)
+    return getattr(sampler, "may_repeat", False)
 
 
 def check_cohort(federated: ConfigDict, num_clients: int) -> None:
     """Refuses a cohort of different clients larger than the number there are."""
-    if federated.sampling == "with_replacement":
+    if sampling_repeats(federated):
         return
     if federated.cohort_size > num_clients:
         raise refused(

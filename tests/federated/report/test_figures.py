@@ -31,14 +31,14 @@ def test_many_methods_have_a_line_each_and_are_named_in_the_picture(tmp_path):
     for number in range(30):
         rate = 0.001 * (number + 1)
         init = ("random", "synthetic")[number % 2]
-        make_run(tmp_path, f"m{number}", [0.1, 0.5], init=init, prox_mu=rate)
+        make_run(tmp_path, f"m{number}", [0.1, 0.5], init=init, clip_norm=rate)
     methods = runs.methods_of(runs.load_runs(tmp_path))
     styles = [tuple(style.values()) for style in figures.styles(methods).values()]
     assert len(set(styles)) == 30
     alone = figures.learning_curves(methods, None, (), alone=True)
     named = [text.get_text() for text in alone.legends[0].get_texts()]
     assert [" ".join(name.split()) for name in named] == [m.name for m in methods]
-    assert "FedAvg from scratch (prox_mu 0.003)" in named
+    assert "FedAvg from scratch (clip_norm 0.003)" in named
     assert not figures.learning_curves(methods, None, ()).legends
     report.run(make_config(), tmp_path)
     page = (tmp_path / "report.html").read_text()

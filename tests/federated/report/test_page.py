@@ -8,7 +8,7 @@ import pytest
 
 from federated import report
 from federated.report import page, runs
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, choices, families
 
 from ..conftest import make_config
 from .conftest import make_run
@@ -29,10 +29,14 @@ from .conftest import make_run
     ],
 )
 def test_setting_in_words(partition, words):
-    config = make_config(alpha=0.5)
+    config = make_config()
+    options = {"alpha": 0.5, "min_examples": 5, "shards_per_client": 2}
+    known = choices.options(
+        families.PARTITION, choices.find(families.PARTITION, partition)
+    )
     fields = config.federated.to_dict() | {
         "partition": partition,
-        "shards_per_client": 2,
+        "partition_options": {k: v for k, v in options.items() if k in known},
     }
     run = runs.Run("a", {"federated": fields, "seed": 0}, [])
     method = runs.Method("FedAvg", "fedavg", "random", (run,))

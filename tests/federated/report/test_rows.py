@@ -151,18 +151,18 @@ def test_other_targets(workdir):
 def test_rates_and_commit_are_told(workdir, capsys):
     options = {"algorithm": "fedopt", "client_learning_rate": 0.03}
     make_run(workdir, "opt", [0.1, 0.5], **options)
-    make_run(workdir, "opt-2", [0.1, 0.5], server_learning_rate=0.5, **options)
+    rate = {"server_learning_rate": 0.5}
+    make_run(workdir, "opt-2", [0.1, 0.5], algorithm_options=rate, **options)
     report.run(make_config(), workdir)
     rows = rows_of(workdir)
     rates = {
         name: (row["client_learning_rate"], row["server_learning_rate"])
         for name, row in rows.items()
     }
-    # A server rate of 0 is the algorithm's own.
     assert rates == {
         "Synthetic only": (None, None),
         "FedAvg from scratch": (0.1, None),
-        "FedOpt from scratch (server_learning_rate 0)": (0.03, 0.001),
+        "FedOpt from scratch (server_learning_rate 0.001)": (0.03, 0.001),
         "FedOpt from scratch (server_learning_rate 0.5)": (0.03, 0.5),
         "GPT-FL (FedAvg)": (0.1, None),
     }

@@ -27,7 +27,7 @@ def test_names_of_methods(algorithm, name):
 
 
 def test_methods_of_one_name_are_told_apart(workdir):
-    make_run(workdir, "other-s0", [0.1, 0.5], alpha=0.5)
+    make_run(workdir, "other-s0", [0.1, 0.5], partition_options={"alpha": 0.5})
     report.run(make_config(), workdir)
     names = set(rows_of(workdir))
     assert "FedAvg from scratch (alpha 0.5)" in names

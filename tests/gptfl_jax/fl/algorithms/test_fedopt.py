@@ -66,3 +66,20 @@ def test_a_cohort_of_nothing_but_nan_leaves_the_state(problem, options):
 def test_fedopt_with_sgd_is_fedavg(problem):
     algorithm = algorithms.fedopt(problem.learner, LOCAL, optax.sgd(1.0))
     assert_same_rounds(problem, algorithm)
+
+
+@pytest.mark.parametrize(("options", "step"), [({}, 1e-3), ({"eps": 3.0}, 5e-4)])
+def test_an_optimizer_by_name(problem, monkeypatch, options, step):
+    made = []
+    monkeypatch.setattr(
+        "gptfl_jax.fl.algorithms.fedopt.compose",
+        lambda rule, local, server, **_: made.append(server),
+    )
+    algorithms.fedopt(problem.learner, LOCAL, "adam", server_options=options)
+    gradient = np.float32([3.0])
+    update, _ = made[0].update(gradient, made[0].init(gradient), gradient)
+    np.testing.assert_allclose(update, [-step], rtol=1e-5)  # Adam's first step.
+    with pytest.raises(ValueError, match="'momentum': optax.adam takes no such"):
+        algorithms.fedopt(
+            problem.learner, LOCAL, "adam", server_options={"momentum": 0.9}
+        )
