@@ -251,7 +251,7 @@ def test_the_best_checkpoint_and_the_last_ones_stay(tmp_path, setting, monkeypat
         return metrics(counts)._replace(accuracy=value)
 
     seen = []
-    monkeypatch.setattr(simulate.training, "metrics", pretend)
+    monkeypatch.setattr(simulate.evaluation, "metrics", pretend)
     config = make_config(rounds=5, eval_every=1, checkpoint_every=1)
     simulate.simulate(config, tmp_path, setting)
     folder = tmp_path / "federated" / "fedavg-random-s0" / "checkpoints"

@@ -68,17 +68,13 @@ def test_fedopt_with_sgd_is_fedavg(problem):
     assert_same_rounds(problem, algorithm)
 
 
-@pytest.mark.parametrize(("options", "step"), [({}, 1e-3), ({"eps": 3.0}, 5e-4)])
-def test_an_optimizer_by_name(problem, monkeypatch, options, step):
-    made = []
-    monkeypatch.setattr(
-        "gptfl_jax.fl.algorithms.fedopt.compose",
-        lambda rule, local, server, **_: made.append(server),
-    )
-    algorithms.fedopt(problem.learner, LOCAL, "adam", server_options=options)
-    gradient = np.float32([3.0])
-    update, _ = made[0].update(gradient, made[0].init(gradient), gradient)
-    np.testing.assert_allclose(update, [-step], rtol=1e-5)  # Adam's first step.
+def test_an_optimizer_by_name_is_that_optimizer(problem):
+    options = {"server_learning_rate": 0.1, "server_options": {"eps": 1e-3}}
+    algorithm = algorithms.fedopt(problem.learner, LOCAL, "yogi", **options)
+    _, state, _ = run(problem, algorithm, 1)
+    made = algorithms.fedopt(problem.learner, LOCAL, optax.yogi(0.1, eps=1e-3))
+    _, expected, _ = run(problem, made, 1)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
     with pytest.raises(ValueError, match="'momentum': optax.adam takes no such"):
         algorithms.fedopt(
             problem.learner, LOCAL, "adam", server_options={"momentum": 0.9}
