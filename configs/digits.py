@@ -31,6 +31,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
+from gptfl_jax.configuration import presets
 
 ARGUMENTS = {
     "seed": "seed",
@@ -83,10 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `tune=True` among them makes it the search for hyperparameters.
     """
-    config = configuration.default_config(
-        *("data", "model", "prompts", "generate", "train"),
-        *("federated", "compare", "report"),
-    )
+    config = configuration.default_config(*presets.STAGES)
     config.data.source = "sklearn_digits"
     config.model.name = "convnet"
     config.model.options = {"width": 64, "depth": 2}
@@ -125,7 +123,7 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.eval_every = 1
     federated.checkpoint_every = 30
 
-    arg, tune = _take_tune(arg)
+    arg, tune = presets.take_flag(arg, "tune")
     configuration.apply_arguments(config, arg, ARGUMENTS)
     if federated.algorithm == "fedopt":
         federated.algorithm_options = {"server_options": FEDADAM}
@@ -141,12 +139,6 @@ def get_config(arg: str = "") -> ConfigDict:
         }
         config.compare.seeds = (0, 1, 2)
     return config
-
-
-def _take_tune(arg: str) -> tuple[str, bool]:
-    pairs = [pair.strip() for pair in arg.split(",")]
-    others = [pair for pair in pairs if pair.lower() != "tune=true"]
-    return ",".join(others), len(others) < len(pairs)
 
 
 def _make_search(config: ConfigDict) -> None:

@@ -20,46 +20,26 @@ The data are in $GPTFL_DATA_DIR/esc50, or data/esc50 where that is not set; thei
 licence forbids commercial use.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
+from gptfl_jax.configuration import presets
 
 ARGUMENTS = {
-    "seed": "seed",
-    "folder": "data.folder",
+    **presets.FEDAUDIO_ARGUMENTS,
     "test_fold": "data.options.test_folds",
-    "cache": "data.options.cache",
     "prompts": "prompts.method",
     "samples": "generate.samples_per_class",
-    "epochs": "train.epochs",
     "data": "train.data",
-    "rounds": "federated.rounds",
-    "algorithm": "federated.algorithm",
-    "init": "federated.init",
     "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
-    "cohort_size": "federated.cohort_size",
-}
-
-FEDOPT = {
-    "client_learning_rate": 0.05,
-    "algorithm_options": {"server_learning_rate": 1e-3},
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by `name=value` pairs for the names in `ARGUMENTS`."""
-    config = configuration.default_config(
-        *("data", "model", "prompts", "generate", "train"),
-        *("federated", "compare", "report"),
-    )
-    config.data.source = "esc50"
-    root = os.environ.get("GPTFL_DATA_DIR", "data")
-    config.data.folder = os.path.join(root, "esc50")
-    config.data.options = {"test_folds": 5, "cache": os.path.join(root, "features")}
-    config.model.name = "audio_conv_rnn"
+    config = presets.fedaudio("esc50", "prompts", "generate")
+    config.data.options.test_folds = 5
 
     generate = config.generate
     generate.model = "cvssp/audioldm"
@@ -68,32 +48,15 @@ def get_config(arg: str = "") -> ConfigDict:
     generate.guidance_scale = 2.5
     generate.max_seconds = 5.0
 
-    train = config.train
-    train.epochs = 200
-    train.batch_size = 32
-    train.learning_rate = 1e-4
-
-    federated = config.federated
-    federated.partition = "dirichlet"
-    federated.num_clients = 50
-    federated.partition_options = {"alpha": 0.1, "min_examples": 5}
-    federated.rounds = 1000
-    federated.cohort_size = 5
-    federated.batch_size = 16
-    federated.client_learning_rate = 0.1
-    federated.checkpoint_every = 50
+    config.federated.partition = "dirichlet"
+    config.federated.num_clients = 50
+    config.federated.partition_options = {"alpha": 0.1, "min_examples": 5}
 
     configuration.apply_arguments(config, arg, ARGUMENTS)
-    named = "test_fold" in arg
-    folds = (config.data.options.test_folds,) if named else range(1, 6)
-    config.compare.data = {f"fold{fold}": {"test_folds": fold} for fold in folds}
-    config.compare.methods = {
-        f"{algorithm}-{name}": {"algorithm": algorithm, "init": init, **fields}
-        for algorithm, fields in (
-            ("fedavg", {}),
-            ("fedopt", FEDOPT),
-        )
-        for name, init in (("scratch", "random"), ("gptfl", "synthetic"))
-    }
+    presets.set_folds(config, arg, "test_folds", count=5)
+    methods = presets.FEDAUDIO_METHODS
+    config.compare.methods = presets.from_each_start(
+        {name: methods[name] for name in ("fedavg", "fedopt")}
+    )
     config.report.targets = (0.3, 0.4)
     return config

@@ -28,12 +28,12 @@ The recordings are looked for in $GPTFL_DATA_DIR/fsdd, or data/fsdd where that i
 set, and downloaded where they are not there.
 """
 
-import os
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
+from gptfl_jax.configuration import presets
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -73,12 +73,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     With `test_speaker` among them the comparison has that turn alone.
     """
-    config = configuration.default_config(
-        *("data", "model", "prompts", "generate", "train"),
-        *("federated", "compare", "report"),
-    )
+    config = configuration.default_config(*presets.STAGES)
     config.data.source = "fsdd"
-    config.data.folder = os.path.join(os.environ.get("GPTFL_DATA_DIR", "data"), "fsdd")
+    config.data.folder = presets.data_folder("fsdd")
     # Features at the recordings' 8 kHz, of real and synthetic clips alike.
     config.data.options = {"test_speakers": "theo", "download": True}
     config.model.name = "audio_cnn"
@@ -117,7 +114,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.report.targets = (0.5, 0.6)
 
-    arg, tune = _take_tune(arg)
+    arg, tune = presets.take_flag(arg, "tune")
     configuration.apply_arguments(config, arg, ARGUMENTS)
     skew = {**SKEW, **federated.partition_options}
     if federated.partition == "natural":
@@ -167,12 +164,6 @@ def _method(
             "server_options": FEDADAM,
         }
     return fields
-
-
-def _take_tune(arg: str) -> tuple[str, bool]:
-    pairs = [pair.strip() for pair in arg.split(",")]
-    others = [pair for pair in pairs if pair.lower() != "tune=true"]
-    return ",".join(others), len(others) < len(pairs)
 
 
 def _make_search(config: ConfigDict) -> None:

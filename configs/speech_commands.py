@@ -21,47 +21,26 @@ The data are in $GPTFL_DATA_DIR/speech_commands, or data/speech_commands where t
 not set; `download=True` gets them (2.4 GB). Features are kept in `cache`.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
+from gptfl_jax.configuration import presets
 
 ARGUMENTS = {
-    "seed": "seed",
-    "folder": "data.folder",
+    **presets.FEDAUDIO_ARGUMENTS,
     "download": "data.options.download",
     "silence": "data.options.silence",
-    "cache": "data.options.cache",
     "prompts": "prompts.method",
     "model": "generate.model",
     "samples": "generate.samples_per_class",
-    "epochs": "train.epochs",
-    "rounds": "federated.rounds",
-    "algorithm": "federated.algorithm",
-    "init": "federated.init",
-    "cohort_size": "federated.cohort_size",
     "sampling": "federated.sampling",
     "weighting": "federated.weighting",
-}
-
-FEDOPT = {
-    "client_learning_rate": 0.05,
-    "algorithm_options": {"server_learning_rate": 1e-3},
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by `name=value` pairs for the names in `ARGUMENTS`."""
-    config = configuration.default_config(
-        *("data", "model", "prompts", "generate", "train"),
-        *("federated", "compare", "report"),
-    )
-    config.data.source = "speech_commands"
-    root = os.environ.get("GPTFL_DATA_DIR", "data")
-    config.data.folder = os.path.join(root, "speech_commands")
-    config.data.options = {"cache": os.path.join(root, "features")}
-    config.model.name = "audio_conv_rnn"
+    config = presets.fedaudio("speech_commands", "prompts", "generate")
 
     config.prompts.method = "multi_speaker"
 
@@ -70,27 +49,15 @@ def get_config(arg: str = "") -> ConfigDict:
     generate.samples_per_class = "1714"  # 60,000 over 35 words
     generate.max_seconds = 2.0
 
-    train = config.train
-    train.epochs = 200
-    train.batch_size = 32
-    train.learning_rate = 1e-4
-
     federated = config.federated
     federated.partition = "natural"
     federated.rounds = 5000
     federated.cohort_size = 106  # 5 % of 2,112 speakers
-    federated.batch_size = 16
-    federated.client_learning_rate = 0.1
-    federated.checkpoint_every = 50
 
     configuration.apply_arguments(config, arg, ARGUMENTS)
-    config.compare.methods = {
-        f"{algorithm}-{name}": {"algorithm": algorithm, "init": init, **fields}
-        for algorithm, fields in (
-            ("fedavg", {}),
-            ("fedopt", FEDOPT),
-        )
-        for name, init in (("scratch", "random"), ("gptfl", "synthetic"))
-    }
+    methods = presets.FEDAUDIO_METHODS
+    config.compare.methods = presets.from_each_start(
+        {name: methods[name] for name in ("fedavg", "fedopt")}
+    )
     config.report.targets = (0.7, 0.8)
     return config
