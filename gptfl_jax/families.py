@@ -31,7 +31,7 @@ AGGREGATION = Family(
 SAMPLING = Family(
     field="federated.sampling",
     options="federated.sampling_options",
-    home="gptfl_jax.fl.sampling",
+    home="gptfl_jax.fl.samplers",
     belongs=returns("Sampler"),
     given=("num_clients", "offsets", "cohort_size"),
 )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from gptfl_jax.fl.aggregation import accumulator_dtype
+from gptfl_jax.fl.sums import accumulator_dtype
 from gptfl_jax.training import Batch, Learner, Variables
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 from gptfl_jax import devices
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import sampling
-from gptfl_jax.fl.aggregation import Aggregation, accumulator, mean
+from gptfl_jax.fl.aggregation import mean
 from gptfl_jax.fl.client_rules import Context, LocalRule, split
 from gptfl_jax.fl.cohorts import describe
 from gptfl_jax.fl.diagnostics import (
@@ -41,6 +41,7 @@ from gptfl_jax.fl.execution import (
 )
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
+from gptfl_jax.fl.sums import Aggregation, accumulator
 from gptfl_jax.training import Variables
 
 

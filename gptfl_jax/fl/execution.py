@@ -25,10 +25,10 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.devices import all_along, replicate
-from gptfl_jax.fl.aggregation import Aggregation, accumulator, add_weighted, scale
 from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
 from gptfl_jax.fl.cohorts import Cohort, balance
 from gptfl_jax.fl.local_training import Client, LocalTraining, Progress
+from gptfl_jax.fl.sums import Aggregation, accumulator, add_weighted, scale
 from gptfl_jax.training import Variables
 
 AXIS = "clients"

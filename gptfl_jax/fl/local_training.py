@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from gptfl_jax.data.partition import FederatedData
 from gptfl_jax.fl import sampling
-from gptfl_jax.fl.aggregation import accumulator, scale
 from gptfl_jax.fl.client_rules import Context, LocalRule, Measured, Message, split
 from gptfl_jax.fl.microbatches import rows_at_once
+from gptfl_jax.fl.sums import accumulator, scale
 from gptfl_jax.training import Batch
 
 

@@ -6,18 +6,13 @@ costs the same from a thousand clients as from a million, and a batch needs no s
 list of its client's examples. Everything is a pure function of its key and compiles.
 """
 
-import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, UInt32
-
-from gptfl_jax import rules, user_files
 
 # Feistel rounds of a permutation, as in the paper. Few things need the most: the 120
 # orders of 5 things had, over 200,000 keys, a chi-square of 432 after 12 rounds (119
@@ -187,23 +182,6 @@ def cohort_of_available(
     return available[_distinct(key, available.shape[0], size)]
 
 
-class Availability(NamedTuple):
-    """Who can be reached when: row t of `table` holds in rounds t, t + period, ..."""
-
-    table: Bool[Array, "period clients"]
-
-    def cohort(
-        self, key: PRNGKeyArray, round: int, size: int
-    ) -> Int32[Array, " {size}"]:
-        """`size` different clients of those available in this round, uniformly.
-
-        O(clients): the table is read. Not for use inside jit.
-        """
-        row = self.table[round % self.table.shape[0]]
-        available = jnp.flatnonzero(row).astype(jnp.int32)
-        return cohort_of_available(key, round, available, size)
-
-
 @runtime_checkable
 class Sampler(Protocol):
     """Draws the cohorts of a run."""
@@ -221,76 +199,6 @@ def may_repeat(make: Callable[..., Any]) -> Callable[..., Any]:
     """
     make.may_repeat = True
     return make
-
-
-def uniform(num_clients: int, cohort_size: int) -> Sampler:
-    """Uniform: different clients, each as likely. See `cohort`."""
-    return jax.jit(functools.partial(cohort, num_clients=num_clients, size=cohort_size))
-
-
-@may_repeat
-def with_replacement(num_clients: int, cohort_size: int) -> Sampler:
-    """With replacement: a client may come twice. See `cohort_with_replacement`."""
-    return jax.jit(
-        functools.partial(
-            cohort_with_replacement, num_clients=num_clients, size=cohort_size
-        )
-    )
-
-
-def by_examples(
-    offsets: Int32[Array | np.ndarray, " clients_plus_1"], cohort_size: int
-) -> Sampler:
-    """By examples: different clients, in proportion to their examples.
-
-    Goes with weighting "uniform". See `cohort_by_examples`.
-    """
-    return jax.jit(
-        functools.partial(
-            cohort_by_examples, offsets=jnp.asarray(offsets), size=cohort_size
-        )
-    )
-
-
-# A million clients over a thousand rounds.
-_MOST_TRACE_BYTES = 2**30
-
-
-def availability(num_clients: int, cohort_size: int, file: rules.Name) -> Sampler:
-    """Availability: different clients of those that a trace says can be reached.
-
-    Args:
-        num_clients: how many there are.
-        cohort_size: how many to draw.
-        file: the trace, a .npy of booleans [period, clients]; round r draws from the
-            clients that are True in row r modulo period.
-
-    Raises:
-        ValueError: a trace that cannot be read, does not fit the clients, or leaves too
-            few of them in some round.
-    """
-    path = pathlib.Path(file).expanduser()
-    try:
-        table = user_files.read_array(path, _MOST_TRACE_BYTES)
-    except user_files.Unreadable as error:
-        raise ValueError(
-            f"file {str(path)!r} {error.reason}: takes a .npy of booleans "
-            "[period, clients]"
-        ) from None
-    fits = table.dtype == bool and table.ndim == 2
-    if not fits or len(table) == 0 or table.shape[1] != num_clients:
-        found = f"{table.dtype} {table.shape}" if fits else "something else"
-        raise ValueError(
-            f"file {str(path)!r} holds {found}: takes booleans [period, "
-            f"{num_clients}], a column for each client"
-        )
-    available = table.sum(1)
-    if available.min() < cohort_size:
-        raise ValueError(
-            f"file {str(path)!r}: row {available.argmin()} has {available.min()} "
-            f"clients, fewer than cohort_size = {cohort_size}"
-        )
-    return functools.partial(Availability(jnp.asarray(table)).cohort, size=cohort_size)
 
 
 def reports(

@@ -10,20 +10,7 @@ first line of its docstring is the name to show, a colon and what it does; the u
 a formula and the citation follow.
 """
 
-import importlib
-import inspect
-import pkgutil
+from gptfl_jax import choices, families
 
-__all__ = []
-for _file in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_file.name}")
-    for _name, _function in inspect.getmembers(_module, inspect.isfunction):
-        _defined_there = _function.__module__ == _module.__name__
-        _first = [*inspect.signature(_function).parameters][:2]
-        if (
-            _defined_there
-            and _first == ["learner", "local"]
-            and not _name.startswith("_")
-        ):
-            globals()[_name] = _function
-            __all__.append(_name)
+globals().update(choices.available(families.ALGORITHM))
+__all__ = [*choices.available(families.ALGORITHM)]

@@ -122,17 +122,6 @@ def test_by_examples_without_replacement():
     assert sorted(everyone.tolist()) == [0, 2, 3]
 
 
-def test_availability_trace():
-    table = jnp.array([[True, False, True, True], [False, True, False, False]])
-    trace = sampling.Availability(table)
-    for round in (0, 2, 4):
-        cohort = trace.cohort(jax.random.key(0), round, 3)
-        assert sorted(cohort.tolist()) == [0, 2, 3]
-    assert trace.cohort(jax.random.key(0), 1, 1).tolist() == [1]
-    with pytest.raises(ValueError, match="from 1 available clients"):
-        trace.cohort(jax.random.key(0), 1, 2)
-
-
 def test_reports_fail_with_the_given_probability():
     cohort = jnp.arange(10_000, dtype=jnp.int32)
     reports = sampling.reports(jax.random.key(0), cohort, 0.3)
