@@ -13,8 +13,14 @@ from ml_collections import ConfigDict
 
 from federated import pictures, run_files
 from federated.report import examples, figures, tables
-from federated.report.runs import SYNTHETIC_ONLY, Method, Run, synthetic_only
-from gptfl_jax import drawing
+from federated.report.runs import (
+    SYNTHETIC_ONLY,
+    Method,
+    Run,
+    synthetic_only,
+    value_text,
+)
+from gptfl_jax import choices, drawing
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -167,25 +173,7 @@ def _count(number: int, noun: str) -> str:
 def setting(methods: Sequence[Method], config: ConfigDict) -> str:
     """The setting that all runs share, in words."""
     federated = methods[0].runs[0].config["federated"]
-    clients = _count(federated["num_clients"], "client")
-    options = federated["partition_options"]
-    alpha = f"Dirichlet({options.get('alpha', 0):g})"
-    match federated["partition"]:
-        case "natural":
-            clients = "natural clients"
-        case "iid":
-            clients += " (IID)"
-        case "dirichlet":
-            clients += f" with label skew {alpha}"
-        case "dirichlet_balanced":
-            clients += f" of similar size with label skew {alpha}"
-        case "shards":
-            shards = _count(options["shards_per_client"], "shard")
-            clients += f" with {shards} of one label each"
-        case "quantity_skew":
-            clients += f" with sizes drawn from {alpha}"
-        case other:
-            clients += f" ({other})"
+    clients = _clients(federated)
     local = (
         _count(federated["local_steps"], "step")
         if federated["local_steps"]
@@ -202,6 +190,30 @@ def setting(methods: Sequence[Method], config: ConfigDict) -> str:
         f"each for {local} in batches of {federated['batch_size']}; "
         f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}{turns}."
     )
+
+
+def _clients(federated: dict[str, Any]) -> str:
+    """How many clients there are, and what they hold, in words."""
+    clients = _count(federated["num_clients"], "client")
+    options = federated["partition_options"]
+    alpha = f"Dirichlet({options.get('alpha', 0):g})"
+    match federated["partition"]:
+        case "natural":
+            return "natural clients"
+        case "iid":
+            return f"{clients} (IID)"
+        case "dirichlet":
+            return f"{clients} with label skew {alpha}"
+        case "dirichlet_balanced":
+            return f"{clients} of similar size with label skew {alpha}"
+        case "shards":
+            shards = _count(options["shards_per_client"], "shard")
+            return f"{clients} with {shards} of one label each"
+        case "quantity_skew":
+            return f"{clients} with sizes drawn from {alpha}"
+        case other:  # of a file of its own: its name and options say it
+            set_to = [f"{name} {value_text(v)}" for name, v in options.items()]
+            return f"{clients} ({', '.join([choices.stem(other), *set_to])})"
 
 
 def _left_out(methods: Sequence[Method]) -> str:

@@ -158,7 +158,8 @@ def display_name(algorithm: str, init: str) -> str:
     return f"{name} from scratch" if init == "random" else f"{name} from {init}"
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """The value of a field as readers see it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -189,7 +190,7 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         telling = _telling(differing, list(fields_of_key.values()))
         for key, fields in fields_of_key.items():
             what = ", ".join(
-                f"{path.rpartition('.')[2]} {_text(fields.get(path))}"
+                f"{path.rpartition('.')[2]} {value_text(fields.get(path))}"
                 for path in telling
             )
             names[key] = f"{name} ({what})" if what else name

@@ -45,6 +45,18 @@ def test_setting_in_words(partition, words):
     assert "who hold out 20% of their examples, 3" in page.setting([method], config)
 
 
+def test_an_own_partition_is_told_by_name_and_options():
+    options = {"pairs": 3, "skew": 0.5}
+    fields = make_config().federated.to_dict() | {
+        "partition": "parts/of_my_own.py",
+        "partition_options": options,
+    }
+    run = runs.Run("a", {"federated": fields, "seed": 0}, [])
+    method = runs.Method("FedAvg", "fedavg", "random", (run,))
+    said = page.setting([method], make_config())
+    assert ": 12 clients (of_my_own, pairs 3, skew 0.5), 3 of them" in said
+
+
 def test_page_is_self_contained(workdir):
     report.run(make_config(), workdir)
     html = (workdir / "report.html").read_text()
