@@ -46,7 +46,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from gptfl_jax import convolution, training
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms, streaming
 from gptfl_jax.fl.execution import clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining

@@ -35,7 +35,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gptfl_jax import training
-from gptfl_jax.data import partition
+from gptfl_jax.data import federated_data, partition
 from gptfl_jax.data.datasets import Dataset
 from gptfl_jax.fl import algorithms, diagnostics, sampling
 from gptfl_jax.fl.execution import clients_mesh, place
@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> dict:
     num_clients = int(client_of_example.max()) + 1
     names = tuple(str(label) for label in range(CLASSES))
     dataset = Dataset(inputs, labels, names, None)
-    host_data = partition.federate(dataset, client_of_example, num_clients)
+    host_data = federated_data.federate(dataset, client_of_example, num_clients)
     partition_s = time.perf_counter() - start
     del dataset, inputs, labels, owners, client_of_example
 

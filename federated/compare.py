@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from federated import experiment, simulate
 from gptfl_jax import artifacts, configuration
-from gptfl_jax.data import partition
+from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
@@ -115,7 +115,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             setting = setting._replace(rows=rows)
         dealt = experiment.deal(each, source.train)
         summary = f"seed {each.seed}: " + str(
-            partition.summarise(dealt, source.train.num_classes)
+            federated_data.summarise(dealt, source.train.num_classes)
         )
         if summary not in partitions:
             partitions.add(summary)

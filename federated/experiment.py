@@ -26,7 +26,7 @@ from gptfl_jax import (
     models,
     training,
 )
-from gptfl_jax.data import partition, sources
+from gptfl_jax.data import federated_data, partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import refused
 from gptfl_jax.fl import composition, personalisation, sampling
@@ -258,7 +258,7 @@ def _optimizer(
 
 def deal(
     config: ConfigDict, train: sources.Dataset, rows: int = 0
-) -> partition.FederatedData:
+) -> federated_data.FederatedData:
     """Deals the training set to the clients, less what they hold out.
 
     Args:
@@ -282,7 +282,7 @@ def deal(
 
 def deal_held_out(
     config: ConfigDict, train: sources.Dataset
-) -> partition.FederatedData:
+) -> federated_data.FederatedData:
     """What the clients hold out of their training, of which `deal` gives the rest."""
     owner, num_clients, held_out = _owners(config, train)
     return _federate(train, owner, num_clients, held_out)
@@ -301,7 +301,9 @@ def _owners(
         federated.partition_options.to_dict(),
     )
     configuration.check_cohort(federated, num_clients)
-    held_out = partition.hold_out(owner, federated.client_test_fraction, config.seed)
+    held_out = federated_data.hold_out(
+        owner, federated.client_test_fraction, config.seed
+    )
     return owner, num_clients, held_out
 
 
@@ -309,11 +311,11 @@ def _federate(train, owner, num_clients, chosen):
     if not chosen.all():
         inputs = jax.tree.map(lambda x: x[chosen], train.inputs)
         train = train._replace(inputs=inputs, labels=train.labels[chosen])
-    return partition.federate(train, owner[chosen], num_clients)
+    return federated_data.federate(train, owner[chosen], num_clients)
 
 
 def make_sampler(
-    federated: ConfigDict, data: partition.FederatedData
+    federated: ConfigDict, data: federated_data.FederatedData
 ) -> sampling.Sampler:
     """(key, rounds done) -> the cohort of the next round.
 

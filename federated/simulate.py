@@ -54,7 +54,7 @@ from gptfl_jax import (
     interruption,
     training,
 )
-from gptfl_jax.data import partition
+from gptfl_jax.data import federated_data
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, streaming
 from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
@@ -180,7 +180,9 @@ def simulate(
             if start.round is not None and start.round >= config.federated.rounds:
                 say(f"{folder.name}: all {start.round} rounds are done", quiet)
             else:
-                summary = partition.summarise(data, setting.source.train.num_classes)
+                summary = federated_data.summarise(
+                    data, setting.source.train.num_classes
+                )
                 say(f"{folder.name}: {summary}", quiet)
                 if start.round:
                     say(f"{folder.name}: goes on after round {start.round}", quiet)
@@ -244,7 +246,7 @@ def _digest(tree: PyTree[Array]) -> str:
 
 def _start(
     setting: experiment.Setting,
-    data: partition.FederatedData,
+    data: federated_data.FederatedData,
     variables: training.Variables,
     checkpoints: artifacts.Checkpoints,
 ) -> tuple[_Start, composition.ServerState]:
@@ -284,7 +286,7 @@ def _checkpoint(
 
 def _is_streamed(
     config: ConfigDict,
-    data: partition.FederatedData,
+    data: federated_data.FederatedData,
     mesh: Mesh | None,
     quiet: bool,
 ) -> bool:
@@ -310,7 +312,7 @@ def _record(
     config: ConfigDict,
     folder: pathlib.Path,
     setting: experiment.Setting,
-    summary: partition.Summary,
+    summary: federated_data.Summary,
 ) -> None:
     """Saves what the run is about to do."""
     artifacts.write_run_record(folder, config)
@@ -350,7 +352,7 @@ class _Loop:
         config: ConfigDict,
         folder: pathlib.Path,
         setting: experiment.Setting,
-        data: partition.FederatedData,
+        data: federated_data.FederatedData,
         streamed: bool,
         checkpoints: artifacts.Checkpoints,
         start: _Start,
@@ -418,7 +420,7 @@ class _Loop:
 
     def _rows(
         self, cohorts: Iterable[Int32[Array, " cohort"]]
-    ) -> Generator[tuple[Array, partition.FederatedData], Any, None]:
+    ) -> Generator[tuple[Array, federated_data.FederatedData], Any, None]:
         """Each cohort and where its examples are."""
         if self.streamed:
             return streaming.stream(self.data, cohorts, self.setting.mesh)
@@ -436,7 +438,7 @@ class _Loop:
             experiment.test_split(setting.mesh),
         )
 
-    def _choose_clients(self, data: partition.FederatedData) -> None:
+    def _choose_clients(self, data: federated_data.FederatedData) -> None:
         """Which clients to test, with their examples on the device."""
         held_out = experiment.deal_held_out(self.config, self.setting.source.train)
         chosen = personalisation.choose(
@@ -446,7 +448,7 @@ class _Loop:
             self.config.federated.personalisation_clients,
         )
 
-        def placed(data: partition.FederatedData) -> partition.FederatedData:
+        def placed(data: federated_data.FederatedData) -> federated_data.FederatedData:
             if not self.streamed:
                 return place(data, self.setting.mesh)
             with contextlib.closing(

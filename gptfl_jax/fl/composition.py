@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax import devices
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import mean
 from gptfl_jax.fl.client_rules import Context, LocalRule, split

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.devices import all_along, replicate
 from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
 from gptfl_jax.fl.cohorts import Cohort, balance

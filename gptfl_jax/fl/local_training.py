@@ -16,7 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.client_rules import Context, LocalRule, Measured, Message, split
 from gptfl_jax.fl.microbatches import rows_at_once

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax import devices
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import cohorts, sampling
 from gptfl_jax.fl.client_rules import Context, plain_rule

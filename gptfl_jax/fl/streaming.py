@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Int32
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.devices import replicate, zeros_in_place
 
 Cohort = Int32[Array | np.ndarray, " cohort"]

@@ -15,7 +15,7 @@ from PIL import Image
 from federated import compare, experiment, simulate
 from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
-from gptfl_jax.data import partition
+from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import sampling
 
@@ -755,12 +755,12 @@ def test_a_failed_method_does_not_stop_the_comparison(
 
 def test_partition_summary_in_words():
     counts = np.array([[3, 1], [0, 2]])
-    data = partition.FederatedData(
+    data = federated_data.FederatedData(
         np.zeros((6, 1), np.float32),
         np.array([0, 0, 0, 1, 1, 1], np.int32),
         np.array([0, 4, 6], np.int32),
     )
-    summary = partition.summarise(data, 2)
+    summary = federated_data.summarise(data, 2)
     assert summary.histogram.tolist() == counts.tolist()
     text = str(summary)
     assert "2 clients, 6 examples" in text and "2 to 4 examples" in text

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.cohorts import example_order
 from gptfl_jax.fl.execution import place

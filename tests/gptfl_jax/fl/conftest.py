@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl.cohorts import example_order
 from gptfl_jax.training import Learner, Variables, cross_entropy, masked_mean
 

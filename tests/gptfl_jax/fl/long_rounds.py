@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import evaluation, training
-from gptfl_jax.data import partition
+from gptfl_jax.data import federated_data
 from gptfl_jax.fl import algorithms, sampling
 from gptfl_jax.fl.execution import AXIS, clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining
@@ -31,9 +31,11 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, RANDOM.integers(0, 10, count).astype(np.int32)
 
 
-def federation(mesh, sizes) -> partition.FederatedData:
+def federation(mesh, sizes) -> federated_data.FederatedData:
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return place(partition.FederatedData(*pictures(int(offsets[-1])), offsets), mesh)
+    return place(
+        federated_data.FederatedData(*pictures(int(offsets[-1])), offsets), mesh
+    )
 
 
 class Linear(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from rounds_on_devices import COHORT_SIZE, SIZES, make_learner
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.execution import clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms, composition, personalisation, sampling, streaming
 from gptfl_jax.fl.execution import clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining

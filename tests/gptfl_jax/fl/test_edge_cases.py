@@ -8,7 +8,7 @@ import optax
 import pytest
 from jaxtyping import TypeCheckError
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import aggregation, algorithms, composition
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.nn import BatchNorm

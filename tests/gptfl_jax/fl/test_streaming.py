@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms, streaming
 from gptfl_jax.fl.local_training import LocalTraining
 
