@@ -26,7 +26,7 @@ from gptfl_jax import (
     models,
     training,
 )
-from gptfl_jax.data import federated_data, partition, sources
+from gptfl_jax.data import datasets, federated_data, partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import refused
 from gptfl_jax.fl import composition, personalisation, sampling
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
     changes the data.
     """
 
-    source: sources.Source
+    source: datasets.Source
     fingerprint: str
     """Of the source's examples."""
     learner: training.Learner
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
     """Rows that the clients' examples are filled up to, for one compiled shape."""
 
 
-def load(config: ConfigDict) -> sources.Source:
+def load(config: ConfigDict) -> datasets.Source:
     """Loads the data of a config."""
     return sources.load(
         config.data.source,
@@ -69,7 +69,7 @@ def load(config: ConfigDict) -> sources.Source:
     )
 
 
-def prepare(config: ConfigDict, source: sources.Source | None = None) -> Setting:
+def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Setting:
     """Composes model and algorithm of a config, on its data.
 
     Args:
@@ -109,7 +109,7 @@ def prepare(config: ConfigDict, source: sources.Source | None = None) -> Setting
     )
 
 
-def on(setting: Setting, source: sources.Source) -> Setting:
+def on(setting: Setting, source: datasets.Source) -> Setting:
     """A setting with other data, for which `shared_by` must be equal."""
     if source is setting.source:
         return setting
@@ -128,7 +128,7 @@ def padded_rows(count: int) -> int:
     return -(-count // step) * step
 
 
-def _test_set(source: sources.Source, mesh: Mesh | None):
+def _test_set(source: datasets.Source, mesh: Mesh | None):
     # On the devices, so that no round has to move it there.
     return evaluation.split_examples(
         source.test.inputs, source.test.labels, test_split(mesh)
@@ -140,7 +140,7 @@ def test_split(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, P(AXIS))
 
 
-def shared_by(config: ConfigDict, source: sources.Source) -> str:
+def shared_by(config: ConfigDict, source: datasets.Source) -> str:
     """What the programs of `prepare` are made from, as text."""
     fields = plain(config)
     fields = {name: fields[name] for name in ("model", "federated")}
@@ -257,7 +257,7 @@ def _optimizer(
 
 
 def deal(
-    config: ConfigDict, train: sources.Dataset, rows: int = 0
+    config: ConfigDict, train: datasets.Dataset, rows: int = 0
 ) -> federated_data.FederatedData:
     """Deals the training set to the clients, less what they hold out.
 
@@ -281,7 +281,7 @@ def deal(
 
 
 def deal_held_out(
-    config: ConfigDict, train: sources.Dataset
+    config: ConfigDict, train: datasets.Dataset
 ) -> federated_data.FederatedData:
     """What the clients hold out of their training, of which `deal` gives the rest."""
     owner, num_clients, held_out = _owners(config, train)
@@ -289,7 +289,7 @@ def deal_held_out(
 
 
 def _owners(
-    config: ConfigDict, train: sources.Dataset
+    config: ConfigDict, train: datasets.Dataset
 ) -> tuple[np.ndarray, int, np.ndarray]:
     """(client of each example, number of clients, whether the client holds it out)."""
     federated = config.federated

@@ -20,7 +20,7 @@ import pkgutil
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class Family(NamedTuple):
         given: parameters that the program fills in: they are no options.
         by_file: a file is one choice, called as the file: `belongs` holds for one
             thing in it.
+        names_alone: the function, as "module:name", that gives further names the field
+            may hold, without options: what needs the name alone knows them.
     """
 
     field: str
@@ -47,6 +49,7 @@ class Family(NamedTuple):
     belongs: Callable[[Any], bool]
     given: tuple[str, ...] = ()
     by_file: bool = False
+    names_alone: str = ""
 
 
 class Option(NamedTuple):
@@ -117,6 +120,14 @@ def _own(module: ModuleType, family: Family) -> Iterator[tuple[str, Callable]]:
 
 _FILE = re.compile(r"(?P<place>.+\.py)(:(?P<wanted>\w+))?")
 _MODULE = re.compile(r"(?P<place>([^\W\d]\w*\.)+[^\W\d]\w*)(:(?P<wanted>\w+))?")
+
+
+def names_alone(family: Family) -> Collection[str]:
+    """Names that stand in the family's field and are no choices."""
+    if not family.names_alone:
+        return ()
+    module, _, function = family.names_alone.partition(":")
+    return getattr(importlib.import_module(module), function)()
 
 
 def is_own(name: str) -> bool:

@@ -3,6 +3,8 @@
 Names of folders, not imports: to know what there is costs nothing until it is asked.
 """
 
+from typing import Any
+
 from gptfl_jax.choices import Family, called, returns, takes_first
 
 MODEL = Family(
@@ -12,6 +14,22 @@ MODEL = Family(
     belongs=called("Model"),
     given=("num_classes", "parent", "name"),
     by_file=True,
+)
+
+
+def _is_source(thing: Any) -> bool:
+    # `load`, which finds them, returns one as well.
+    return returns("Source")(thing) and thing.__module__ != "gptfl_jax.data.sources"
+
+
+SOURCE = Family(
+    field="data.source",
+    options="data.options",
+    home="gptfl_jax.data.sources",
+    belongs=_is_source,
+    given=("folder", "image_size", "channels"),
+    # Prompts need the class names of a data set and not its examples.
+    names_alone="gptfl_jax.labels:known_data_sets",
 )
 
 ALGORITHM = Family(

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from gptfl_jax import configuration, launch
+from gptfl_jax import choices, configuration, families, launch
 
 NAMES = launch.installed_configs()
 
@@ -32,7 +32,11 @@ def test_config_is_valid_and_so_is_its_config_string(name):
         try:
             value = value_of(config, dotted)
         except KeyError:
-            value = 1  # an option of the source that the config leaves alone
+            # An option that the config leaves alone, of the source or another choice.
+            source = choices.find(families.SOURCE, config.data.source)
+            known = choices.options(families.SOURCE, source)
+            option = known.get(dotted.removeprefix("data.options."))
+            value = 1 if option is None else option.default
         configuration.validate(launch.read_config(f"{name}:{argument}={value}"))
     assert f"configs/{name}.py" in module.__doc__
 

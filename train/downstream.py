@@ -38,8 +38,9 @@ from gptfl_jax import (
     models,
     training,
 )
-from gptfl_jax.data import sources
+from gptfl_jax.data import datasets, sources
 from gptfl_jax.data.fingerprint import fingerprint
+from gptfl_jax.data.synthetic import load_synthetic
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress, say
@@ -64,13 +65,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 class Data(NamedTuple):
     """What a run trains on, chooses by, and is measured by."""
 
-    train: sources.Dataset
-    validation: sources.Dataset | None
-    source: sources.Source
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    source: datasets.Source
     """The real data."""
 
     @property
-    def test(self) -> sources.Dataset:
+    def test(self) -> datasets.Dataset:
         return self.source.test
 
 
@@ -91,21 +92,21 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
     dataset = source.train
     if config.train.data != "real":
         names = dataset.class_names
-        synthetic, report = sources.load_synthetic(workdir / "synthetic", source)
+        synthetic, report = load_synthetic(workdir / "synthetic", source)
         say(str(report))
         absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
         if absent:
             lacking = ", ".join(names[label] for label in absent)
             say(f"no {report.plural} of {lacking}")
         both = config.train.data == "both"
-        dataset = sources.concatenate(dataset, synthetic) if both else synthetic
+        dataset = datasets.concatenate(dataset, synthetic) if both else synthetic
     validation = None
     if config.train.validation_fraction:
-        held_out = sources.hold_out(
+        held_out = datasets.hold_out(
             dataset.labels, config.train.validation_fraction, config.seed
         )
-        validation = sources.select(dataset, held_out)
-        dataset = sources.select(dataset, ~held_out)
+        validation = datasets.select(dataset, held_out)
+        dataset = datasets.select(dataset, ~held_out)
     return Data(dataset, validation, source)
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from federated import experiment
 from gptfl_jax import artifacts, drawing
-from gptfl_jax.data import audio, sources
+from gptfl_jax.data import audio, datasets, synthetic
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
@@ -58,12 +58,12 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
 
 
 def _pictures(
-    source: sources.Source, folder: pathlib.Path, columns: int
+    source: datasets.Source, folder: pathlib.Path, columns: int
 ) -> dict[str, np.ndarray]:
     """Synthetic as made, synthetic as the classifier sees it, real."""
     real = source.train
     class_names, (height, width) = real.class_names, real.inputs.shape[1:3]
-    seen, _ = sources.load_synthetic(folder, source)
+    seen, _ = synthetic.load_synthetic(folder, source)
     made_by_class = []
     samples = artifacts.read_manifest(folder)
     for name in class_names:
@@ -95,7 +95,7 @@ def _pictures(
     }
 
 
-def _sounds(source: sources.Source, folder: pathlib.Path, columns: int) -> Examples:
+def _sounds(source: datasets.Source, folder: pathlib.Path, columns: int) -> Examples:
     """Waveforms and spectrograms of synthetic and of real clips, and some to hear.
 
     All at the sample rate of the features, and to one scale of time.

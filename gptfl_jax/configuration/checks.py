@@ -51,7 +51,9 @@ def _check_options(config: ConfigDict) -> None:
         family = field.options_of
         if family is not None:
             values = get(config, dotted).to_dict()
-            choices.check(family, get(config, family.field), values)
+            name = get(config, family.field)
+            if values or name not in choices.names_alone(family):
+                choices.check(family, name, values)
 
 
 def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:

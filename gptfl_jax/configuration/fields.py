@@ -32,7 +32,8 @@ class Field(NamedTuple):
     def valid(self, value: Any) -> bool:
         """Whether the field takes a value; options are checked with their choice."""
         if self.chooses and self.rule.valid(value) and not choices.is_own(value):
-            return value in choices.available(self.chooses)
+            known = choices.available(self.chooses)
+            return value in known or value in choices.names_alone(self.chooses)
         return self.rule.valid(value)
 
 

@@ -1,10 +1,12 @@
-"""Data sets as arrays: examples with labels, and a source with its split."""
+"""Data sets as arrays: examples with labels, a source with its split, parts of it."""
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int32, PyTree, Shaped
+from jaxtyping import Bool, Int32, PyTree, Shaped
 
+from gptfl_jax import user_files
 from gptfl_jax.data import audio
 
 # Channel means and deviations of ImageNet in 0..1, which the original uses for every
@@ -49,3 +51,65 @@ class Source(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
     sounds: Sounds | None = None
     """Of a data set of sounds."""
+
+
+class LoadReport(NamedTuple):
+    """What happened to the files that examples were read from."""
+
+    loaded: int
+    left_out: tuple[tuple[str, str], ...] = ()
+    """File name and reason of each file that could not be used."""
+    plural: str = "synthetic pictures"
+    """Of what the files hold."""
+
+    def __str__(self) -> str:
+        text = f"{self.loaded:,} {self.plural} loaded"
+        if not self.left_out:
+            return text
+        text += f"; {len(self.left_out):,} left out:"
+        shown = [
+            f"\n  {user_files.printable(file)}: {reason}"
+            for file, reason in self.left_out[:10]
+        ]
+        if len(self.left_out) > len(shown):
+            shown.append(f"\n  ... and {len(self.left_out) - len(shown):,} more")
+        return text + "".join(shown)
+
+
+def hold_out(
+    labels: Int32[np.ndarray, " examples"], fraction: int | float, seed: int
+) -> Bool[np.ndarray, " examples"]:
+    """Draws `fraction` of each class at random (at least one where a class has two).
+
+    Returns:
+        True where held out.
+    """
+    generator = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
+        held_out[rows[:count]] = True
+    return held_out
+
+
+def select(dataset: Dataset, rows: Shaped[np.ndarray, " rows"]) -> Dataset:
+    """The examples at `rows` (numbers or a mask)."""
+    clients = None if dataset.clients is None else dataset.clients[rows]
+    inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.inputs)
+    return dataset._replace(inputs=inputs, labels=dataset.labels[rows], clients=clients)
+
+
+def concatenate(first: Dataset, second: Dataset) -> Dataset:
+    """Both data sets' examples, natural clients dropped.
+
+    Raises:
+        ValueError: their classes or example shapes differ.
+    """
+    if first.class_names != second.class_names:
+        raise ValueError(f"classes differ: {first.class_names}, {second.class_names}")
+    inputs = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves), first.inputs, second.inputs
+    )
+    labels = np.concatenate([first.labels, second.labels])
+    return Dataset(inputs, labels, first.class_names)

@@ -5,7 +5,7 @@ import hashlib
 import jax
 import numpy as np
 
-from gptfl_jax.data.sources import Dataset
+from gptfl_jax.data.datasets import Dataset
 
 # Of an array larger than this, so many rows stand for it: reading a memory-mapped data
 # set from end to end would take longer than many a run.

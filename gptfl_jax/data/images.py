@@ -113,8 +113,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
     """A picture, decoded.
 
     Raises:
-      Unreadable: the file is missing, damaged, or of none of the known formats; or it
-        has more pixels than a picture may have.
+        Unreadable: the file is missing, damaged, or of none of the known formats; or it
+            has more pixels than a picture may have.
     """
     # The allowance is given back last, when the picture's memory is free.
     with contextlib.ExitStack() as allowance, contextlib.ExitStack() as stack:
@@ -142,13 +142,13 @@ def read_picture(
     """Decodes one file and converts it to `image_size` and `channels`.
 
     Args:
-      modes: Pillow modes to accept; others are an error. None accepts all: palettes are
-        resolved, transparent pixels put on white, 16-bit grey scaled down.
-      crop: take the largest square in the middle first, to keep proportions.
+        modes: Pillow modes to accept; others are an error. None accepts all: palettes
+            are resolved, transparent pixels put on white, 16-bit grey scaled down.
+        crop: take the largest square in the middle first, to keep proportions.
 
     Returns:
-      the picture. An unreadable file is no exception but has `error` set: data sets
-      with a broken file in them are common, and what to do is the caller's decision.
+        the picture. An unreadable file is no exception but has `error` set: data sets
+        with a broken file in them are common, and what to do is the caller's decision.
     """
     try:
         with opened(path) as image:
@@ -201,6 +201,17 @@ def read_pictures(
             for picture in pool.map(read, paths[start : start + 512]):
                 bar.update()
                 yield picture
+
+
+def stack(
+    pixels: Sequence[UInt8[np.ndarray, "height width _"]],
+) -> UInt8[np.ndarray, "pictures height width channels"]:
+    """Pictures of one size in one array; grey ones among RGB ones become RGB."""
+    channels = max(p.shape[-1] for p in pixels)
+    stacked = np.empty((len(pixels), *pixels[0].shape[:2], channels), np.uint8)
+    for index, picture in enumerate(pixels):
+        stacked[index] = picture  # one channel is broadcast to all
+    return stacked
 
 
 def normalisation_for(

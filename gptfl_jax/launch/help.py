@@ -77,13 +77,8 @@ def text(
         if section != heading:
             heading = section
             lines.append("")
-        takes = field.takes
-        if dotted == "data.source":
-            from gptfl_jax.data import sources  # slow to import
-
-            takes = f"one of {', '.join(sources.available())}"
         value = _value(config, dotted, field.default)
-        lines += _entry(f"{dotted} = {value!r}", f"{field.help}. Takes {takes}.")
+        lines += _entry(f"{dotted} = {value!r}", f"{field.help}. Takes {field.takes}.")
     for dotted, field in read.items():
         if field.options_of is not None:
             lines += _options(field.options_of, read, config, dotted, everything)

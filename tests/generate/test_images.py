@@ -15,7 +15,7 @@ import pytest
 
 from generate import images, prompts, sample_folder, samples
 from gptfl_jax import artifacts, configuration, drawing, launch
-from gptfl_jax.data import sources
+from gptfl_jax.data import sources, synthetic
 from gptfl_jax.errors import UserError
 from gptfl_jax.interruption import Interrupted
 
@@ -143,7 +143,7 @@ def test_samples_are_what_their_lines_say(workdir, capsys):
     )
     assert f"18 images in {workdir / 'synthetic'}, made in " in out
     # The loader of stage 2 finds every sample under its class.
-    data, report = sources.synthetic_pictures(workdir / "synthetic", CLASSES)
+    data, report = synthetic.synthetic_pictures(workdir / "synthetic", CLASSES)
     assert report.loaded == 18 and not report.left_out
     assert data.labels.tolist() == [0, 1, 2] * 6
 
@@ -370,7 +370,7 @@ def test_one_guidance_for_all_is_passed_as_a_number(workdir, formula_model):
 def test_counts_relative_to_the_real_data():
     config = make_config(samples_per_class="3x")
     digits = [str(digit) for digit in range(10)]
-    labels = sources.sklearn_digits().train.labels
+    labels = sources.load("sklearn_digits").train.labels
     real = [int((labels == digit).sum()) for digit in range(10)]
     counts = images.samples_per_class(config, digits)
     assert counts == {name: 3 * real[int(name)] for name in digits}

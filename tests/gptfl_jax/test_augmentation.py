@@ -8,19 +8,19 @@ import scipy.ndimage
 
 from gptfl_jax import augmentation, configuration
 from gptfl_jax.augmentation import Augmentation, SpecAugment
-from gptfl_jax.data import sources
+from gptfl_jax.data import datasets, sources
 from gptfl_jax.errors import ConfigError
 
 RNG = np.random.default_rng(0)
-PICTURES = sources.sklearn_digits()
+PICTURES = sources.load("sklearn_digits")
 
 
 @pytest.fixture(scope="module")
 def sounds():
     features = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
     inputs = features, np.array([12, 9], np.int32)
-    part = sources.Dataset(inputs, np.arange(2, dtype=np.int32), ("a", "b"))
-    return sources.Source(part, part, (), (), sources.Sounds())
+    part = datasets.Dataset(inputs, np.arange(2, dtype=np.int32), ("a", "b"))
+    return datasets.Source(part, part, (), (), datasets.Sounds())
 
 
 def settings(section, **fields):

@@ -56,7 +56,7 @@ def test_spellings_of_the_releases():
         "pink-yellow dahlia"
     )
     assert labels.label_set("sklearn_digits").phrases["7"] == "seven"
-    source = sources.sklearn_digits()
+    source = sources.load("sklearn_digits")
     assert labels.label_set("sklearn_digits").classes == source.train.class_names
     spoken = labels.label_set("fsdd")
     assert spoken.classes == source.train.class_names

@@ -24,7 +24,8 @@ from gptfl_jax import (
     training,
 )
 from gptfl_jax.augmentation import SpecAugment
-from gptfl_jax.data import audio, audio_sources, sources
+from gptfl_jax.data import audio, sources
+from gptfl_jax.data.sources import fsdd
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers
 from gptfl_jax.generators.speech.spectrogram import (
     HOP,
@@ -39,7 +40,7 @@ from train.voices.synthesizers import Voice
 
 DIGITS = tuple(labels.label_set("fsdd").phrases.values())
 # What the classifier hears that measures the quality: as much as a telephone carries.
-HEARD = audio.FeatureSettings(**audio_sources.FSDD_FEATURES)
+HEARD = audio.FeatureSettings(**fsdd.FEATURES)
 
 
 def digit_clips(

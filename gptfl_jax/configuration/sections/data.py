@@ -4,16 +4,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptfl_jax import rules
-from gptfl_jax.configuration.fields import Field
+from gptfl_jax import families, rules
+from gptfl_jax.configuration.fields import Field, choice
 
 FIELDS: dict[str, Field] = {
-    "source": Field(
+    **choice(
+        families.SOURCE,
         "sklearn_digits",
-        rules.IDENTIFIER,
-        "the real data: a function of gptfl_jax/data/sources.py",
+        "the real data: a function of gptfl_jax/data/sources",
     ),
-    "options": Field({}, rules.KEYWORDS, "keywords for that function"),
     "folder": Field("", rules.TEXT, "folder of the data set, where it needs one"),
     "image_size": Field(
         0, rules.whole(0), "side of an image in pixels; 0: the source's own"

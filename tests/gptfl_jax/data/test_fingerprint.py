@@ -1,8 +1,8 @@
 import numpy as np
 
 from gptfl_jax.data import fingerprint as module
+from gptfl_jax.data.datasets import Dataset
 from gptfl_jax.data.fingerprint import fingerprint
-from gptfl_jax.data.sources import Dataset
 
 
 def dataset(**fields) -> Dataset:

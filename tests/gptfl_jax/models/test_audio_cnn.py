@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax import augmentation, evaluation, models, training
-from gptfl_jax.data import sources
+from gptfl_jax.data import datasets, sources
 from gptfl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_reads_a_speaker_it_never_heard():
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(train.labels)) for _ in range(epochs)]
     for number, rows in enumerate(np.concatenate(orders).reshape(steps, size)):
-        part = sources.select(train, rows)
+        part = datasets.select(train, rows)
         batch = training.Batch(part.inputs, part.labels, np.ones(size, np.float32))
         state = step(state, batch, jax.random.fold_in(jax.random.key(1), number))
     found = evaluation.evaluate(learner, state.variables, test.inputs, test.labels, 10)

@@ -24,8 +24,8 @@ def cifar10(folder: str) -> Source:
     """CIFAR-10, 32x32 RGB, 50,000 training and 10,000 test pictures.
 
     Args:
-      folder: holds the released archive (python or binary version, `.tar.gz`), or the
-        folder it unpacks to, or is that folder.
+        folder: holds the released archive (python or binary version, `.tar.gz`), or the
+            folder it unpacks to, or is that folder.
     """
     batches = [f"data_batch_{i}" for i in range(1, 6)]
     released = ("cifar-10-batches-py", "cifar-10-batches-bin")

@@ -1,0 +1,181 @@
+"""From the recordings of a data set to a source: what all sources of sounds share.
+
+A source's inputs are the pair (features [examples, frames, bands], lengths [examples])
+of `gptfl_jax.data.audio`. Every source takes these options as well as its own:
+
+- `features`: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
+- `flaws`: fields of `Flaws`, to put noise into the training set.
+- `cache`: a folder for computed features.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gptfl_jax.data import audio, noise
+from gptfl_jax.data.datasets import Dataset, Sounds, Source
+from gptfl_jax.errors import UserError
+from gptfl_jax.rules import Keywords
+
+Options = Keywords | None
+"""Fields to change, by name."""
+
+_ENDINGS = {".wav", ".flac", ".ogg", ".mp3"}
+
+
+class Flaws(NamedTuple):
+    """What is wrong with the training data, by groups of (natural) clients."""
+
+    snr_db: Sequence[int | float] = ()
+    """Signal-to-noise ratio of the recordings, a number a group of clients."""
+    snr_shares: Sequence[int | float] = ()
+    """Share of the clients in each group; empty is even groups of all clients."""
+    background: str = ""
+    """Folder of recordings whose sounds are the noise; empty is white noise."""
+    label_noise: Sequence[int | float] = ()
+    """Share of wrong labels, a number a group of clients."""
+    label_shares: Sequence[int | float] = ()
+    label_sparsity: int | float = 0.4
+    """See `noise.confusion_matrix`."""
+    seed: int = 0
+
+
+class Example(NamedTuple):
+    """A recording of a data set."""
+
+    clip: audio.Clip
+    label: str
+    client: str
+    """Its natural client."""
+    test: bool
+    """Whether it belongs to the test set."""
+
+
+def to_source(
+    examples: list[Example],
+    class_names: tuple[str, ...],
+    features: Options,
+    flaws: Options,
+    cache: str,
+) -> Source:
+    """Reads the examples; both parts are padded to the longest clip of all.
+
+    Args:
+        examples: in the order of the arrays, training and test mixed.
+        class_names: in the order of their labels.
+        features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
+        flaws: fields of `Flaws`, to put noise into the training set.
+        cache: a folder for computed features.
+
+    Raises:
+        UserError: a set without examples, a field that there is not, or recordings that
+            cannot be read.
+    """
+    settings = _settings(audio.FeatureSettings, features, "features")
+    flaws = _settings(Flaws, flaws, "flaws")
+    train = [example for example in examples if not example.test]
+    test = [example for example in examples if example.test]
+    for part, name in ((train, "training"), (test, "test")):
+        if not part:
+            raise UserError(
+                f"config.data.folder: the {name} set is empty: complete the data set"
+            )
+    clips = [*_noisy_clips(train, flaws), *(example.clip for example in test)]
+    inputs = audio.extract(clips, settings, cache, "recordings")
+    number = {name: label for label, name in enumerate(class_names)}
+
+    def part(examples: list[Example], rows: slice) -> Dataset:
+        labels = np.asarray([number[e.label] for e in examples], np.int32)
+        clients = np.asarray([e.client for e in examples])
+        arrays = tuple(leaf[rows] for leaf in inputs)
+        return Dataset(arrays, labels, class_names, clients)
+
+    data = part(train, slice(len(train)))
+    if flaws.label_noise:
+        data = data._replace(
+            labels=noise.noisy_labels(
+                data.labels,
+                data.clients,
+                len(class_names),
+                flaws.label_noise,
+                flaws.label_shares,
+                flaws.label_sparsity,
+                flaws.seed,
+            )
+        )
+    # Features are standardised by themselves, not by constants of the data set.
+    return Source(
+        data,
+        part(test, slice(len(train), None)),
+        mean=(),
+        std=(),
+        sounds=Sounds(settings, cache, tuple(clips[: len(train)])),
+    )
+
+
+def _settings(kind, given, option):
+    unknown = sorted(set(given or {}) - set(kind._fields))
+    if unknown:
+        raise UserError(
+            f"config.data.options.{option} does not take {', '.join(unknown)}; it "
+            f"takes {', '.join(kind._fields)}"
+        )
+    return kind(**(given or {}))
+
+
+def _noisy_clips(examples: list[Example], flaws: Flaws) -> list[audio.Clip]:
+    if not flaws.snr_db:
+        return [example.clip for example in examples]
+    recordings = []
+    if flaws.background:
+        recordings = sorted(
+            str(path)
+            for path in pathlib.Path(flaws.background).rglob("*")
+            if path.suffix.lower() in _ENDINGS
+        )
+        if not recordings:
+            raise UserError(
+                f"config.data.options.flaws.background: {flaws.background} holds no "
+                "recordings"
+            )
+    names = sorted({example.client for example in examples})
+    level = dict(
+        zip(
+            names,
+            noise.level_of_client(
+                len(names), flaws.snr_db, flaws.snr_shares, flaws.seed
+            ).tolist(),
+            strict=True,
+        )
+    )
+    clips = []
+    for index, example in enumerate(examples):
+        clip, snr_db = example.clip, level[example.client]
+        if not np.isnan(snr_db):
+            recording = ""
+            if recordings:
+                generator = np.random.default_rng([flaws.seed, index, 1])
+                recording = recordings[generator.integers(len(recordings))]
+            clip = clip._replace(
+                noise=noise.Noise(snr_db, (flaws.seed, index, 0), recording)
+            )
+        clips.append(clip)
+    return clips
+
+
+def checked_folds(folds: int | Sequence[int], count: int) -> Sequence[int]:
+    folds = (folds,) if isinstance(folds, int) else folds
+    if not folds or set(folds) - set(range(1, count + 1)):
+        raise UserError(f"config.data.options: test folds are of 1 to {count}: {folds}")
+    return folds
+
+
+def check_named(names: Sequence[str], known: set[str], option: str, where) -> None:
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise UserError(
+            f"config.data.options.{option}: {where} has no {', '.join(unknown)}; it "
+            f"has {', '.join(sorted(known))}"
+        )

@@ -1,0 +1,212 @@
+"""The samples that stage 1 made, as examples for stages 2 and 3."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gptfl_jax import artifacts
+from gptfl_jax.data import audio, images
+from gptfl_jax.data.datasets import Dataset, LoadReport, Sounds, Source
+from gptfl_jax.errors import UserError
+from gptfl_jax.labels import same_name
+
+# <class>_train_<device>_<j>.png, <class>_add_..., and <class>_train_<domain>_add_...
+_ORIGINAL_NAME = re.compile(
+    r"(?P<label>.+?)_(?:train|add|train_.+_add)_\d+_\d+\.png", re.DOTALL
+)
+
+
+def load_synthetic(
+    folder: str | os.PathLike, source: Source
+) -> tuple[Dataset, LoadReport]:
+    """Reads the examples stage 1 made, in the form of the real ones of `source`.
+
+    Args:
+        folder: `<workdir>/synthetic`, see `synthetic_pictures` and `synthetic_sounds`.
+
+    Returns:
+        examples of the same classes and shape, and a report of the files left out.
+
+    Raises:
+        UserError: as these; or the real pictures are not square.
+    """
+    names = source.train.class_names
+    if source.sounds is not None:
+        frames = source.train.inputs[0].shape[1]
+        return synthetic_sounds(folder, names, source.sounds, frames)
+    height, width, channels = source.train.inputs.shape[1:]
+    if height != width:
+        raise UserError(
+            f"config.data.source: its pictures are {width}x{height}, and synthetic "
+            "ones are square; set config.data.image_size"
+        )
+    return synthetic_pictures(folder, names, height, channels)
+
+
+def synthetic_sounds(
+    folder: str | os.PathLike,
+    class_names: Sequence[str],
+    sounds: Sounds,
+    frames: int,
+) -> tuple[Dataset, LoadReport]:
+    """Reads the clips stage 1 made, as features.
+
+    Args:
+        folder: `<workdir>/synthetic` with its `manifest.jsonl`.
+        class_names: in the order of their labels.
+        sounds: how they become features.
+        frames: of the result. Longer clips are cut to the first so many, before their
+            features are standardised; shorter ones are padded with zeros.
+
+    Returns:
+        (features [examples, frames, bands], lengths [examples]) in the order of the
+        manifest, and a report of the files left out: unreadable or truncated, gone,
+        changed since they were made, or of a class that is not in `class_names`.
+
+    Raises:
+        UserError: there is no such folder, a manifest line leaves the folder, or no
+            clip could be used.
+    """
+    folder = pathlib.Path(folder)
+    command = "python -m generate.speech --config=... --workdir=..."
+    artifacts.require(folder / "manifest.jsonl", command)
+    files, labels, digests, left_out = _list_synthetic(folder, class_names)
+    settings = sounds.settings
+    # With so many samples there are `frames` frames.
+    longest_s = (frames * settings.hop - 1) / settings.sample_rate_hz
+    limit_s = min(settings.max_duration_s or longest_s, longest_s)
+    settings = settings._replace(max_duration_s=limit_s)
+    broken: dict[int, str] = {}
+    features, lengths = audio.extract(
+        [audio.Clip(folder / file, sha256=digests.get(file)) for file in files],
+        settings,
+        sounds.cache,
+        "synthetic clips",
+        broken,
+    )
+    left_out += [(files[index], reason) for index, reason in sorted(broken.items())]
+    _require_any(folder, len(lengths), left_out, "clips", command)
+    padding = frames - features.shape[1]
+    features = np.pad(features, ((0, 0), (0, padding), (0, 0)))
+    labels = np.delete(np.asarray(labels, np.int32), list(broken))
+    dataset = Dataset((features, lengths), labels, tuple(class_names))
+    return dataset, LoadReport(len(labels), tuple(left_out), "synthetic clips")
+
+
+def synthetic_pictures(
+    folder: str | os.PathLike,
+    class_names: Sequence[str],
+    image_size: int = 0,
+    channels: int = 0,
+) -> tuple[Dataset, LoadReport]:
+    """Reads the pictures stage 1 made, converted to the data's size and channels.
+
+    Args:
+        folder: `<workdir>/synthetic` with its `manifest.jsonl`; or a folder made by the
+            original's scripts, flat files `<class>_train_<device>_<j>.png` or
+            `<class>_train_<domain>_add_<device>_<j>.png` (a file belongs to the class
+            that is its whole name before `_train_`, but for case, article and `_`; the
+            original looks for the class name anywhere in it and mixes up "car" and
+            "scar").
+        class_names: in the order of their labels.
+        image_size, channels: of the result; 0 keeps those of the pictures.
+
+    Returns:
+        the pictures in the order of the manifest (or of the file names), and a report
+        of the files left out: unreadable or truncated, gone, changed since they were
+        made, not RGB or grey, of another size than most, or of a class that is not in
+        `class_names`.
+
+    Raises:
+        UserError: there is no such folder, a manifest line leaves the folder, or no
+            picture could be used.
+    """
+    folder = pathlib.Path(folder)
+    files, labels, digests, left_out = _list_synthetic(folder, class_names)
+    digests = {folder / file: digest for file, digest in digests.items()}
+    read = _Reader(image_size, channels, digests)
+    paths = [folder / file for file in files]
+    pictures = list(images.read_pictures(paths, read, "synthetic pictures"))
+    usual = _most_common([p.size for p in pictures if p.pixels is not None])
+    kept = []
+    for index, picture in enumerate(pictures):
+        if picture.pixels is None:
+            left_out.append((files[index], picture.error))
+        elif picture.size != usual:
+            ours, others = ("{}x{}".format(*s) for s in (picture.size, usual))
+            left_out.append((files[index], f"size {ours}, most are {others}"))
+        else:
+            kept.append(index)
+    command = "python -m generate.images --config=... --workdir=..."
+    _require_any(folder, len(kept), left_out, "pictures", command)
+    pixels = images.stack([pictures[index].pixels for index in kept])
+    dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
+    return dataset, LoadReport(len(kept), tuple(left_out))
+
+
+def _require_any(
+    folder: pathlib.Path,
+    count: int,
+    left_out: Sequence[tuple[str, str]],
+    plural: str,
+    command: str,
+) -> None:
+    if not count:
+        raise UserError(
+            f"{folder}: none of {len(left_out):,} {plural} could be used; "
+            f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
+            f"Make them with `{command}`"
+        )
+
+
+def _list_synthetic(
+    folder: pathlib.Path, class_names: Sequence[str]
+) -> tuple[list[str], list[int], dict[str, str], list[tuple[str, str]]]:
+    """File names, labels, digests by name, and what is left out.
+
+    By the manifest, or by the original's file names.
+    """
+    digests = {}
+    if (folder / "manifest.jsonl").exists():
+        made = artifacts.read_manifest(folder)
+        entries = [(sample.file, sample.label) for sample in made]
+        digests = {sample.file: sample.sha256 for sample in made if sample.sha256}
+    else:
+        artifacts.require(
+            folder, "python -m generate.images --config=... --workdir=..."
+        )
+        entries = []
+        for path in sorted(folder.iterdir()):
+            match = _ORIGINAL_NAME.fullmatch(path.name)
+            if match:
+                written = match["label"]
+                same = [n for n in class_names if same_name(n, written)]
+                entries.append((path.name, same[0] if same else written))
+    number = {name: label for label, name in enumerate(class_names)}
+    files, labels, left_out = [], [], []
+    for file, label in entries:
+        if label in number:
+            files.append(file)
+            labels.append(number[label])
+        else:
+            left_out.append((file, f"label {label!r} is not a class"))
+    return files, labels, digests, left_out
+
+
+class _Reader(NamedTuple):
+    image_size: int
+    channels: int
+    digests: Mapping[pathlib.Path, str]
+
+    def __call__(self, path: pathlib.Path) -> images.Picture:
+        if artifacts.is_changed(path, self.digests.get(path)):
+            return images.Picture(None, (0, 0), "", artifacts.CHANGED)
+        return images.read_picture(path, self.image_size, self.channels, ("RGB", "L"))
+
+
+def _most_common(values: list) -> object:
+    return max(sorted(set(values)), key=values.count, default=None)
