@@ -313,8 +313,8 @@ def bind(family: Family, name: str, values: Mapping[str, Any], **given: Any) -> 
     """Calls a choice with its options and with what the program gives.
 
     Args:
-        given: of the family's `given`, by name; a choice gets those it has parameters
-            for.
+        given: by name. Of the family's `given` a choice gets those it has parameters
+            for; others it must take.
 
     Raises:
         ConfigError: as `check`; or the choice refuses by a ValueError what it is given.
@@ -324,6 +324,11 @@ def bind(family: Family, name: str, values: Mapping[str, Any], **given: Any) -> 
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     checked = check(family, name, values)
     taken = {k: v for k, v in given.items() if takes_any or k in parameters}
+    if lost := [k for k in given if k not in taken and k not in family.given]:
+        raise ConfigError(
+            f"config.{family.field} = {name!r}: takes a function with **options, by "
+            f"which it is given {', '.join(lost)}"
+        )
     try:
         return function(**taken, **checked)
     except ValueError as error:

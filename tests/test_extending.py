@@ -1,5 +1,6 @@
 """docs/extending.md: its examples are short, and run as they stand."""
 
+import json
 import re
 
 import numpy as np
@@ -54,6 +55,23 @@ def test_what_they_do(files):
         families.SAMPLING, files["in_turn"], {}, num_clients=5, cohort_size=3
     )
     assert draw(None, 1).tolist() == [3, 4, 0]
+
+
+def test_the_data_set_is_dealt_to_its_own_clients(files, tmp_path):
+    config = make_config(
+        partition="natural", rounds=30, cohort_size=10, eval_every=30, local_epochs=2
+    )
+    config.data.source = files["two_moons"]
+    config.data.options = {"examples": 400}
+    config.model.name = files["small_net"]
+    config.model.options = {}
+    configuration.validate(config)
+    assert simulate.simulate(config, tmp_path)["accuracy"] > 0.8
+    partition = json.loads(
+        (tmp_path / "federated" / "fedavg-random-s0" / "partition.json").read_text()
+    )
+    assert partition["class_names"] == ["one", "two"]
+    assert len(partition["sizes"]) == 20 and sum(partition["sizes"]) == 300
 
 
 def test_their_options_are_checked(files):

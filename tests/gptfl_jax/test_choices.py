@@ -180,6 +180,20 @@ def test_an_option_without_default_is_asked_for(tmp_path):
         choices.check(OWN, path, {})
 
 
+def test_what_a_program_gives_is_never_lost(tmp_path):
+    path = own_file(tmp_path, 'def a(size: int = 1) -> "Fruit":\n    return size\n')
+    with pytest.raises(ConfigError, match=r"takes a function with \*\*options"):
+        choices.bind(OWN, path, {}, weight=3)
+    family = OWN._replace(given=("weight",))  # what a choice may do without
+    assert choices.bind(family, path, {}, weight=3) == 1
+
+
+def test_what_does_not_go_together_is_a_line(tmp_path):
+    text = 'def a(size: int = 1) -> "Fruit":\n    raise ValueError("too small")\n'
+    with pytest.raises(ConfigError, match=r"^config\.shop\.fruit = '.*': too small$"):
+        choices.bind(OWN, own_file(tmp_path, text), {})
+
+
 def test_titles_are_the_docstrings_beginning():
     def one():
         """FedProx: a proximal term."""
