@@ -29,13 +29,10 @@ then has `client_accuracy_mean`, `client_accuracy_worst_decile`, `client_accurac
 and the same of `personalised_accuracy`.
 """
 
-import collections
 import contextlib
 import hashlib
-import itertools
 import pathlib
 import time
-from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -57,8 +54,9 @@ from gptfl_jax import (
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, streaming
-from gptfl_jax.fl.diagnostics import RoundMetrics, size_in_bytes
+from gptfl_jax.fl.diagnostics import size_in_bytes
 from gptfl_jax.fl.execution import place
+from gptfl_jax.fl.rounds import Round, rounds
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress, say
 
@@ -188,10 +186,7 @@ def simulate(
                     say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
                 streamed = _is_streamed(config, data, setting.mesh, quiet)
-                loop = _Loop(
-                    config, folder, setting, data, streamed, checkpoints, start
-                )
-                loop.run(state)
+                _run(config, folder, setting, data, streamed, checkpoints, start, state)
     done = max(start.round or 0, config.federated.rounds)
     return run_files.read_metrics(folder, done)[-1]
 
@@ -327,178 +322,176 @@ def _record(
         artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
 
 
-class _Pending(NamedTuple):
-    """What a round leaves on the device. Read when the next one has been started."""
+class _Observed(NamedTuple):
+    """What is due of the state after a round, on the device until it is read."""
 
-    round: int
-    metrics: RoundMetrics | None
     counts: evaluation.Counts | None
-    """Of the test set, where a test is due."""
+    """Of the test set."""
     of_clients: personalisation.ClientCounts | None
-    """Of the clients' held-out examples, where their test is due."""
+    """Of the clients' held-out examples."""
     state: composition.ServerState | None
-    """To save, where a checkpoint is due."""
+    """To save."""
 
 
-class _Loop:
-    """The rounds of one run.
+def _run(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    setting: experiment.Setting,
+    data: federated_data.FederatedData,
+    streamed: bool,
+    checkpoints: artifacts.Checkpoints,
+    start: _Start,
+    state: composition.ServerState,
+) -> None:
+    """The rounds that are left: runs them, writes their lines, saves their states."""
+    federated, seed = config.federated, config.seed
+    sampler = experiment.make_sampler(config.federated, data)
+    given = data if streamed else place(data, setting.mesh)
+    test_clients, tested_clients = _client_tests(config, setting, data, given, streamed)
 
-    The device is always a round ahead of the host: while it computes one, the host
-    reads, writes and saves what the one before has left.
-    """
+    def observe(number: int, state: composition.ServerState, last: bool) -> _Observed:
+        due = last or number == 0
+        tested = due or number % federated.eval_every == 0
+        every = federated.personalisation_every
+        clients_tested = every and (due or number % every == 0)
+        saved = number and (last or number % federated.checkpoint_every == 0)
+        return _Observed(
+            _test(config, setting, state) if tested else None,
+            test_clients(state, number) if clients_tested else None,
+            state if saved else None,
+        )
+
+    writer = _Writer(config, folder, checkpoints, start, tested_clients)
+    with (
+        interruption.deferred("round"),
+        Progress(
+            federated.rounds, "round", start.round or 0, folder.name, leave=False
+        ) as bar,
+        contextlib.closing(
+            rounds(
+                setting.algorithm,
+                state,
+                given,
+                lambda done: sampler(_key(seed, _COHORTS), done),
+                _key(seed, _CLIENTS),
+                federated.rounds,
+                observe=observe,
+                done=start.round,
+                stop=interruption.should_save,
+                streamed=streamed,
+                mesh=setting.mesh,
+            )
+        ) as results,
+    ):
+        for result in results:
+            writer.write(result, bar)
+    if result.number < federated.rounds:
+        checkpoints.wait()
+        raise interruption.Interrupted(
+            f"{folder.name} is saved after round {result.number} of "
+            f"{federated.rounds}; the same command goes on from there"
+        )
+
+
+def _test(
+    config: ConfigDict, setting: experiment.Setting, state: composition.ServerState
+) -> evaluation.Counts:
+    return evaluation.evaluate_async(
+        setting.learner,
+        state.variables,
+        setting.test_inputs,
+        setting.test_labels,
+        setting.source.test.num_classes,
+        config.federated.eval_batch_size,
+        experiment.test_split(setting.mesh),
+    )
+
+
+def _client_tests(
+    config: ConfigDict,
+    setting: experiment.Setting,
+    data: federated_data.FederatedData,
+    given: federated_data.FederatedData,
+    streamed: bool,
+):
+    """((state, round) -> counts of the chosen clients, which these are)."""
+    if not config.federated.personalisation_every:
+        return None, None
+    held_out = experiment.deal_held_out(config, setting.source.train)
+    chosen = personalisation.choose(
+        _key(config.seed, _TESTED_CLIENTS),
+        data.offsets,
+        held_out.offsets,
+        config.federated.personalisation_clients,
+    )
+
+    def on_device(data: federated_data.FederatedData) -> federated_data.FederatedData:
+        if not streamed:
+            return place(data, setting.mesh)
+        with contextlib.closing(streaming.stream(data, [chosen], setting.mesh)) as rows:
+            return next(rows)[1]
+
+    held_out = on_device(held_out)
+    train = on_device(data) if streamed else given
+
+    def test(
+        state: composition.ServerState, round: int
+    ) -> personalisation.ClientCounts:
+        key = jax.random.fold_in(_key(config.seed, _FINE_TUNING), round)
+        return setting.test_clients(state, train, held_out, chosen, key)
+
+    return test, chosen
+
+
+class _Writer:
+    """Writes what rounds have left: lines, states, and how clients came out."""
 
     def __init__(
         self,
         config: ConfigDict,
         folder: pathlib.Path,
-        setting: experiment.Setting,
-        data: federated_data.FederatedData,
-        streamed: bool,
         checkpoints: artifacts.Checkpoints,
         start: _Start,
+        tested_clients: Int32[Array, " chosen"] | None,
     ):
-        self.config, self.setting, self.checkpoints = config, setting, checkpoints
-        self.name, self.start, self.sent = folder.name, start, start
-        self.streamed = streamed
-        self.data = data if streamed else place(data, setting.mesh)
-        self.sampler = experiment.make_sampler(config.federated, data)
-        self.folder = folder
-        if config.federated.personalisation_every:
-            self._choose_clients(data)
+        self.config, self.folder, self.checkpoints = config, folder, checkpoints
+        self.name, self.sent = folder.name, start
+        self.tested_clients = tested_clients
         self.metrics_file = artifacts.Metrics(
             folder / "metrics.jsonl", resume_after=start.round
         )
         self.clock = time.perf_counter()
 
-    def run(self, state: composition.ServerState) -> None:
-        federated, seed = self.config.federated, self.config.seed
-        start = self.start.round or 0
-        cohorts = (
-            self.sampler(_key(seed, _COHORTS), done)
-            for done in range(start, federated.rounds)
-        )
-        rows = self._rows(cohorts)
-        metrics = None
-        pending = collections.deque()
-        if self.start.round is None:
-            pending.append(
-                _Pending(0, None, self._test(state), self._test_clients(state, 0), None)
-            )
-        with (
-            contextlib.closing(rows),
-            interruption.deferred("round"),
-            Progress(federated.rounds, "round", start, self.name, leave=False) as bar,
-        ):
-            for done in range(start, federated.rounds):
-                cohort, data = rows.send(metrics)
-                key = jax.random.fold_in(_key(seed, _CLIENTS), done)
-                state, metrics = self.setting.algorithm.round(state, data, cohort, key)
-                number = done + 1
-                last = number == federated.rounds
-                stops = not last and interruption.should_save()
-                tested = last or number % federated.eval_every == 0
-                every = federated.personalisation_every
-                clients_tested = every and (last or number % every == 0)
-                saved = last or stops or number % federated.checkpoint_every == 0
-                pending.append(
-                    _Pending(
-                        number,
-                        metrics,
-                        self._test(state) if tested else None,
-                        self._test_clients(state, number) if clients_tested else None,
-                        state if saved else None,
-                    )
-                )
-                while len(pending) > (0 if last or stops else 1):
-                    self._finish(pending.popleft(), bar)
-                if stops:
-                    self.checkpoints.wait()
-                    raise interruption.Interrupted(
-                        f"{self.name} is saved after round {number} of "
-                        f"{federated.rounds}; the same command goes on from there"
-                    )
-
-    def _rows(
-        self, cohorts: Iterable[Int32[Array, " cohort"]]
-    ) -> Generator[tuple[Array, federated_data.FederatedData], Any, None]:
-        """Each cohort and where its examples are."""
-        if self.streamed:
-            return streaming.stream(self.data, cohorts, self.setting.mesh)
-        return ((cohort, self.data) for cohort in _one_ahead(cohorts))
-
-    def _test(self, state: composition.ServerState) -> evaluation.Counts:
-        setting = self.setting
-        return evaluation.evaluate_async(
-            setting.learner,
-            state.variables,
-            setting.test_inputs,
-            setting.test_labels,
-            setting.source.test.num_classes,
-            self.config.federated.eval_batch_size,
-            experiment.test_split(setting.mesh),
-        )
-
-    def _choose_clients(self, data: federated_data.FederatedData) -> None:
-        """Which clients to test, with their examples on the device."""
-        held_out = experiment.deal_held_out(self.config, self.setting.source.train)
-        chosen = personalisation.choose(
-            _key(self.config.seed, _TESTED_CLIENTS),
-            data.offsets,
-            held_out.offsets,
-            self.config.federated.personalisation_clients,
-        )
-
-        def placed(data: federated_data.FederatedData) -> federated_data.FederatedData:
-            if not self.streamed:
-                return place(data, self.setting.mesh)
-            with contextlib.closing(
-                streaming.stream(data, [chosen], self.setting.mesh)
-            ) as rows:
-                return next(rows)[1]
-
-        self.tested_clients, self.held_out = chosen, placed(held_out)
-        self.tested_data = placed(data) if self.streamed else self.data
-
-    def _test_clients(
-        self, state: composition.ServerState, round: int
-    ) -> personalisation.ClientCounts | None:
-        if not self.config.federated.personalisation_every:
-            return None
-        key = jax.random.fold_in(_key(self.config.seed, _FINE_TUNING), round)
-        return self.setting.test_clients(
-            state, self.tested_data, self.held_out, self.tested_clients, key
-        )
-
-    def _finish(self, pending: _Pending, bar: Progress) -> None:
+    def write(self, done: Round, bar: Progress) -> None:
         """Waits for a round, writes its line, and saves where that is due."""
         line = {}
-        if pending.metrics is not None:
-            line = jax.device_get(pending.metrics)._asdict()
+        if done.metrics is not None:
+            line = jax.device_get(done.metrics)._asdict()
             failed = line.pop("failed")
             if failed:
-                raise CohortFailed(self._all_dropped(pending.round, line))
+                raise CohortFailed(self._all_dropped(done.number, line))
             self.sent = _Start(
-                pending.round,
+                done.number,
                 self.sent.bytes_up + round(float(line.pop("bytes_up"))),
                 self.sent.bytes_down + round(float(line.pop("bytes_down"))),
             )
             bar.update()
         line["bytes_up"], line["bytes_down"] = self.sent[1:]
-        if pending.counts is not None:
-            tested = evaluation.metrics(pending.counts)
+        if done.observed.counts is not None:
+            tested = evaluation.metrics(done.observed.counts)
             line |= tested._asdict()
             bar.note(f"accuracy {tested.accuracy:.3f}")
-        if pending.of_clients is not None:
-            line |= self._of_clients(pending.round, pending.of_clients)
+        if done.observed.of_clients is not None:
+            line |= self._of_clients(done.number, done.observed.of_clients)
         now = time.perf_counter()
-        self.metrics_file.write(pending.round, **line, seconds=now - self.clock)
+        self.metrics_file.write(done.number, **line, seconds=now - self.clock)
         self.clock = now
-        if pending.state is not None:
-            state = pending.state
+        if done.observed.state is not None:
+            state = done.observed.state
             packed = state.own.pack() if state.own else ()
             # After the line: a run that goes on from here must find it written.
             self.checkpoints.save(
-                pending.round,
+                done.number,
                 _checkpoint(state, packed, self.sent),
                 {"accuracy": line.get("accuracy", np.nan)},
             )
@@ -531,16 +524,6 @@ class _Loop:
             f"(now {federated.client_learning_rate:g}), or set "
             "config.federated.clip_norm; metrics.jsonl shows how it came to this"
         )
-
-
-def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each when the one after it has been asked for as well.
-
-    So the device draws a cohort before it begins the round before, and a host that
-    must know who is in it does not wait for that round.
-    """
-    ahead = itertools.pairwise(itertools.chain(items, (None,)))
-    return (item for item, _ in ahead)
 
 
 def _key(seed: int, stream: int) -> PRNGKeyArray:
