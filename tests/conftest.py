@@ -17,6 +17,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # XLA's older code generator compiles the many small programs of these tests in about
+    # half the time. `make long` and `make parity` run what users run.
+    markers, paths = config.option.markexpr, " ".join(config.args)
+    if markers == "not long" and "parity" not in paths:
+        of_user = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {of_user}"
     os.environ.setdefault("MPLBACKEND", "agg")
     # Stages that tests call would otherwise make a device of every core. Programs that
     # tests start are not told.
