@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from gptfl_jax.data.partition import FederatedData
+from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import streaming
 from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.diagnostics import RoundMetrics
