@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from federated import pictures
 from gptfl_jax import artifacts
 
 from ..conftest import make_config
@@ -85,3 +86,10 @@ def in_turns(workdir, accuracies, **options):
             record["config"]["compare"]["data"] = turns
             record["config"]["data"]["options"] = {**turns[turn], "other": 3}
             artifacts.write_json(path, record)
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch) -> None:
+    """Figures are made but not rendered, which takes most of a report's time."""
+    monkeypatch.setattr(pictures, "svg", lambda figure: b"<svg></svg>")
+    monkeypatch.setattr(pictures, "png", lambda figure: b"")

@@ -14,6 +14,8 @@ from gptfl_jax import artifacts, configuration
 from ..conftest import make_config
 from .conftest import in_turns, make_run, rows_of
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 def test_numbers(workdir):
     report.run(make_config(), workdir)

@@ -12,6 +12,8 @@ from gptfl_jax.errors import UserError
 from ..conftest import make_config
 from .conftest import in_turns, make_run, rows_of
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 @pytest.mark.parametrize(
     ("algorithm", "name"),

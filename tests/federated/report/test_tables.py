@@ -7,6 +7,8 @@ from federated.report import tables
 
 from ..conftest import make_config
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 def test_table_is_aligned(workdir, capsys):
     report.run(make_config(), workdir)
