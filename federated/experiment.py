@@ -73,7 +73,7 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
     """Composes model and algorithm of a config, on its data.
 
     Args:
-      source: what `load(config)` gave; None: loaded here.
+        source: what `load(config)` gave; None: loaded here.
     """
     if source is None:
         source = load(config)
@@ -262,10 +262,10 @@ def deal(
     """Deals the training set to the clients, less what they hold out.
 
     Args:
-      rows: of the result at least; those that are no client's are zero.
+        rows: of the result at least; those that are no client's are zero.
 
     Raises:
-      UserError: a cohort would be larger than the number of clients.
+        UserError: a cohort would be larger than the number of clients.
     """
     owner, num_clients, held_out = _owners(config, train)
     data = _federate(train, owner, num_clients, ~held_out)

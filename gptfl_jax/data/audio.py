@@ -97,12 +97,13 @@ def read(
     Several channels are averaged. Samples of integer files are scaled to -1..1.
 
     Args:
-      path: a file, or its content.
-      sample_rate_hz: of the result.
-      start_s, duration_s: the part to read; duration 0 reaches to the end.
+        path: a file, or its content.
+        sample_rate_hz: of the result.
+        start_s, duration_s: the part to read; duration 0 reaches to the end.
 
     Raises:
-      UserError: the file is missing, damaged or empty, or ends before the part begins.
+        UserError: the file is missing, damaged or empty, or ends before the part
+            begins.
     """
     with _read(path, sample_rate_hz, start_s, duration_s) as waveform:
         return waveform
@@ -155,7 +156,7 @@ def duration_s(path: str | os.PathLike) -> float:
     """Length of a recording in seconds.
 
     Raises:
-      UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     with _opened(path) as file:
         return file.frames / file.samplerate
@@ -196,9 +197,9 @@ def trim_silence(
     """`wave` from its first to its last sound, and 20 ms around them.
 
     Args:
-      rate: in Hz.
-      decibels: a window of 20 ms is silent where its mean power is this far below the
-        loudest one's; 0: nothing is cut.
+        rate: in Hz.
+        decibels: a window of 20 ms is silent where its mean power is this far below the
+            loudest one's; 0: nothing is cut.
     """
     window, hop, margin = (
         max(1, round(seconds * rate)) for seconds in (_WINDOW_S, _HOP_S, _MARGIN_S)
@@ -259,7 +260,7 @@ def compute(
     """The features that `settings` asks for.
 
     Raises:
-      UserError: settings out of range.
+        UserError: settings out of range.
     """
     if settings.max_duration_s:
         waveform = waveform[
@@ -340,18 +341,20 @@ def extract(
     """Features of many clips, computed in threads, with a progress bar.
 
     Args:
-      cache: a folder for the features of each clip, by a hash of the file's content,
-        the settings and the noise; a file that changes is computed again, one that
-        moves is not. A kill loses the few hundred clips under way. Empty keeps nothing.
-      description: of the progress bar.
-      broken: where given, a clip whose file is truncated or cannot be read is no error:
-        its number and the reason are put here, and it is left out.
+        cache: a folder for the features of each clip, by a hash of the file's content,
+            the settings and the noise; a file that changes is computed again, one that
+            moves is not. A kill loses the few hundred clips under way. Empty keeps
+            nothing.
+        description: of the progress bar.
+        broken: where given, a clip whose file is truncated or cannot be read is no
+            error: its number and the reason are put here, and it is left out.
 
     Returns:
-      the features, padded with zeros to the longest clip, and the frames of each clip.
+        the features, padded with zeros to the longest clip, and the frames of each
+            clip.
 
     Raises:
-      UserError: a file that cannot be read, or settings out of range.
+        UserError: a file that cannot be read, or settings out of range.
     """
     _kind(settings)
 

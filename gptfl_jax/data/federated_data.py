@@ -66,7 +66,7 @@ def hold_out(
     never all of them: at least one stays for training. Drawn uniformly among them.
 
     Raises:
-      ValueError: a fraction outside [0, 1).
+        ValueError: a fraction outside [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"held-out fraction {fraction}: takes a number in [0, 1)")
@@ -92,8 +92,8 @@ def federate(
     The arrays stay numpy: `jax.device_put` the result, or stream it.
 
     Raises:
-      ValueError: a client number outside 0..num_clients - 1, a label that is no
-        class's, or not as many of them as there are examples.
+        ValueError: a client number outside 0..num_clients - 1, a label that is no
+            class's, or not as many of them as there are examples.
     """
     leaves = jax.tree.leaves(dataset.inputs)
     counts = [len(each) for each in (dataset.labels, client_of_example, *leaves)]

@@ -36,8 +36,8 @@ def add_noise(
     square over the clip.
 
     Args:
-      background: the noise's recording, at the same rate; it begins at a random sample
-        and is repeated when too short. None is white (Gaussian) noise.
+        background: the noise's recording, at the same rate; it begins at a random
+            sample and is repeated when too short. None is white (Gaussian) noise.
     """
     generator = np.random.default_rng(noise.seed)
     if background is None:
@@ -64,12 +64,12 @@ def level_of_client(
     The original's experiments put 40, 30 and 30 % of the clients at one level each.
 
     Args:
-      levels: of noise, one a group.
-      shares: of the clients in each group, at most 1 together; empty is even groups of
-        all clients.
+        levels: of noise, one a group.
+        shares: of the clients in each group, at most 1 together; empty is even groups
+            of all clients.
 
     Raises:
-      UserError: shares that do not fit.
+        UserError: shares that do not fit.
     """
     if not shares:
         shares = [1 / len(levels)] * len(levels) if levels else []
@@ -95,12 +95,12 @@ def confusion_matrix(
     classes, in shares drawn evenly from all that are possible (Dirichlet(1)).
 
     Args:
-      level: share of wrong labels, 0..1.
-      sparsity: share of the other classes with which a class is never confused; the
-        original takes 0.4. At least one is left.
+        level: share of wrong labels, 0..1.
+        sparsity: share of the other classes with which a class is never confused; the
+            original takes 0.4. At least one is left.
 
     Raises:
-      UserError: a number outside 0..1, or fewer than two classes.
+        UserError: a number outside 0..1, or fewer than two classes.
     """
     if not (0 <= level <= 1 and 0 <= sparsity <= 1 and num_classes > 1):
         raise UserError(

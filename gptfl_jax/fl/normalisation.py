@@ -34,7 +34,7 @@ def apply_policy(rule: LocalRule, policy: str) -> LocalRule:
     """The rule with batch statistics treated as `policy` says.
 
     Raises:
-      ValueError: an unknown policy.
+        ValueError: an unknown policy.
     """
     if policy == "average":
         return rule

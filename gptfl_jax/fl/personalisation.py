@@ -90,10 +90,10 @@ def choose(
     """`size` different clients among those with held-out examples; all if 0 or fewer.
 
     Returns:
-      Clients in falling order of their training examples, as `make_evaluation` wants.
+        Clients in falling order of their training examples, as `make_evaluation` wants.
 
     Raises:
-      UserError: no client has a held-out example.
+        UserError: no client has a held-out example.
     """
     available = np.flatnonzero(np.diff(test_offsets)).astype(np.int32)
     sizes = np.diff(train_offsets)
@@ -135,14 +135,15 @@ def make_evaluation(
     weights of their own, as many of them lie side by side.
 
     Args:
-      algorithm: gives the weights a client starts from.
-      local: how clients fine-tune; its `schedule` over rounds is left out.
-      batch_norm: the algorithm's policy; under "freeze" fine-tuning keeps statistics.
-      execution: see `gptfl_jax.fl.execution`; "vmap" has `lanes` clients side by side.
-      mesh: over whose axis `clients` they are split; None: one device.
+        algorithm: gives the weights a client starts from.
+        local: how clients fine-tune; its `schedule` over rounds is left out.
+        batch_norm: the algorithm's policy; under "freeze" fine-tuning keeps statistics.
+        execution: see `gptfl_jax.fl.execution`; "vmap" has `lanes` clients side by
+            side.
+        mesh: over whose axis `clients` they are split; None: one device.
 
     Raises:
-      ValueError: an unknown execution, or fewer than 1 lane.
+        ValueError: an unknown execution, or fewer than 1 lane.
     """
     if lanes < 1:
         raise ValueError(f"lanes {lanes}: takes 1 or more")

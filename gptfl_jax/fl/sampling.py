@@ -101,7 +101,7 @@ def cohort(
     uninterrupted one draws. O(size) whatever the population.
 
     Raises:
-      ValueError: a cohort of none, or larger than the population.
+        ValueError: a cohort of none, or larger than the population.
     """
     _check_size(size, num_clients, "clients")
     key = jax.random.fold_in(key, round)
@@ -137,7 +137,7 @@ def cohort_by_examples(
     Combine with weighting "uniform": by examples, size would count twice.
 
     Args:
-      offsets: of `FederatedData`; at least `size` clients must own examples.
+        offsets: of `FederatedData`; at least `size` clients must own examples.
     """
     key = jax.random.fold_in(key, round)
     total = offsets[-1]
@@ -175,7 +175,7 @@ def cohort_of_available(
     """`size` different clients of those listed, uniformly: one round of a trace.
 
     Raises:
-      ValueError: fewer clients available than asked for.
+        ValueError: fewer clients available than asked for.
     """
     _check_size(size, available.shape[0], "available clients")
     key = jax.random.fold_in(key, round)

@@ -47,17 +47,17 @@ def stream(
     lengths (`capacities`), each of which compiles a round once.
 
     Args:
-      data: on the host. The leaves of its inputs are numpy arrays or memory maps.
-      cohorts: of the rounds to come; they are drawn two ahead.
-      mesh: all devices of it get the rows, each process sending to its own; None: one
-        device.
+        data: on the host. The leaves of its inputs are numpy arrays or memory maps.
+        cohorts: of the rounds to come; they are drawn two ahead.
+        mesh: all devices of it get the rows, each process sending to its own; None: one
+            device.
 
     Yields:
-      The cohort and its data, which are deleted when the next are asked for. Closing
-      the generator stops the thread.
+        The cohort and its data, which are deleted when the next are asked for. Closing
+        the generator stops the thread.
 
     Raises:
-      Exception: what reading or sending the rows raised, when they are asked for.
+        Exception: what reading or sending the rows raised, when they are asked for.
     """
     send = _sender(data, mesh)
     cohorts = iter(cohorts)

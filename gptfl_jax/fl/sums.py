@@ -44,7 +44,7 @@ def weighting(name: str) -> Weighting:
     counts nothing either way.
 
     Raises:
-      ValueError: another name.
+        ValueError: another name.
     """
     if name == "examples":
         return lambda examples: examples.astype(jnp.result_type(float))

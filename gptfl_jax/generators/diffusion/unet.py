@@ -34,26 +34,26 @@ class UNetConfig(ModelConfig):
     """Options of `UNet2DCondition`; the defaults are those of Stable Diffusion 1.x.
 
     Attributes:
-      sample_size: height and width of the latents it was trained on.
-      in_channels: channels of the latents.
-      out_channels: channels of the prediction.
-      down_block_types: a block type a resolution, finest first: "DownBlock2D" or
-        "CrossAttnDownBlock2D".
-      mid_block_type: "UNetMidBlock2DCrossAttn", or None for no middle block.
-      up_block_types: coarsest first: "UpBlock2D" or "CrossAttnUpBlock2D".
-      block_out_channels: channels a resolution, finest first.
-      layers_per_block: residual blocks on the way down, one less than on the way up.
-      cross_attention_dim: features of the context.
-      attention_head_dim: the NUMBER of attention heads (the name is an old mistake of
-        the file format).
-      transformer_layers_per_block: depth of each transformer.
-      use_linear_projection: whether transformers project by a matrix (2.x) or by a 1x1
-        convolution (1.x).
-      norm_num_groups: groups of the group norms.
-      norm_eps: epsilon of the group norms outside the transformers.
-      flip_sin_to_cos: cosines before sines in the time embedding.
-      freq_shift: of the time embedding's frequencies.
-      upcast_attention: attention logits in float32, which here they always are.
+        sample_size: height and width of the latents it was trained on.
+        in_channels: channels of the latents.
+        out_channels: channels of the prediction.
+        down_block_types: a block type a resolution, finest first: "DownBlock2D" or
+            "CrossAttnDownBlock2D".
+        mid_block_type: "UNetMidBlock2DCrossAttn", or None for no middle block.
+        up_block_types: coarsest first: "UpBlock2D" or "CrossAttnUpBlock2D".
+        block_out_channels: channels a resolution, finest first.
+        layers_per_block: residual blocks on the way down, one less than on the way up.
+        cross_attention_dim: features of the context.
+        attention_head_dim: the NUMBER of attention heads (the name is an old mistake of
+            the file format).
+        transformer_layers_per_block: depth of each transformer.
+        use_linear_projection: whether transformers project by a matrix (2.x) or by a
+            1x1 convolution (1.x).
+        norm_num_groups: groups of the group norms.
+        norm_eps: epsilon of the group norms outside the transformers.
+        flip_sin_to_cos: cosines before sines in the time embedding.
+        freq_shift: of the time embedding's frequencies.
+        upcast_attention: attention logits in float32, which here they always are.
     """
 
     torch_class: ClassVar[str] = "UNet2DConditionModel"
@@ -328,8 +328,8 @@ class UNet2DCondition(linen.Module):
     """Predicts noise, velocity or the clean latents from noisy latents and a context.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs.
+        config: the options.
+        dtype: of the computation; parameters keep theirs.
     """
 
     config: UNetConfig
@@ -345,11 +345,11 @@ class UNet2DCondition(linen.Module):
         """Denoises one step.
 
         Args:
-          latents: noisy latents.
-          timesteps: step of the noise schedule, 0 to 999 in the released models; one a
-            sample or one for all.
-          context: the prompt's embedding; None makes the second attention of each
-            transformer block one to itself.
+            latents: noisy latents.
+            timesteps: step of the noise schedule, 0 to 999 in the released models; one
+                a sample or one for all.
+            context: the prompt's embedding; None makes the second attention of each
+                transformer block one to itself.
         """
         config = self.config
         features, levels = config.block_out_channels, len(config.block_out_channels)

@@ -32,19 +32,19 @@ class VAEConfig(ModelConfig):
     """Options of `AutoencoderKL`; the defaults are those of the PyTorch class.
 
     Attributes:
-      sample_size: height and width of the images it was trained on.
-      in_channels: channels of the images it reads.
-      out_channels: channels of the images it makes.
-      down_block_types: "DownEncoderBlock2D" for each resolution.
-      up_block_types: "UpDecoderBlock2D" for each resolution.
-      block_out_channels: channels a resolution, finest first.
-      layers_per_block: residual blocks in the encoder, one less than in the decoder.
-      latent_channels: channels of the latents.
-      norm_num_groups: groups of the group norms.
-      scaling_factor: latents are multiplied by it for the UNet.
-      use_quant_conv: a 1x1 convolution after the encoder.
-      use_post_quant_conv: a 1x1 convolution before the decoder.
-      mid_block_add_attention: attention between the middle's residual blocks.
+        sample_size: height and width of the images it was trained on.
+        in_channels: channels of the images it reads.
+        out_channels: channels of the images it makes.
+        down_block_types: "DownEncoderBlock2D" for each resolution.
+        up_block_types: "UpDecoderBlock2D" for each resolution.
+        block_out_channels: channels a resolution, finest first.
+        layers_per_block: residual blocks in the encoder, one less than in the decoder.
+        latent_channels: channels of the latents.
+        norm_num_groups: groups of the group norms.
+        scaling_factor: latents are multiplied by it for the UNet.
+        use_quant_conv: a 1x1 convolution after the encoder.
+        use_post_quant_conv: a 1x1 convolution before the decoder.
+        mid_block_add_attention: attention between the middle's residual blocks.
     """
 
     torch_class: ClassVar[str] = "AutoencoderKL"
@@ -202,8 +202,8 @@ class AutoencoderKL(linen.Module):
     as large.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs.
+        config: the options.
+        dtype: of the computation; parameters keep theirs.
     """
 
     config: VAEConfig

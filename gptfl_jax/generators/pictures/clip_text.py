@@ -29,18 +29,18 @@ class CLIPTextConfig(ModelConfig):
     """Options of `CLIPTextModel`; the defaults are those of the PyTorch class.
 
     Attributes:
-      vocab_size: number of tokens.
-      hidden_size: features of a token.
-      intermediate_size: features inside the feed-forward layers.
-      num_hidden_layers: depth.
-      num_attention_heads: heads of each attention.
-      max_position_embeddings: longest prompt, in tokens.
-      hidden_act: "gelu" (exact) or "quick_gelu" (x sigmoid(1.702 x)).
-      layer_norm_eps: epsilon of the norms.
-      projection_dim: of CLIP's joint space; no effect here.
-      bos_token_id: no effect here, as the next two: prompts come as tokens.
-      eos_token_id: see above.
-      pad_token_id: see above.
+        vocab_size: number of tokens.
+        hidden_size: features of a token.
+        intermediate_size: features inside the feed-forward layers.
+        num_hidden_layers: depth.
+        num_attention_heads: heads of each attention.
+        max_position_embeddings: longest prompt, in tokens.
+        hidden_act: "gelu" (exact) or "quick_gelu" (x sigmoid(1.702 x)).
+        layer_norm_eps: epsilon of the norms.
+        projection_dim: of CLIP's joint space; no effect here.
+        bos_token_id: no effect here, as the next two: prompts come as tokens.
+        eos_token_id: see above.
+        pad_token_id: see above.
     """
 
     torch_class: ClassVar[str] = "CLIPTextModel"
@@ -155,8 +155,8 @@ class CLIPTextModel(linen.Module):
     Padding is not masked: Stable Diffusion was trained with it visible.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs.
+        config: the options.
+        dtype: of the computation; parameters keep theirs.
     """
 
     config: CLIPTextConfig

@@ -32,29 +32,29 @@ class SpeechT5Config(ModelConfig):
     """Options of `SpeechT5ForTextToSpeech`; the defaults are the PyTorch class's.
 
     Attributes:
-      vocab_size: number of tokens (characters).
-      hidden_size: features of a token and of a decoder step.
-      encoder_layers: depth of the text encoder.
-      encoder_attention_heads: heads of each of its attentions.
-      encoder_ffn_dim: features inside its feed-forward layers.
-      encoder_max_relative_position: farther tokens share the bias of this distance.
-      decoder_layers: depth of the speech decoder.
-      decoder_attention_heads: heads of each of its attentions.
-      decoder_ffn_dim: features inside its feed-forward layers.
-      layer_norm_eps: epsilon of the layer norms.
-      pad_token_id: what texts are filled up with.
-      num_mel_bins: mel bands.
-      speech_decoder_prenet_layers: layers between a frame and the decoder.
-      speech_decoder_prenet_units: their features.
-      speech_decoder_prenet_dropout: share of these that is KEPT, also when speech is
-        made, and scaled by 1 / (1 - share); sane at 0.5 alone.
-      speaker_embedding_dim: features of a speaker vector.
-      speech_decoder_postnet_layers: convolutions that refine the spectrogram.
-      speech_decoder_postnet_units: their channels.
-      speech_decoder_postnet_kernel: their window, in frames.
-      reduction_factor: frames made in one step.
-      max_speech_positions: most steps.
-      max_text_positions: longest text, in tokens.
+        vocab_size: number of tokens (characters).
+        hidden_size: features of a token and of a decoder step.
+        encoder_layers: depth of the text encoder.
+        encoder_attention_heads: heads of each of its attentions.
+        encoder_ffn_dim: features inside its feed-forward layers.
+        encoder_max_relative_position: farther tokens share the bias of this distance.
+        decoder_layers: depth of the speech decoder.
+        decoder_attention_heads: heads of each of its attentions.
+        decoder_ffn_dim: features inside its feed-forward layers.
+        layer_norm_eps: epsilon of the layer norms.
+        pad_token_id: what texts are filled up with.
+        num_mel_bins: mel bands.
+        speech_decoder_prenet_layers: layers between a frame and the decoder.
+        speech_decoder_prenet_units: their features.
+        speech_decoder_prenet_dropout: share of these that is KEPT, also when speech is
+            made, and scaled by 1 / (1 - share); sane at 0.5 alone.
+        speaker_embedding_dim: features of a speaker vector.
+        speech_decoder_postnet_layers: convolutions that refine the spectrogram.
+        speech_decoder_postnet_units: their channels.
+        speech_decoder_postnet_kernel: their window, in frames.
+        reduction_factor: frames made in one step.
+        max_speech_positions: most steps.
+        max_text_positions: longest text, in tokens.
     """
 
     torch_class: ClassVar[str] = "SpeechT5ForTextToSpeech"
@@ -460,8 +460,8 @@ class SpeechT5ForTextToSpeech(linen.Module):
     Variables: `params`, and the running statistics of the postnet in `batch_stats`.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs.
+        config: the options.
+        dtype: of the computation; parameters keep theirs.
     """
 
     config: SpeechT5Config
@@ -519,14 +519,14 @@ class SpeechT5ForTextToSpeech(linen.Module):
         """The frames of several steps at once, where those before each are known.
 
         Args:
-          frames: the last frame before each step, unrefined; zeros before the first.
-          speakers: a vector for each speaker's voice, of any length but 0.
-          keep: which units of the prenet are kept: its dropout is always on
-            (Shen et al., arXiv 1712.05884, 2.2).
-          state: of the step before.
-          text: of `text`.
-          mask: of the tokens, as in `encode`.
-          step: number of the first of these steps, from 0.
+            frames: the last frame before each step, unrefined; zeros before the first.
+            speakers: a vector for each speaker's voice, of any length but 0.
+            keep: which units of the prenet are kept: its dropout is always on
+                (Shen et al., arXiv 1712.05884, 2.2).
+            state: of the step before.
+            text: of `text`.
+            mask: of the tokens, as in `encode`.
+            step: number of the first of these steps, from 0.
         """
         x, state = self.speecht5.decoder(
             frames, speakers, keep, state, text, mask, step

@@ -35,23 +35,23 @@ class T5Config(ModelConfig):
     """Options of `T5ForConditionalGeneration`; the defaults are the PyTorch class's.
 
     Attributes:
-      vocab_size: number of tokens; may exceed the tokenizer's.
-      d_model: features of a token.
-      d_kv: features of an attention head.
-      d_ff: features inside the feed-forward layers.
-      num_layers: depth of the encoder.
-      num_decoder_layers: depth of the decoder; the encoder's when None.
-      num_heads: heads of each attention.
-      relative_attention_num_buckets: distances that attention tells apart.
-      relative_attention_max_distance: from here on all distances are one.
-      layer_norm_epsilon: epsilon of the norms.
-      feed_forward_proj: "relu" (version 1.0), "gated-gelu" (1.1) or "gated-silu".
-      tie_word_embeddings: whether the embeddings are the output layer's weights.
-      scale_decoder_outputs: whether outputs are divided by sqrt(d_model) before that
-        layer; as `tie_word_embeddings` when None.
-      pad_token_id: fills texts up.
-      eos_token_id: ends texts.
-      decoder_start_token_id: what an answer starts from; the padding when None.
+        vocab_size: number of tokens; may exceed the tokenizer's.
+        d_model: features of a token.
+        d_kv: features of an attention head.
+        d_ff: features inside the feed-forward layers.
+        num_layers: depth of the encoder.
+        num_decoder_layers: depth of the decoder; the encoder's when None.
+        num_heads: heads of each attention.
+        relative_attention_num_buckets: distances that attention tells apart.
+        relative_attention_max_distance: from here on all distances are one.
+        layer_norm_epsilon: epsilon of the norms.
+        feed_forward_proj: "relu" (version 1.0), "gated-gelu" (1.1) or "gated-silu".
+        tie_word_embeddings: whether the embeddings are the output layer's weights.
+        scale_decoder_outputs: whether outputs are divided by sqrt(d_model) before that
+            layer; as `tie_word_embeddings` when None.
+        pad_token_id: fills texts up.
+        eos_token_id: ends texts.
+        decoder_start_token_id: what an answer starts from; the padding when None.
     """
 
     torch_class: ClassVar[str] = "T5ForConditionalGeneration"
@@ -334,8 +334,8 @@ class T5Network(linen.Module):
     """The encoder, the decoder and the output layer.
 
     Attributes:
-      config: the options.
-      dtype: of the computation; parameters keep theirs, logits are float32.
+        config: the options.
+        dtype: of the computation; parameters keep theirs, logits are float32.
     """
 
     config: T5Config
@@ -392,14 +392,14 @@ class T5Network(linen.Module):
         """Logits after the tokens at positions `start`, `start + 1`, ... of answers.
 
         Args:
-          answers: the tokens there; rows come text by text, equally many for each.
-          start: their first position, from 0.
-          past: what this function gave for the positions before.
-          text: what `encode` gave.
-          mask: that of `encode`.
+            answers: the tokens there; rows come text by text, equally many for each.
+            start: their first position, from 0.
+            past: what this function gave for the positions before.
+            text: what `encode` gave.
+            mask: that of `encode`.
 
         Returns:
-          the logits, and the cache for the next position.
+            the logits, and the cache for the next position.
         """
         config = self.config
         x, past = self.decoder.decode(self.shared(answers), start, past, text, mask)
