@@ -6,9 +6,10 @@ Methods, set by `config.prompts.method`: `class_prompt` (one sentence a class),
 `multi_domain` (a sentence a class and domain), `ucg` (class prompts; stage 1b draws the
 guidance scale), `imported` (the original's pickled lists, or JSON), `commongen` (a T5
 draws sentences around the class, as the original's does) and `chat` (a chat model does,
-at any OpenAI-compatible endpoint). Classes are those of `config.data.source`, or any
-names in `config.prompts.classes`. Sentences that were drawn are not drawn again when
-the program is started again. `run.json` beside the file has the command and versions.
+at any OpenAI-compatible endpoint), or a function in a file of your own. Classes are
+those of `config.data.source`, or any names in `config.prompts.classes`. Sentences that
+were drawn are not drawn again when the program is started again. `run.json` beside the
+file has the command and versions.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from generate import text_models
-from gptfl_jax import artifacts, labels, prompting
+from gptfl_jax import artifacts, choices, families, labels, prompting
 from gptfl_jax.data import sources
 from gptfl_jax.devices import wait_for_processes
 from gptfl_jax.errors import UserError
@@ -52,7 +53,13 @@ def _make(
     if method in prompting.TEXT_MODELS:
         sentences, per_class = text_models.draw(config, request, workdir), 0
     else:
-        sentences = getattr(prompting, method)(request)
+        options = config.prompts.method_options.to_dict()
+        sentences = choices.bind(families.PROMPTS, method, options, request=request)
+    if missing := [c for c in request.label_set.classes if c not in sentences]:
+        raise UserError(
+            f"config.prompts.method = {method!r}: gave no sentences for "
+            f"{', '.join(missing)}"
+        )
     key = jax.random.key(config.seed)
     names = request.label_set.phrases
     selections = {
@@ -80,6 +87,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     used = text_models.FIELDS.get(config.prompts.method, ())
     others = {name for each in text_models.FIELDS.values() for name in each} - {*used}
     others |= {*text_models.WITHOUT_EFFECT}
+    if not config.prompts.method_options:
+        others.add("method_options")  # which earlier versions did not have
     fields = {
         f"prompts.{name}": value
         for name, value in config.prompts.to_dict().items()
@@ -119,7 +128,8 @@ def _content(
     elif method in prompting.TEXT_MODELS:
         made["template"] = request.template or prompting.TEXT_MODELS[method]
     else:
-        made["template"] = request.template or request.label_set.templates[method]
+        known = request.label_set.templates
+        made["template"] = request.template or known.get(method, "")
     if method == "multi_domain":
         made["domains"] = list(request.domains or request.label_set.domains)
     made["dropped"] = {

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, interruption, prompting
+from gptfl_jax import artifacts, choices, families, interruption, prompting
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.text.chat import Chat
@@ -69,7 +69,7 @@ def draw(
     """
     options = config.prompts
     count = options.per_class or _PROMPTS
-    texts = prompting.model_inputs(request, options.method)
+    texts = choices.bind(families.PROMPTS, options.method, {}, request=request)
     store = _Store(workdir / "prompts_drawn.jsonl")
     model = {"commongen": _commongen, "chat": _chat}[options.method](config, texts)
     settings = _settings(config)

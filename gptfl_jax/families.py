@@ -22,6 +22,13 @@ def _is_source(thing: Any) -> bool:
     return returns("Source")(thing) and thing.__module__ != "gptfl_jax.data.sources"
 
 
+PROMPTS = Family(
+    field="prompts.method",
+    options="prompts.method_options",
+    home="gptfl_jax.prompting",
+    belongs=takes_first("request"),
+    given=("request",),
+)
 SOURCE = Family(
     field="data.source",
     options="data.options",

@@ -1,11 +1,10 @@
 """Prompts of each class by method, and the draws that turn prompts into samples.
 
-The public functions that take a `Request` alone are the methods a config names in
-`prompts.method`: each gives the sentences of every class. The others are those of
-`TEXT_MODELS`: `model_inputs` says what the text model is given, `until_enough` how long
-it is asked. What a text model or a file gave is unclean, so `select` removes special
-tokens, duplicates, and sentences that do not name their class. Methods and templates:
-GPT-FL (arXiv 2306.02210).
+The public functions of a `request` are the methods a config names in `prompts.method`:
+each gives the sentences of every class, or, for those of `TEXT_MODELS`, what the text
+model is given; `until_enough` says how long that is asked. What a text model or a file
+gave is unclean, so `select` removes special tokens, duplicates, and sentences that do
+not name their class. Methods and templates: GPT-FL (arXiv 2306.02210).
 """
 
 import io
@@ -138,12 +137,25 @@ def imported(request: Request) -> dict[str, list[str]]:
     return result
 
 
-def model_inputs(request: Request, method: str) -> dict[str, str]:
-    """What the text model of a method of `TEXT_MODELS` is given, for each class.
+def commongen(request: Request) -> dict[str, str]:
+    """What a T5 is given of each class, to draw sentences around it.
 
     Raises:
         UserError: the template takes something else than `{name}`.
     """
+    return _model_inputs(request, "commongen")
+
+
+def chat(request: Request) -> dict[str, str]:
+    """What a chat model is asked for each class, sentence by sentence.
+
+    Raises:
+        UserError: the template takes something else than `{name}`.
+    """
+    return _model_inputs(request, "chat")
+
+
+def _model_inputs(request: Request, method: str) -> dict[str, str]:
     request = request._replace(template=request.template or TEXT_MODELS[method])
     template = _template(request, method, {"name"})
     names = request.label_set.phrases

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from federated import experiment, simulate
+from generate import prompts
 from gptfl_jax import choices, configuration, families
 from gptfl_jax.errors import ConfigError
 
@@ -72,6 +73,20 @@ def test_the_data_set_is_dealt_to_its_own_clients(files, tmp_path):
     )
     assert partition["class_names"] == ["one", "two"]
     assert len(partition["sizes"]) == 20 and sum(partition["sizes"]) == 300
+
+
+def test_prompts(files, tmp_path):
+    config = configuration.default_config("data", "prompts")
+    config.prompts.method = files["captions"]
+    config.prompts.method_options = {"views": 2}
+    prompts.run(config, tmp_path)
+    made = json.loads((tmp_path / "prompts.json").read_text())
+    assert len(made["prompts"]) == 10
+    assert made["prompts"]["3"] == ["view 1 of three", "view 2 of three"]
+    assert all(len(sentences) == 2 for sentences in made["prompts"].values())
+    config.prompts.method_options = {"view": 2}
+    with pytest.raises(ConfigError, match="no such option; did you mean views"):
+        prompts.run(config, tmp_path)
 
 
 def test_their_options_are_checked(files):

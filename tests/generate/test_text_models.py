@@ -337,7 +337,8 @@ def test_a_question_of_ones_own(server, tmp_path):
 
 def test_every_field_is_accounted_for():
     """A new field is one that sentences depend on, or not."""
-    shared = {"method", "classes", "template", "domains", "per_class", "imported_file"}
+    shared = {"method", "method_options", "classes", "template", "domains"}
+    shared |= {"per_class", "imported_file"}
     known = shared | {*text_models.WITHOUT_EFFECT}
     for fields in text_models.FIELDS.values():
         known |= {*fields}
@@ -354,4 +355,4 @@ def test_templates_take_the_name():
     label_set = labels.label_set_of(["cat"])
     request = prompting.Request(label_set, template="{name} {domain}")
     with pytest.raises(UserError, match="for method chat"):
-        prompting.model_inputs(request, "chat")
+        prompting.chat(request)

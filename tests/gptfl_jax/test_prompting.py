@@ -286,11 +286,11 @@ def test_draws_are_uniform_and_reach_the_last():
 
 def test_model_inputs_by_hand():
     cifar = labels.label_set_of(["bird", "dog"], "cifar10")
-    inputs = prompting.model_inputs(Request(cifar), "commongen")
+    inputs = prompting.commongen(Request(cifar))
     assert inputs == {"bird": "a Bird", "dog": "a Dog"}
-    question = prompting.model_inputs(Request(cifar), "chat")["dog"]
+    question = prompting.chat(Request(cifar))["dog"]
     assert '"_ _ _ _ a Dog _ _ _ _"' in question
-    inputs = prompting.model_inputs(Request(cifar, template="{name}?"), "chat")
+    inputs = prompting.chat(Request(cifar, template="{name}?"))
     assert inputs["dog"] == "a Dog?"
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptfl_jax import rules
-from gptfl_jax.configuration.fields import Field
+from gptfl_jax import families, rules
+from gptfl_jax.configuration.fields import Field, choice
 from gptfl_jax.errors import refused
 
 
@@ -14,13 +14,8 @@ def _is_web_address(value: Any) -> bool:
 
 
 FIELDS: dict[str, Field] = {
-    "method": Field(
-        "class_prompt",
-        rules.one_of(
-            *("class_prompt", "multi_domain", "multi_speaker", "ucg", "imported"),
-            *("commongen", "chat"),
-        ),
-        "how prompts are made from the class names",
+    **choice(
+        families.PROMPTS, "class_prompt", "how prompts are made from the class names"
     ),
     "classes": Field((), rules.NAMES, "class names; empty: those of the data source"),
     "template": Field(
