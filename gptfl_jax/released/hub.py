@@ -437,6 +437,7 @@ def load_tokenizer(
         UserError: if the class is unknown, or files are missing or damaged.
     """
     # Deferred: it takes seconds to import, and only loading from files needs it.
+    import tokenizers
     import transformers
 
     folder = pathlib.Path(folder)
@@ -469,12 +470,31 @@ def load_tokenizer(
             f"{folder}: holds no tokenizer.json or {' and '.join(names.values())}: "
             "download the model again"
         )
-    try:
+    with damage_to_tokenizer(folder):
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            with damage_to_tokenizer(file):
+                # By itself, so that the message names the file. No text: a vocabulary
+                # need not have a word for what it does not know.
+                tokenizers.Tokenizer.from_file(os.fspath(file)).encode("")
         return found.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # the readers of damaged files raise almost anything
+
+
+@contextlib.contextmanager
+def damage_to_tokenizer(path: pathlib.Path) -> Iterator[None]:
+    """What reading a tokenizer raises, as an error that names the file or folder."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:  # the readers of damaged files raise almost anything
+        # A panic in Rust is no Exception, and neither is what stops a program.
+        panic = type(error).__module__ == "pyo3_runtime"
+        if not (panic or isinstance(error, Exception)):
+            raise
         raise UserError(
-            f"{folder}: its tokenizer is damaged ({user_files.brief(error)}): download "
+            f"{path}: its tokenizer is damaged ({user_files.brief(error)}): download "
             "the model again"
         ) from error

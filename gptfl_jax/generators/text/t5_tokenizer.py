@@ -56,7 +56,7 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     # Deferred: it takes seconds to import, and only loading from files needs it.
     import transformers
 
-    try:
+    with hub.damage_to_tokenizer(folder / "spiece.model"):
         pieces, charsmap = read_sentencepiece(folder / "spiece.model")
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(100))]
         return transformers.T5Tokenizer(
@@ -65,10 +65,3 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
             extra_ids=100,
             model_max_length=LONGEST_TEXT,
         )
-    except UserError:
-        raise
-    except Exception as error:  # the readers of damaged files raise almost anything
-        raise UserError(
-            f"{folder}: its tokenizer is damaged ({user_files.brief(error)}): download "
-            "the model again"
-        ) from error

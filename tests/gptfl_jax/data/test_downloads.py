@@ -71,11 +71,16 @@ def test_download_whose_files_are_checked(server, fsdd, tmp_path, monkeypatch):
     folder, _ = server
     with tarfile.open(folder / "fsdd.tar.gz", "w:gz") as tar:
         tar.add(fsdd, arcname="free-spoken-digit-dataset-master")
+        tar.addfile(tarfile.TarInfo("free-spoken-digit-dataset-master/setup.py"))
     files = {"digest": "0" * 64, "files": "recordings/*.wav"}
     wanted = release(server, "fsdd.tar.gz")._replace(**files)
     monkeypatch.setattr(fsdd_source, "_RELEASE", wanted)
-    with pytest.raises(UserError, match="sha256 of recordings/.*should be 0000"):
-        sources.load("fsdd", str(tmp_path), download=True)
+    with monkeypatch.context() as changed:
+        changed.setattr(
+            tarfile.TarFile, "extractall", lambda *_, **__: pytest.fail("unpacked")
+        )
+        with pytest.raises(UserError, match="sha256 of recordings/.*should be 0000"):
+            sources.load("fsdd", str(tmp_path), download=True)
     assert not list(tmp_path.iterdir())
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
@@ -86,6 +91,9 @@ def test_download_whose_files_are_checked(server, fsdd, tmp_path, monkeypatch):
     got = sources.load("fsdd", str(tmp_path), download=True, test_speakers="bert")
     assert [path.name for path in tmp_path.iterdir()] == ["free-spoken-digit-dataset"]
     assert set(got.test.clients) == {"bert"}
+    # What was not checked is not there.
+    unpacked = tmp_path / "free-spoken-digit-dataset"
+    assert [path.name for path in unpacked.iterdir()] == ["recordings"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import struct
 import zipfile
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
+from gptfl_jax.errors import UserError
 from gptfl_jax.released import hub
 
 REFERENCES = pathlib.Path(__file__).parents[2] / "references"
@@ -443,3 +445,75 @@ def test_failed_downloads_are_explained(error, message, monkeypatch):
     with pytest.raises(hub.ModelNotFound, match=f"owner/model: .*{message}") as info:
         hub.snapshot("owner/model", ["*"])
     assert "\n" not in str(info.value)
+
+
+# Tokenizers -------------------------------------------------------------------------
+
+TEMPLATE = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+
+
+def tokenizer_of_glyphs(folder, change):
+    """A copy of the glyphs' tokenizer whose tokenizer.json is changed."""
+    shutil.copytree(hub.ASSETS / "glyphs" / "tokenizer", folder)
+    file = folder / "tokenizer.json"
+    file.write_bytes(change(file.read_bytes()))
+    return hub.load_tokenizer(folder, "PreTrainedTokenizerFast", "model_index.json")
+
+
+def with_part(name, value):
+    return lambda content: json.dumps(json.loads(content) | {name: value}).encode()
+
+
+def test_a_tokenizer_is_loaded(tmp_path):
+    loaded = tokenizer_of_glyphs(tmp_path / "tokenizer", lambda content: content)
+    assert len(set(loaded("three").input_ids)) > 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="cut"),
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: b"\xff\xfe" * 50, id="no text"),
+        pytest.param(lambda content: b"[]", id="a list"),
+        pytest.param(lambda content: b"{}", id="nothing in it"),
+        pytest.param(with_part("model", None), id="no model"),
+        pytest.param(with_part("added_tokens", [{"id": 1}]), id="a token without text"),
+        # On these two the reader panics, when it loads and when it is used.
+        pytest.param(
+            with_part(
+                "normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+            ),
+            id="a map of characters that is none",
+        ),
+        pytest.param(
+            with_part(
+                "post_processor",
+                TEMPLATE | {"single": [{"SpecialToken": {"id": "X", "type_id": 0}}]},
+            ),
+            id="a token that is not there",
+        ),
+    ],
+)
+def test_a_damaged_tokenizer_is_named_in_one_line(change, tmp_path):
+    with pytest.raises(UserError) as refused:
+        tokenizer_of_glyphs(tmp_path / "tokenizer", change)
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    assert str(refused.value).startswith(f"{file}: its tokenizer is damaged (")
+    assert str(refused.value).endswith("): download the model again")
+    assert "\n" not in str(refused.value)
+
+
+def test_damage_to_other_files_of_a_tokenizer_names_the_folder(tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(hub.ASSETS / "glyphs" / "tokenizer", folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("[1]")
+    (folder / "merges.txt").write_text("")
+    with pytest.raises(UserError, match="/tokenizer: its tokenizer is damaged"):
+        hub.load_tokenizer(folder, "CLIPTokenizer")
+
+
+def test_a_program_that_is_stopped_while_it_loads_stops(tmp_path):
+    with pytest.raises(KeyboardInterrupt), hub.damage_to_tokenizer(tmp_path):
+        raise KeyboardInterrupt
