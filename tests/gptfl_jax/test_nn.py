@@ -5,6 +5,7 @@ Everything is float64 unless a test is about another type.
 
 import functools
 
+import chex
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -345,7 +346,7 @@ def test_conv_is_flax_conv(arguments):
     ours, theirs = nn.Conv(6, **arguments), flax.linen.Conv(6, **arguments)
     variables = ours.init(key, inputs)
     reference = theirs.init(key, inputs)
-    jax.tree.map(np.testing.assert_array_equal, variables, reference)
+    chex.assert_trees_all_equal(variables, reference)
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) + 0.1, variables)
     expected = theirs.apply(variables, inputs)
     np.testing.assert_allclose(ours.apply(variables, inputs), expected, atol=1e-13)
@@ -519,7 +520,7 @@ def test_batch_norm_leaves_masked_rows_out():
     outputs, state = train(x, mask)
     expected, expected_state = train(x[mask > 0], None)
     np.testing.assert_allclose(outputs[mask > 0], expected, atol=1e-13)
-    jax.tree.map(np.testing.assert_allclose, state, expected_state)
+    chex.assert_trees_all_close(state, expected_state, rtol=1e-7)
     # Padding alone, as in an idle lane, gives numbers.
     outputs, state = train(x, jnp.zeros(5))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((outputs, state)))

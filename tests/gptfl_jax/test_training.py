@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,12 +65,6 @@ def padded(batch, rows):
     inputs = np.pad(batch.inputs, [(0, missing)] + [(0, 0)] * 3, constant_values=99)
     labels = np.pad(batch.labels, (0, missing), constant_values=1)
     return Batch(inputs, labels, np.pad(batch.mask, (0, missing)))
-
-
-def assert_trees_close(first, second, **tolerance):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
 
 
 # Loss -------------------------------------------------------------------------------
@@ -165,8 +160,8 @@ def test_padding_rows_change_nothing(batch_statistics):
         variables["params"], padded(batch, 8)
     )
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
-    assert_trees_close(state, other_state, rtol=1e-4, atol=1e-6)
-    assert_trees_close(gradient, other_gradient, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, other_state, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(gradient, other_gradient, rtol=1e-3, atol=1e-5)
     assert bool(state) == batch_statistics
 
 
@@ -255,7 +250,7 @@ def test_float64():
             jnp.dtype("float64")
         }
     np.testing.assert_allclose(loss, wide_loss, rtol=1e-5)
-    assert_trees_close(gradient, wide_gradient, rtol=1e-3, atol=1e-6)
+    chex.assert_trees_all_close(gradient, wide_gradient, rtol=1e-3, atol=1e-6)
     with pytest.raises(UserError, match="takes float32, bfloat16"):
         loss_and_gradient("int8")
 

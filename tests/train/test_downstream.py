@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import PIL.Image
@@ -58,10 +59,6 @@ def weights_of(workdir, config, step=None):
     return jax.tree.map(np.asarray, variables)
 
 
-def assert_same(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> pathlib.Path:
     """The workdir of an uninterrupted run of `make_config()`."""
@@ -110,7 +107,7 @@ def test_stage_3_starts_from_the_checkpoint_it_asks_for(finished, which):
     learner = downstream.make_learner(make_config(), data)
     weights = simulate.initial_weights(config, finished, learner)
     step = {"last": None, "best": "best"}[which]
-    assert_same(weights, weights_of(finished, make_config(), step))
+    chex.assert_trees_all_equal(weights, weights_of(finished, make_config(), step))
 
 
 @pytest.mark.parametrize("kill_at", [1, 3, 4])
@@ -130,7 +127,7 @@ def test_a_run_that_is_cut_short_ends_the_same(
     downstream.run(make_config(), tmp_path)
     assert metrics_of(tmp_path) == metrics_of(finished)
     for step in (None, "best"):
-        assert_same(
+        chex.assert_trees_all_equal(
             weights_of(tmp_path, make_config(), step),
             weights_of(finished, make_config(), step),
         )
@@ -243,7 +240,9 @@ def test_synthetic_real_and_both(tmp_path, capsys):
     downstream.run(config, tmp_path)
     out = capsys.readouterr().out
     assert "last (epoch 2)" in out and "best (epoch 2)" in out
-    assert_same(weights_of(tmp_path, config), weights_of(tmp_path, config, "best"))
+    chex.assert_trees_all_equal(
+        weights_of(tmp_path, config), weights_of(tmp_path, config, "best")
+    )
 
 
 def test_classes_without_synthetic_pictures_are_named(tmp_path, capsys):

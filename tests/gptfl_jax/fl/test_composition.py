@@ -1,5 +1,6 @@
 """Rounds against loops over clients in numpy, written from the papers, in float64."""
 
+import chex
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -333,7 +334,7 @@ def test_clients_that_fail_to_report_keep_their_state(problem, make):
             assert bool(row[0]) == (reported or bool(before[0]))
             if before[0] and not reported:
                 failed_again += 1
-                jax.tree.map(np.testing.assert_array_equal, row, before)
+                chex.assert_trees_all_equal(row, before)
         state = after
     assert failed_again > 0
     if jax.tree.leaves(state.shared):

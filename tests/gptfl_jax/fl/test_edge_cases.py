@@ -1,5 +1,6 @@
 """Cohorts that are hardly any: clients with no or one example, overflow, one class."""
 
+import chex
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -69,14 +70,21 @@ def test_clients_without_examples_count_for_nothing(problem, make):
         algorithm = make(problem.learner, **options)
         state, metrics = rounds(algorithm, data, [[4, 7, 0], [8, 0, 2]])
         for name in ("variables", "optimizer_state", "shared"):
-            assert_trees_close(getattr(state, name), getattr(expected, name), 1e-12)
+            chex.assert_trees_all_close(
+                getattr(state, name), getattr(expected, name), rtol=0, atol=1e-12
+            )
         for client in (4, 0, 2):
-            assert_trees_close(
-                algorithm.start(state, client), plain.start(expected, client), 1e-12
+            chex.assert_trees_all_close(
+                algorithm.start(state, client),
+                plain.start(expected, client),
+                rtol=0,
+                atol=1e-12,
             )
         if state.own:
             rows = expected.own.rows
-            assert_trees_close({c: state.own.rows[c] for c in rows}, rows, 1e-12)
+            chex.assert_trees_all_close(
+                {c: state.own.rows[c] for c in rows}, rows, rtol=0, atol=1e-12
+            )
             assert not bool(state.own.rows[7][0])  # not known yet
         sent = ("bytes_down", "bytes_up")
         for name, value in metrics._asdict().items():
@@ -92,15 +100,11 @@ def test_clients_without_examples_count_for_nothing(problem, make):
         )
         assert int(after.round) == 3
         for name in ("variables", "optimizer_state", "shared"):
-            assert_trees_close(getattr(after, name), getattr(state, name), 0)
+            chex.assert_trees_all_close(
+                getattr(after, name), getattr(state, name), rtol=0, atol=0
+            )
         assert int(metrics.clients) == int(metrics.dropped) == int(metrics.steps) == 0
         assert not bool(metrics.failed)
-
-
-def assert_trees_close(found, expected, tolerance):
-    leaves = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    for x, y in leaves:
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)
@@ -195,7 +199,7 @@ def test_infinite_batch_statistics_go_nowhere(policy):
     after, metrics = algorithm.round(state, data, both, jax.random.key(1))
     assert int(metrics.dropped) == 1 and int(metrics.clients) == 1
     expected, _ = algorithm.round(state, data, alone, jax.random.key(1))
-    assert_trees_close(after.variables, expected.variables, 1e-6)
+    chex.assert_trees_all_close(after.variables, expected.variables, rtol=0, atol=1e-6)
     for client in (0, 1):
         start = algorithm.start(after, client)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(start))
@@ -224,7 +228,7 @@ def test_a_client_that_overflows_float16_is_dropped_and_counted(options):
     # Nobody is left: the caller is told, and the weights stay.
     failed, metrics = algorithm.round(after, data, jnp.array([1, 2], jnp.int32), key)
     assert bool(metrics.failed) and int(metrics.dropped) == 2
-    assert_trees_close(failed.variables, after.variables, 0)
+    chex.assert_trees_all_close(failed.variables, after.variables, rtol=0, atol=0)
 
 
 def test_a_single_class_teaches_nothing():
@@ -235,7 +239,7 @@ def test_a_single_class_teaches_nothing():
     after, metrics = algorithm.round(
         state, data, jnp.array([0, 1], jnp.int32), jax.random.key(1)
     )
-    assert_trees_close(after.variables, state.variables, 0)
+    chex.assert_trees_all_close(after.variables, state.variables, rtol=0, atol=0)
     assert int(metrics.clients) == 2 and float(metrics.train_loss) == 0
     assert float(metrics.update_norm_max) == float(metrics.drift) == 0
     assert np.isnan(metrics.gradient_diversity)  # 0 / 0

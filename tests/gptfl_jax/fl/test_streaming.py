@@ -4,6 +4,7 @@ import logging
 import threading
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def test_results_are_those_of_data_on_the_device(problem, name, execution):
     )
     moved = expected[0].variables["params"]["w0"] - problem.variables["params"]["w0"]
     assert abs(moved).max() > 0.01
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
     assert workers() == 0
 
 
@@ -87,7 +88,7 @@ def test_a_length_of_rows_is_compiled_once(problem):
     expected = train(
         algorithm, problem.variables, 100, [(cohort, there) for cohort in cohorts]
     )
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
 
 
 @pytest.mark.parametrize(

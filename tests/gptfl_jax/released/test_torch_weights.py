@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +120,7 @@ def test_layouts_by_hand():
     assert weights["conv1.weight"][3, 2, 0, 1] == 23
     shapes = jax.eval_shape(lambda: params)
     back = torch_weights.from_torch(shapes, weights, "x")
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)
     half = torch_weights.from_torch(shapes, weights, "x", dtype=jnp.bfloat16)
     assert half["norm"]["scale"].dtype == jnp.bfloat16
 

@@ -1,5 +1,6 @@
 """SCAFFOLD against a loop in numpy, in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_the_gradient_at_the_start_is_of_no_other_clients_rows(problem):
     expected, _ = algorithm.round(start, problem.data, cohort, key)
     state, metrics = algorithm.round(start, data, cohort, key)
     assert int(metrics.dropped) == 0
-    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    chex.assert_trees_all_equal(state, expected)
 
 
 def test_optimizers_that_are_not_linear_are_refused(problem):

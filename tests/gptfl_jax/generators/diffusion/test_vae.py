@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +75,7 @@ def test_names_and_shapes_of_2022_are_understood():
         old[name] = value
     assert old.keys() ^ weights.keys()
     params = torch_weights.from_torch(shapes, old, "x", vae.current_name)
-    jax.tree.map(np.testing.assert_array_equal, params, new)
+    chex.assert_trees_all_equal(params, new)
 
 
 def test_options_that_are_not_computed_are_refused():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 
+import chex
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -295,7 +296,7 @@ def folder(saved, tmp_path):
 
 
 def assert_equal_params(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    chex.assert_trees_all_equal(one.params, other.params)
 
 
 def test_a_saved_pipeline_is_the_same(pipeline, saved):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def test_normalised_weights_are_multiplied_out(form):
 def test_weights_survive_their_file():
     network, variables = ported_models.vocoder(ported_models.load("vocoder"))
     again = hifigan.from_torch(network, hifigan.to_torch(variables), "x")
-    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    chex.assert_trees_all_equal(again, variables)
     half = hifigan.from_torch(network, hifigan.to_torch(variables), "x", jnp.bfloat16)
     assert {str(x.dtype) for x in jax.tree.leaves(half["params"])} == {"bfloat16"}
     assert half["statistics"]["mel_scale"].dtype == np.float32

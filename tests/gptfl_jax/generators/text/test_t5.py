@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -245,7 +246,7 @@ def folder(model, tmp_path):
 
 
 def assert_equal_params(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    chex.assert_trees_all_equal(one.params, other.params)
 
 
 @pytest.mark.parametrize(
