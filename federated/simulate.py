@@ -11,6 +11,7 @@ checkpoints.
 Everything about a run lies in `<workdir>/federated/<run>/`:
 
     run.json         command, config, versions
+    classifier.json  what `gptfl_jax.load_classifier` needs besides the weights
     partition.json   size and class counts of every client; partition.png shows them
     metrics.jsonl    a line a round; round 0 measures the initial weights
     client_accuracy.json   how the last test of the clients came out for each of them
@@ -39,13 +40,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
 from federated import experiment, pictures, run_files
 from gptfl_jax import (
     artifacts,
     choices,
+    classifier,
     configuration,
     evaluation,
     interruption,
@@ -53,16 +55,11 @@ from gptfl_jax import (
 )
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import UserError
-from gptfl_jax.fl import composition, personalisation, streaming
+from gptfl_jax.fl import composition, personalisation, rounds, streaming
 from gptfl_jax.fl.diagnostics import size_in_bytes
 from gptfl_jax.fl.execution import place
-from gptfl_jax.fl.rounds import Round, rounds
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress, say
-
-# The streams of draws from the seed; a result depends on these numbers.
-_STAGE = 3
-_INITIAL_WEIGHTS, _COHORTS, _CLIENTS, _TESTED_CLIENTS, _FINE_TUNING = range(5)
 
 # A run may go on with other values of these: they change what is written or how fast,
 # not what is computed.
@@ -117,7 +114,7 @@ def initial_weights(
     Raises:
       UserError: the checkpoint is missing, or of another model.
     """
-    key = _key(config.seed, _INITIAL_WEIGHTS)
+    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
     if config.federated.init == "random":
         return learner.init(key)
     folder = initial_folder(config, workdir)
@@ -312,6 +309,9 @@ def _record(
     """Saves what the run is about to do."""
     artifacts.write_run_record(folder, config)
     if jax.process_index() == 0:
+        classifier.describe(
+            config.model.name, config.model.options.to_dict(), setting.source
+        ).save(folder)
         content = {
             "class_names": setting.source.train.class_names,
             "sizes": summary.sizes,
@@ -368,12 +368,12 @@ def _run(
             federated.rounds, "round", start.round or 0, folder.name, leave=False
         ) as bar,
         contextlib.closing(
-            rounds(
+            rounds.rounds(
                 setting.algorithm,
                 state,
                 given,
-                lambda done: sampler(_key(seed, _COHORTS), done),
-                _key(seed, _CLIENTS),
+                lambda done: sampler(rounds.key_of(seed, rounds.COHORTS), done),
+                rounds.key_of(seed, rounds.CLIENTS),
                 federated.rounds,
                 observe=observe,
                 done=start.round,
@@ -419,7 +419,7 @@ def _client_tests(
         return None, None
     held_out = experiment.deal_held_out(config, setting.source.train)
     chosen = personalisation.choose(
-        _key(config.seed, _TESTED_CLIENTS),
+        rounds.key_of(config.seed, rounds.TESTED_CLIENTS),
         data.offsets,
         held_out.offsets,
         config.federated.personalisation_clients,
@@ -437,7 +437,7 @@ def _client_tests(
     def test(
         state: composition.ServerState, round: int
     ) -> personalisation.ClientCounts:
-        key = jax.random.fold_in(_key(config.seed, _FINE_TUNING), round)
+        key = jax.random.fold_in(rounds.key_of(config.seed, rounds.FINE_TUNING), round)
         return setting.test_clients(state, train, held_out, chosen, key)
 
     return test, chosen
@@ -462,7 +462,7 @@ class _Writer:
         )
         self.clock = time.perf_counter()
 
-    def write(self, done: Round, bar: Progress) -> None:
+    def write(self, done: rounds.Round, bar: Progress) -> None:
         """Waits for a round, writes its line, and saves where that is due."""
         line = {}
         if done.metrics is not None:
@@ -524,10 +524,6 @@ class _Writer:
             f"(now {federated.client_learning_rate:g}), or set "
             "config.federated.clip_norm; metrics.jsonl shows how it came to this"
         )
-
-
-def _key(seed: int, stream: int) -> PRNGKeyArray:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STAGE), stream)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

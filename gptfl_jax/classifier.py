@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, PyTree
 
-from gptfl_jax import artifacts, choices, convolution, models, training
+from gptfl_jax import (
+    artifacts,
+    choices,
+    convolution,
+    evaluation,
+    models,
+    training,
+)
 from gptfl_jax.data import audio, images
+from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -64,6 +72,19 @@ class Description(NamedTuple):
             "sounds": {} if self.sounds is None else self.sounds._asdict(),
         }
         artifacts.write_json(pathlib.Path(folder) / FILE, content)
+
+
+def describe(model: str, options: dict[str, Any], source: Source) -> Description:
+    """The classifier that a run trains on a source's data."""
+    return Description(
+        model,
+        options,
+        source.train.class_names,
+        training.example_of(source.train.inputs),
+        source.mean,
+        source.std,
+        source.sounds.settings if source.sounds else None,
+    )
 
 
 class Classifier(NamedTuple):
@@ -188,7 +209,7 @@ def _are_paths(inputs: Any) -> bool:
     return isinstance(inputs, str | os.PathLike)
 
 
-def load(
+def load_classifier(
     folder: PathLike, *, step: int | str | None = None, model: str = ""
 ) -> Classifier:
     """The classifier that a run of stage 2 or 3 has trained.
@@ -214,7 +235,7 @@ def load(
     if not model and choices.is_own(name):
         raise UserError(
             f"{folder}: its model is {name!r}, code of your own. Say so to run it: "
-            f"load(..., model={name!r})"
+            f"load_classifier(..., model={name!r})"
         )
     leaves = [
         jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))

@@ -72,7 +72,8 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
 
     def _line(self, seconds: float) -> str:
-        left = seconds / (self.done - self._before) * (self._total - self.done)
+        done_here = max(self.done - self._before, 1)  # or nothing is done yet
+        left = seconds / done_here * (self._total - self.done)
         parts = [
             f"{self._unit} {self.done:,} of {self._total:,}",
             *([self._note] if self._note else []),

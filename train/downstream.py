@@ -8,6 +8,7 @@ accuracy, macro F1 and loss are reported and choose nothing.
 Written to `<workdir>/pretrain/` (`train.run` gives another name):
 
     run.json         the command, the config, versions
+    classifier.json  what `gptfl_jax.load_classifier` needs besides the weights
     metrics.jsonl    a line an evaluation: epoch (`step`), train_loss, accuracy,
                      macro_f1 and loss on the test set, the validation set's, seconds
     checkpoints/     variables and optimizer state of the last epochs, and of the one
@@ -32,6 +33,7 @@ from gptfl_jax import (
     artifacts,
     augmentation,
     central_training,
+    classifier,
     devices,
     evaluation,
     interruption,
@@ -163,6 +165,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             say(f"continuing after epoch {done} of {settings.epochs}")
         else:
             artifacts.write_run_record(folder, config)
+            if jax.process_index() == 0:
+                classifier.describe(
+                    config.model.name, config.model.options.to_dict(), data.source
+                ).save(folder)
         log = folder / "metrics.jsonl"
         metrics = artifacts.Metrics(log, resume_after=done or None)
         past = artifacts.read_metrics(log, _line(best)) if done else []

@@ -15,6 +15,15 @@ from gptfl_jax.fl import streaming
 from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.diagnostics import RoundMetrics
 
+# The streams of draws from a seed; a result depends on these numbers.
+_STAGE = 3
+INITIAL_WEIGHTS, COHORTS, CLIENTS, TESTED_CLIENTS, FINE_TUNING = range(5)
+
+
+def key_of(seed: int, stream: int) -> PRNGKeyArray:
+    """The key of one of the streams above, of a federation with this seed."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STAGE), stream)
+
 
 class Round(NamedTuple):
     """What a round has left, on the device until it is read."""

@@ -17,7 +17,7 @@ from gptfl_jax import artifacts, configuration, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
-from gptfl_jax.fl import sampling
+from gptfl_jax.fl import rounds, sampling
 
 from .conftest import make_config
 
@@ -331,12 +331,12 @@ def test_lost_and_damaged_records(tmp_path, setting, capsys):
 
     # Lines are lost: of a run that is done, and of one that would go on.
     shorter = b"".join(whole.splitlines(keepends=True)[:3])
-    for rounds in (6, 8):
+    for number in (6, 8):
         for content, ends in ((shorter, "ends at step 2"), (b"", "has no line")):
             file.write_bytes(content)
             says = f"metrics.jsonl {ends}, but there is a checkpoint of step 6"
             with pytest.raises(UserError, match=says):
-                simulate.simulate(make_config(rounds=rounds), tmp_path, setting)
+                simulate.simulate(make_config(rounds=number), tmp_path, setting)
             assert file.read_bytes() == content
     file.write_bytes(whole)
 
@@ -482,7 +482,7 @@ def with_inputs(setting, inputs, dtype="float32") -> experiment.Setting:
 
 def first_two_in_cohorts(rounds: int) -> list[int]:
     """How many of clients 0 and 1 are in each cohort of 3 of the 11 natural clients."""
-    cohorts = simulate._key(0, 1)
+    cohorts = rounds.key_of(0, rounds.COHORTS)
     return [
         int((sampling.cohort(cohorts, done, 11, 3) < 2).sum()) for done in range(rounds)
     ]
@@ -569,7 +569,7 @@ def test_cohorts_of_one_and_of_all(tmp_path, setting, cohort_size):
     folder = tmp_path / "federated" / "fedavg-random-s0"
     metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
     sizes = np.diff(experiment.deal(config, setting.source.train).offsets)
-    _, cohorts = (simulate._key(0, stream) for stream in (0, 1))
+    _, cohorts = (rounds.key_of(0, stream) for stream in (0, 1))
     drawn = [sampling.cohort(cohorts, i, 12, cohort_size) for i in range(2)]
     assert [line["examples"] for line in metrics] == [sizes[c].sum() for c in drawn]
     assert [line["clients"] for line in metrics] == [cohort_size] * 2

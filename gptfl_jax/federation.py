@@ -1,0 +1,540 @@
+"""From arrays to a federation in a few lines: what notebooks and scripts call.
+
+    federation = gf.federate(images, labels, owner=writers, test=(x, y))
+    run = gf.simulate(federation, "convnet", "fedprox", rounds=30)
+    run.metrics, run.plot(), run.predict(images)
+
+`federated.simulate` is the same with a config, files and checkpoints: with the same
+settings and seed it computes the same rounds. Each piece can be replaced, and is what
+the library is made of: `models`, `fl.algorithms`, `fl.local_training`, `fl.rounds`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pandas
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int, Int32, PyTree, Shaped
+from matplotlib.axes import Axes
+
+from gptfl_jax import (
+    central_training,
+    choices,
+    evaluation,
+    families,
+    models,
+    prompting,
+    training,
+)
+from gptfl_jax.classifier import Classifier
+from gptfl_jax.data import images
+from gptfl_jax.data.datasets import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Dataset,
+    Sounds,
+    Source,
+)
+from gptfl_jax.data.federated_data import (
+    FederatedData,
+    Summary,
+    summarise,
+)
+from gptfl_jax.data.federated_data import federate as deal
+from gptfl_jax.data.partition import partition as partition_of
+from gptfl_jax.errors import UserError
+from gptfl_jax.fl import rounds as rounds_of
+from gptfl_jax.fl.composition import Algorithm, ServerState
+from gptfl_jax.fl.execution import AXIS, clients_mesh, place
+from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.progress import Progress
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+# Of stage 2 and of stage 1, whose programs draw from the same streams.
+_CENTRAL_TRAINING, _GENERATION = 2, 1
+
+Labels = Int[np.ndarray, " examples"]
+
+
+class Federation(NamedTuple):
+    """Clients with their examples, and a test set."""
+
+    data: FederatedData
+    """On the host, sorted by client."""
+    class_names: tuple[str, ...]
+    test: Dataset | None
+    mean: tuple[float, ...] = ()
+    """Of `training.Normalisation`."""
+    std: tuple[float, ...] = ()
+    sounds: Sounds | None = None
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return len(self.data.offsets) - 1
+
+    @property
+    def example(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Shape and type of one raw input."""
+        return training.example_of(self.data.inputs)
+
+    def summary(self) -> Summary:
+        """Sizes and classes of every client; `print` it for a line of text."""
+        return summarise(self.data, len(self.class_names))
+
+
+def federate(
+    inputs: PyTree[Shaped[np.ndarray, "examples ..."]] | Source,
+    labels: Labels | None = None,
+    *,
+    owner: Sequence[Any] | Shaped[np.ndarray, " examples"] | None = None,
+    partition: str = "",
+    num_clients: int = 0,
+    seed: int = 0,
+    test: tuple[PyTree, Labels] | Dataset | None = None,
+    class_names: Sequence[str] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> Federation:
+    """Deals examples to clients.
+
+    Args:
+        inputs: arrays whose first axis is the examples (uint8 pictures [examples,
+            height, width, channels]; of sounds features and lengths), or a `Source` of
+            `gptfl_jax.data.sources.load`, which brings labels, owners and test set.
+        labels: of the examples, from 0.
+        owner: the client of each example: names or numbers.
+        partition: in place of owners: "iid", "dirichlet", ..., or your own file; see
+            `gptfl_jax.data.partition`.
+        num_clients: of a partition.
+        seed: of a partition.
+        test: inputs and labels to test on.
+        class_names: default: "0", "1", ...
+        mean: per channel, which pixels in 0..1 are normalised by; empty: not at all.
+            None: ImageNet's for pictures, nothing for other inputs.
+        std: likewise.
+        options: of the partition, as alpha=0.1.
+
+    Raises:
+        UserError: no owners and no partition, an unknown one, or an option it does not
+            take.
+        ValueError: arrays that do not fit each other.
+    """
+    sounds = None
+    if isinstance(inputs, Source):
+        source = inputs
+        train, test = source.train, source.test if test is None else test
+        mean = source.mean if mean is None else mean
+        std = source.std if std is None else std
+        sounds = source.sounds
+    else:
+        if labels is None:
+            raise UserError("labels is missing: takes a number from 0 for each example")
+        labels = np.asarray(labels, np.int32)
+        names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
+        train = Dataset(jax.tree.map(np.asarray, inputs), labels, names)
+        channels = _picture_channels(train.inputs)
+        if mean is None:
+            mean = images.normalisation_for(IMAGENET_MEAN, channels) if channels else ()
+        if std is None:
+            std = images.normalisation_for(IMAGENET_STD, channels) if channels else ()
+    if owner is not None:
+        train = train._replace(clients=np.asarray(owner))
+    if not partition:
+        if train.clients is None:
+            raise UserError(
+                "who owns the examples? Give owner=... (a client for each), or "
+                "partition='dirichlet', alpha=0.1, num_clients=100"
+            )
+        partition = "natural"
+    elif partition != "natural" and num_clients < 1:
+        raise UserError("num_clients is missing: takes a whole number from 1")
+    owners, count = partition_of(partition, train, num_clients, seed, options)
+    if test is not None and not isinstance(test, Dataset):
+        test = Dataset(
+            jax.tree.map(np.asarray, test[0]),
+            np.asarray(test[1], np.int32),
+            train.class_names,
+        )
+    return Federation(
+        deal(train, owners, count),
+        train.class_names,
+        test,
+        tuple(map(float, mean)),
+        tuple(map(float, std)),
+        sounds,
+    )
+
+
+def _picture_channels(inputs: PyTree[np.ndarray]) -> int:
+    """Channels of uint8 pictures; 0: the inputs are none."""
+    is_picture = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8
+    is_picture = is_picture and inputs.ndim == 4 and inputs.shape[-1] in (1, 3)
+    return inputs.shape[-1] if is_picture else 0
+
+
+class Run(NamedTuple):
+    """A federation that has been simulated."""
+
+    name: str
+    metrics: pandas.DataFrame
+    """A row a round, from round 0 on: `train_loss`, what was measured about the
+    clients' updates, `bytes_up` and `bytes_down` (sums over all rounds so far), and
+    `accuracy`, `macro_f1` and `loss` where there was a test."""
+    classifier: Classifier
+    """With the final weights: `predict`, `probabilities`, `evaluate`, `export`."""
+    state: ServerState
+    """What the server has after the last round."""
+
+    @property
+    def variables(self) -> training.Variables:
+        """The final weights, to start another run from (`init`)."""
+        return self.classifier.variables
+
+    def predict(self, inputs: PyTree) -> Int32[np.ndarray, " examples"]:
+        """The most probable class of each example, of arrays or of files."""
+        return self.classifier.predict(inputs)
+
+    def plot(self, metric: str = "accuracy", axes: Axes | None = None) -> Axes:
+        """Draws a column of `metrics` over the rounds."""
+        return plot([self], metric, axes)
+
+
+def simulate(
+    federation: Federation,
+    model: str | nn.Module = "convnet",
+    algorithm: str | Callable[..., Algorithm] = "fedavg",
+    *,
+    rounds: int,
+    cohort_size: int = 10,
+    local: LocalTraining | None = None,
+    init: training.Variables | Classifier | Run | None = None,
+    seed: int = 0,
+    model_options: Mapping[str, Any] = _NONE,
+    algorithm_options: Mapping[str, Any] = _NONE,
+    sampling: str = "uniform",
+    sampling_options: Mapping[str, Any] = _NONE,
+    aggregation: str = "mean",
+    aggregation_options: Mapping[str, Any] = _NONE,
+    augmentation: Callable[[Any, Any], Any] | None = None,
+    dtype: str = "float32",
+    eval_every: int = 1,
+    name: str = "",
+    progress: bool = True,
+) -> Run:
+    """Simulates the rounds of a federation.
+
+    Args:
+        federation: of `federate`.
+        model: a file of `gptfl_jax.models` by name, your own file by path, or a Flax
+            Linen module.
+        algorithm: a function of `gptfl_jax.fl.algorithms` by name, your own file by
+            path, or a function (learner, local, **options) -> `Algorithm`.
+        rounds: how many.
+        cohort_size: clients a round; all of them where there are fewer.
+        local: how clients train; None: an epoch of SGD at 0.1 in batches of 32.
+        init: weights to start from: variables, a classifier of `train` or
+            `load_classifier`, or another run; None: random ones.
+        seed: of initial weights, cohorts and local training.
+        model_options, algorithm_options, sampling_options, aggregation_options: of the
+            choices by name, as their signatures have them.
+        sampling: how cohorts are drawn, see `gptfl_jax.fl.samplers`.
+        aggregation: how updates are combined, see `gptfl_jax.fl.aggregation`.
+        augmentation: as `training.Augmentation(flip=True)`.
+        dtype: of the computation: float32, bfloat16, float16 or float64.
+        eval_every: rounds between tests, where the federation has a test set.
+        name: of the run in plots; default: the algorithm's.
+        progress: shows a bar.
+
+    Raises:
+        UserError: an unknown choice or option, or updates that are all NaN.
+    """
+    num_classes = len(federation.class_names)
+    if isinstance(model, str):
+        model = models.create(model, num_classes, **model_options)
+    learner = training.make_learner(
+        model,
+        federation.example,
+        normalisation=training.Normalisation(federation.mean, federation.std),
+        augmentation=augmentation,
+        dtype=dtype,
+    )
+    mesh = clients_mesh()
+    local = local or LocalTraining(optax.sgd(0.1), batch_size=32)
+    made, called = _algorithm(
+        algorithm,
+        algorithm_options,
+        learner=learner,
+        local=local,
+        mesh=mesh,
+        aggregation=choices.bind(
+            families.AGGREGATION,
+            aggregation,
+            aggregation_options,
+            weight="examples",
+        ),
+    )
+    sampler = choices.bind(
+        families.SAMPLING,
+        sampling,
+        sampling_options,
+        num_clients=federation.num_clients,
+        offsets=federation.data.offsets,
+        cohort_size=min(cohort_size, federation.num_clients),
+    )
+    variables = getattr(init, "variables", init)
+    if variables is None:
+        variables = learner.init(rounds_of.key_of(seed, rounds_of.INITIAL_WEIGHTS))
+    test = _tester(federation, learner, mesh)
+
+    def observe(number: int, state: ServerState, last: bool):
+        due = test and (last or number % eval_every == 0)
+        return test(state.variables) if due else None, state if last else None
+
+    lines, sent = [], {"bytes_up": 0, "bytes_down": 0}
+    with Progress(rounds, "round", name=name or called) as bar:
+        for done in rounds_of.rounds(
+            made,
+            made.init(variables, federation.num_clients),
+            place(federation.data, mesh),
+            lambda before: sampler(rounds_of.key_of(seed, rounds_of.COHORTS), before),
+            rounds_of.key_of(seed, rounds_of.CLIENTS),
+            rounds,
+            observe=observe,
+        ):
+            line = _line(done, sent, name or called)
+            lines.append(line)
+            if done.number:
+                bar.update()
+            if "accuracy" in line:
+                bar.note(f"accuracy {line['accuracy']:.3f}")
+            state = done.observed[1]
+    classifier = Classifier(
+        learner,
+        state.variables,
+        federation.class_names,
+        federation.example,
+        federation.sounds.settings if federation.sounds else None,
+    )
+    metrics = pandas.DataFrame(lines).set_index("round")
+    return Run(name or called, metrics, classifier, state)
+
+
+def _algorithm(
+    algorithm: str | Callable[..., Algorithm], options: Mapping[str, Any], **given: Any
+) -> tuple[Algorithm, str]:
+    """The algorithm, and how to call it."""
+    if isinstance(algorithm, str):
+        made = choices.bind(families.ALGORITHM, algorithm, options, **given)
+        return made, choices.title(choices.find(families.ALGORITHM, algorithm))
+    learner, local = given.pop("learner"), given.pop("local")
+    function = getattr(algorithm, "func", algorithm)  # of a functools.partial
+    return algorithm(learner, local, **options, **given), choices.title(function)
+
+
+def _tester(federation: Federation, learner: training.Learner, mesh):
+    """variables -> counts of the test set, which do not wait; None without one."""
+    if federation.test is None:
+        return None
+    split = None if mesh is None else NamedSharding(mesh, P(AXIS))
+    inputs, labels = evaluation.split_examples(
+        federation.test.inputs, federation.test.labels, split
+    )
+
+    def test(variables: training.Variables) -> evaluation.Counts:
+        num_classes = len(federation.class_names)
+        return evaluation.evaluate_async(
+            learner, variables, inputs, labels, num_classes, sharding=split
+        )
+
+    return test
+
+
+def _line(done: rounds_of.Round, sent: dict[str, int], name: str) -> dict[str, Any]:
+    """A row of `Run.metrics`; waits for the round."""
+    line: dict[str, Any] = {"round": done.number}
+    if done.metrics is not None:
+        measured = jax.device_get(done.metrics)._asdict()
+        if measured.pop("failed"):
+            raise UserError(
+                f"{name}, round {done.number}: the updates of all clients were NaN or "
+                "infinite, so there is nothing to go on with. Try a lower learning "
+                "rate, or LocalTraining(..., clip_norm=1)"
+            )
+        for way in sent:
+            sent[way] += round(float(measured.pop(way)))
+        line |= {key: value.item() for key, value in measured.items()}
+    line |= sent
+    counts = done.observed[0]
+    if counts is not None:
+        line |= evaluation.metrics(counts)._asdict()
+    return line
+
+
+def plot(
+    runs: Sequence[Run], metric: str = "accuracy", axes: Axes | None = None
+) -> Axes:
+    """Draws a column of the runs' `metrics` over the rounds, a curve a run.
+
+    Args:
+        runs: with different names.
+        metric: a column, as "accuracy", "train_loss" or "gradient_diversity".
+        axes: to draw on; None: a new figure.
+    """
+    from matplotlib import pyplot  # starts a window system, which only plots need
+
+    if axes is None:
+        _, axes = pyplot.subplots()
+    for run in runs:
+        if metric not in run.metrics:
+            raise UserError(
+                f"metric {metric!r}: takes one of {', '.join(run.metrics.columns)}"
+            )
+        column = run.metrics[metric].dropna()
+        axes.plot(column.index, column.values, label=run.name)
+    axes.set_xlabel("round")
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.legend()
+    return axes
+
+
+def train(
+    dataset: Dataset,
+    model: str | nn.Module = "convnet",
+    *,
+    epochs: int,
+    batch_size: int = 32,
+    optimizer: optax.GradientTransformation | None = None,
+    like: Federation | None = None,
+    model_options: Mapping[str, Any] = _NONE,
+    augmentation: Callable[[Any, Any], Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Classifier:
+    """Trains a classifier centrally, as on synthetic data.
+
+    Args:
+        dataset: of `generate`, or your own `Dataset(inputs, labels, class_names)`.
+        model: as in `simulate`.
+        epochs: passes over the data.
+        batch_size: examples a step.
+        optimizer: None: AdamW at 1e-3 with a cosine.
+        like: the federation that the weights are for: its normalisation is used, and
+            its classes and inputs must be the same.
+        model_options: of a model by name.
+        augmentation: as in `simulate`.
+        seed: of initial weights, orders and augmentation.
+        progress: shows a bar.
+
+    Raises:
+        UserError: an unknown model or option, or data unlike the federation's.
+    """
+    if like is not None and dataset.class_names != like.class_names:
+        raise UserError(
+            f"the classes are {', '.join(dataset.class_names)}, those of the "
+            f"federation {', '.join(like.class_names)}: they must be the same"
+        )
+    if isinstance(model, str):
+        model = models.create(model, dataset.num_classes, **model_options)
+    example = training.example_of(dataset.inputs)
+    if like is None:
+        channels = _picture_channels(dataset.inputs)
+        constants = (IMAGENET_MEAN, IMAGENET_STD) if channels else ((), ())
+        mean, std = (
+            tuple(map(float, images.normalisation_for(each, channels))) if each else ()
+            for each in constants
+        )
+    else:
+        mean, std = like.mean, like.std
+    learner = training.make_learner(
+        model,
+        example,
+        normalisation=training.Normalisation(mean, std),
+        augmentation=augmentation,
+    )
+    steps = -(-len(dataset.labels) // batch_size)
+    if optimizer is None:
+        optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, epochs * steps))
+    key = jax.random.fold_in(jax.random.key(seed), _CENTRAL_TRAINING)
+    begin = central_training.initial_state(learner, optimizer, key, batch_size)
+    with Progress(epochs * steps, "step") as bar:
+        for epoch in central_training.fit(
+            learner,
+            optimizer,
+            begin,
+            dataset.inputs,
+            dataset.labels,
+            key,
+            epochs,
+            batch_size,
+            after_steps=bar.update,
+        ):
+            bar.note(f"loss {epoch.loss:.3f}")
+    sounds = like.sounds.settings if like is not None and like.sounds else None
+    variables = epoch.state.variables
+    return Classifier(learner, variables, dataset.class_names, example, sounds)
+
+
+def generate(
+    generator: Callable[..., Any],
+    prompts: Mapping[str, Sequence[str]],
+    per_class: int,
+    *,
+    like: Federation | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+    **options: Any,
+) -> Dataset:
+    """Makes labelled pictures of every class.
+
+    Args:
+        generator: (prompts, key=, **options) -> uint8 pictures [batch, height, width,
+            channels], as `StableDiffusion.from_pretrained(...)`.
+        prompts: of each class, by its name; one is drawn for each sample.
+        per_class: samples of each class.
+        like: the federation whose picture size and channels they get, and whose class
+            names the prompts must have.
+        seed: of all draws. A sample depends on it, on its class and its number only.
+        batch_size: samples at once.
+        progress: shows a bar.
+        options: of the generator, as num_steps and guidance_scale.
+
+    Raises:
+        UserError: prompts that are not of the federation's classes.
+    """
+    names = tuple(prompts) if like is None else like.class_names
+    if set(names) != set(prompts):
+        raise UserError(
+            f"prompts are of {', '.join(prompts)}: takes those of {', '.join(names)}"
+        )
+    key = jax.random.fold_in(jax.random.key(seed), _GENERATION)
+    texts, keys = [], []
+    for name in names:
+        draws = prompting.draw(key, name, per_class, len(prompts[name]), 1)
+        texts += [prompts[name][index] for index in draws.prompt]
+        keys.append(jax.vmap(jax.random.key)(draws.seed))
+    keys = jax.numpy.concatenate(keys)
+    pictures = []
+    with Progress(len(texts), "sample") as bar:
+        for start in range(0, len(texts), batch_size):
+            # The last batch reaches back to be full: one compiled shape.
+            begin = max(0, min(start, len(texts) - batch_size))
+            chosen = slice(begin, begin + batch_size)
+            batch = generator(texts[chosen], key=keys[chosen], **options)
+            made = np.asarray(batch)[start - begin :]
+            if like is not None:
+                height, _, channels = like.example.shape
+                made = images.convert(made, height, channels)
+            pictures.append(made)
+            bar.update(len(made))
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), per_class)
+    return Dataset(np.concatenate(pictures), labels, names)
