@@ -195,7 +195,7 @@ class Classifier(NamedTuple):
                 ),
                 platforms=tuple(platforms),
             )(arguments)
-        artifacts.write_bytes(pathlib.Path(path), exported.serialize())
+        artifacts.write_bytes(path, bytes(exported.serialize()))
 
 
 @functools.partial(jax.jit, static_argnames="learner")

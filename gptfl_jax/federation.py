@@ -92,7 +92,7 @@ class Federation(NamedTuple):
 
 def federate(
     inputs: PyTree[Shaped[np.ndarray, "examples ..."]] | Source,
-    labels: Labels | None = None,
+    labels: Sequence[int] | Labels | None = None,
     *,
     owner: Sequence[Any] | Shaped[np.ndarray, " examples"] | None = None,
     partition: str = "",

@@ -58,7 +58,7 @@ def test_pictures_are_read_as_the_model_takes_them(finished, digits, tmp_path):
     classifier = gf.load_classifier(finished[0])
     pixels = digits.test.inputs[0]
     path = tmp_path / "digit.png"
-    path.write_bytes(drawing.encode_png(pixels))
+    path.write_bytes(drawing.encode_png(PIL.Image.fromarray(pixels[..., 0])))
     np.testing.assert_array_equal(classifier.read([path])[0], pixels)
     np.testing.assert_array_equal(
         classifier.predict(str(path)), classifier.predict(digits.test.inputs[:1])

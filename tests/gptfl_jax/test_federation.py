@@ -276,7 +276,7 @@ def test_rounds_stop_and_go_on(federation):
     key = jax.random.key(5)
 
     def cohort(done):
-        return np.array([done % 3, (done + 1) % 3], np.int32)
+        return jax.numpy.array([done % 3, (done + 1) % 3], np.int32)
 
     def go(state, **options):
         return list(
