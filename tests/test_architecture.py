@@ -1,6 +1,7 @@
 """Imports are those of docs/architecture.md, and files are of one idea."""
 
 import ast
+import importlib
 import pathlib
 import re
 
@@ -122,6 +123,11 @@ def test_no_two_modules_import_each_other(imports):
 
 def test_every_module_says_what_it_is(sources):
     assert not [name for name, tree in sources.items() if not ast.get_docstring(tree)]
+
+
+def test_every_module_can_be_imported(sources):
+    for name in sources:
+        importlib.import_module(name)
 
 
 def test_files_are_short_enough_to_be_of_one_idea(repository):
