@@ -85,7 +85,7 @@ def fedaudio(source: str, *more: str) -> ConfigDict:
 
 
 def set_folds(config: ConfigDict, arg: str, option: str, count: int) -> None:
-    """Make each fold the test set of a turn; where `arg` names one, it alone.
+    """Makes each fold the test set of a turn; where `arg` names one, it alone.
 
     Args:
         config: changed in place.
