@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Shaped
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from gptfl_jax import convolution
 
@@ -33,6 +33,42 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         if devices[0].platform == "cpu":
             devices = devices[:1]
     return Mesh(np.asarray(devices), ("data",))
+
+
+def sample_keys(
+    key: Key[Array, "*samples"], count: int, samples: str
+) -> Key[Array, " {count}"]:
+    """A key for each sample of a batch.
+
+    Args:
+        key: one, from which sample i takes `fold_in(key, i)`, or one for each.
+        count: samples of the batch.
+        samples: what they are made from, as "prompts", for the message.
+
+    Raises:
+        ValueError: the keys are not of this number.
+    """
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    if key.shape != (count,):
+        raise ValueError(f"{key.shape[0]} keys for {count} {samples}")
+    return key
+
+
+def filled(count: int, multiple: int) -> Int[np.ndarray, " rows"]:
+    """Indices 0 to count - 1, and the last again up to a multiple."""
+    return np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)
+
+
+def split(rows: PyTree, mesh: Mesh) -> PyTree:
+    """The rows of arrays over the devices; the last one again fills the last device."""
+
+    def place(array):
+        if len(array) % mesh.size:
+            array = array[filled(len(array), mesh.size)]
+        return jax.device_put(array, NamedSharding(mesh, SPLIT))
+
+    return jax.tree.map(place, rows)
 
 
 def in_parts(

@@ -265,12 +265,8 @@ class StableDiffusion:
             keys = None
         elif key is None:
             raise ValueError("takes a key, or latents, to start from")
-        elif key.ndim == 0:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-        elif key.shape == (batch,):
-            keys = key
         else:
-            raise ValueError(f"{key.shape[0]} keys for {batch} prompts")
+            keys = placement.sample_keys(key, batch, "prompts")
         guidance = np.asarray(guidance_scale, np.float32)
         if guidance.shape not in ((), (batch,)) or not np.isfinite(guidance).all():
             raise ValueError(
@@ -373,23 +369,14 @@ class StableDiffusion:
         return tokens
 
     def _split(self, start):
-        """The rows over the devices, with the last repeated to fill the last device."""
-        count = self._mesh.size
-
-        def place(rows):
-            if rows is None:
-                return None
-            spec = SPLIT
-            if rows is start.negative_tokens and len(rows) == 1:
-                spec = EVERYWHERE
-            elif len(rows) % count:
-                order = np.minimum(
-                    np.arange(-(-len(rows) // count) * count), len(rows) - 1
-                )
-                rows = rows[order]
-            return jax.device_put(rows, NamedSharding(self._mesh, spec))
-
-        return _Start(*map(place, start))
+        """The rows over the devices, but a negative prompt for all is on each."""
+        shared = None
+        if start.negative_tokens is not None and len(start.negative_tokens) == 1:
+            everywhere = NamedSharding(self._mesh, EVERYWHERE)
+            shared = jax.device_put(start.negative_tokens, everywhere)
+            start = start._replace(negative_tokens=None)
+        start = placement.split(start, self._mesh)
+        return start if shared is None else start._replace(negative_tokens=shared)
 
 
 class _Start(NamedTuple):

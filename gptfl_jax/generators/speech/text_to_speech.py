@@ -174,7 +174,7 @@ class TextToSpeech:
         )
         batch = len(texts)
         vocode = _programs(self.model, self.vocoder, self._mesh).vocode
-        inputs = self._split((mels, lengths))
+        inputs = placement.split((mels, lengths), self._mesh)
         waves = vocode(self.variables["vocoder"], *inputs)
         samples = self.vocoder.config.num_samples(lengths)
         return waves[:batch], samples
@@ -215,23 +215,22 @@ class TextToSpeech:
                     f"keep of shape {keep.shape}: takes ({batch} or 1, {limits.max()} "
                     f"or more, {layers}, {units})"
                 )
-            keep = np.broadcast_to(keep, (batch, *keep.shape[1:]))
+            keep, drawn = np.broadcast_to(keep, (batch, *keep.shape[1:])), None
         elif key is None:
             raise ValueError("takes a key to draw the model's dropout from, or keep")
-        elif key.ndim == 0:
-            key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-        elif key.shape != (batch,):
-            raise ValueError(f"{key.shape[0]} keys for {batch} texts")
-        drawn = key if keep is None else None
+        else:
+            drawn = placement.sample_keys(key, batch, "texts")
         programs = _programs(self.model, self.vocoder, self._mesh)
-        inputs = self._split(_Inputs(tokens, speakers, limits, drawn, keep))
+        inputs = placement.split(
+            _Inputs(tokens, speakers, limits, drawn, keep), self._mesh
+        )
         mels, steps = programs.speak(
             most, self.variables["model"], inputs, jnp.float32(threshold)
         )
         lengths = np.asarray(steps) * config.reduction_factor
         frames = min(_rounded_up(int(lengths.max())), mels.shape[1])
         mels = programs.refine(
-            frames, self.variables["model"], mels, *self._split((lengths,))
+            frames, self.variables["model"], mels, placement.split(lengths, self._mesh)
         )
         return mels[:batch], lengths[:batch]
 
@@ -323,19 +322,6 @@ class TextToSpeech:
                 f"takes one of {size} numbers, or one for each of {batch} texts"
             )
         return np.broadcast_to(embeddings, (batch, size))
-
-    def _split(self, rows):
-        """The rows over the devices, with the last repeated to fill the last device."""
-        count = self._mesh.size
-
-        def place(rows):
-            missing = -len(rows) % count
-            if missing:
-                order = np.minimum(np.arange(len(rows) + missing), len(rows) - 1)
-                rows = rows[order]
-            return jax.device_put(rows, NamedSharding(self._mesh, SPLIT))
-
-        return jax.tree.map(place, rows)
 
 
 def _find(model) -> pathlib.Path:

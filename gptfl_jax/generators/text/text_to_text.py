@@ -160,8 +160,8 @@ class T5:
             keys = _answer_keys(key, (texts, num_sequences))
         devices = self._mesh.size
         by_text = keys is None or texts >= devices
-        rows = _filled(texts, devices if by_text else 1)
-        columns = _filled(num_sequences, 1 if by_text else devices)
+        rows = placement.filled(texts, devices if by_text else 1)
+        columns = placement.filled(num_sequences, 1 if by_text else devices)
         tokens = np.asarray(tokens, np.int32)[rows]
         mask = np.asarray(mask, bool)[rows]
         if keys is not None:
@@ -211,11 +211,6 @@ def _answer_keys(key, shape):
     if key.shape != shape:
         raise ValueError(f"keys of shape {key.shape}: takes one, or {shape}")
     return key
-
-
-def _filled(count, multiple):
-    """Indices 0 to count - 1, and the last again up to a multiple."""
-    return np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)
 
 
 @functools.lru_cache(maxsize=32)

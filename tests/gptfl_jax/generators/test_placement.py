@@ -90,3 +90,23 @@ def test_pictures_of_a_released_autoencoder_are_decoded_one_by_one():
     released = config(128, 256, 512, 512)
     assert [released.pictures_at_once(n, n) for n in (768, 256, 128)] == [1, 1, 4]
     assert config(32, 64).pictures_at_once(32, 32) == 256
+
+
+def test_a_key_for_each_sample():
+    key = jax.random.key(3)
+    keys = placement.sample_keys(key, 4, "prompts")
+    assert keys.shape == (4,)
+    assert keys[2] == jax.random.fold_in(key, 2)
+    assert (placement.sample_keys(keys, 4, "prompts") == keys).all()
+    with pytest.raises(ValueError, match="4 keys for 3 prompts"):
+        placement.sample_keys(keys, 3, "prompts")
+
+
+def test_the_last_row_fills_the_last_device():
+    assert placement.filled(5, 3).tolist() == [0, 1, 2, 3, 4, 4]
+    assert placement.filled(6, 3).tolist() == list(range(6))
+    assert placement.filled(1, 4).tolist() == [0, 0, 0, 0]
+    rows = {"a": np.arange(6).reshape(3, 2), "b": None}
+    placed = placement.split(rows, placement.mesh())
+    np.testing.assert_array_equal(placed["a"], rows["a"])
+    assert placed["b"] is None
