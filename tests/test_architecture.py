@@ -14,7 +14,6 @@ CODE = ("gptfl_jax", *PROGRAMS)
 _LONG = {
     "benchmarks/generators.py": "every generator, measured in one way on two sides",
     "gptfl_jax/convolution.py": "the forms of one operation, and the choice of one",
-    "tests/federated/test_simulate.py": "to be parted",
     "tests/references/torch_references.py": "what was recorded, and with what",
 }
 _MOST_LINES = 600

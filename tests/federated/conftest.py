@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -49,3 +50,16 @@ def workdir(tmp_path: pathlib.Path, setting: experiment.Setting) -> pathlib.Path
     with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
         checkpoints.save(1, {"variables": variables})
     return tmp_path
+
+
+def lines_without_seconds(folder: pathlib.Path) -> list[str]:
+    """The bytes of each line up to the time it took, which comes last."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert all(', "seconds": ' in line for line in lines)
+    return [line.rpartition(', "seconds": ')[0] for line in lines]
+
+
+def weights(folder: pathlib.Path, setting: experiment.Setting) -> np.ndarray:
+    template = {"variables": setting.learner.init(jax.random.key(0))}
+    restored = artifacts.restore_checkpoint(folder / "checkpoints", template)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(restored)])

@@ -14,8 +14,7 @@ from federated import experiment, simulate
 from gptfl_jax import artifacts
 
 from ..programs import Programs
-from .conftest import make_config
-from .test_simulate import lines_without_seconds
+from .conftest import lines_without_seconds, make_config
 
 KILLS = 20
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ..generate.conftest import make_model
-from .test_simulate import lines_without_seconds
+from .conftest import lines_without_seconds
 
 # One epoch, one step, one client: what is slow at this size is compilation.
 OVERRIDES = {

@@ -2,8 +2,6 @@
 
 import json
 import os
-import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -12,28 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from federated import compare, experiment, simulate
-from gptfl_jax import artifacts, configuration, training
+from federated import experiment, simulate
+from gptfl_jax import artifacts, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds, sampling
 
-from .conftest import make_config
-
-
-def lines_without_seconds(folder: pathlib.Path) -> list[str]:
-    """The bytes of each line up to the time it took, which comes last."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert all(', "seconds": ' in line for line in lines)
-    return [line.rpartition(', "seconds": ')[0] for line in lines]
-
-
-def weights(folder: pathlib.Path, setting: experiment.Setting) -> np.ndarray:
-    template = {"variables": setting.learner.init(jax.random.key(0))}
-    restored = artifacts.restore_checkpoint(folder / "checkpoints", template)
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(restored)])
-
+from .conftest import lines_without_seconds, make_config, weights
 
 TESTED_CLIENTS = {
     "client_test_fraction": 0.25,
@@ -464,104 +448,6 @@ def test_second_run_on_one_folder_is_refused(tmp_path, setting):
         simulate.simulate(make_config(), tmp_path, setting)
 
 
-def with_inputs(setting, inputs, dtype="float32") -> experiment.Setting:
-    """The setting with other training inputs, for natural clients."""
-    config = make_config(partition="natural", dtype=dtype)
-    source = setting.source
-    source = source._replace(train=source.train._replace(inputs=inputs))
-    model = experiment.models.create("convnet", 10, **config.model.options)
-    learner = training.make_learner(
-        model,
-        training.example_of(inputs),
-        normalisation=training.Normalisation((0.5,), (0.5,)),
-        dtype=dtype,
-    )
-    algorithm = experiment.make_algorithm(config.federated, learner, setting.mesh)
-    return setting._replace(source=source, learner=learner, algorithm=algorithm)
-
-
-def first_two_in_cohorts(rounds: int) -> list[int]:
-    """How many of clients 0 and 1 are in each cohort of 3 of the 11 natural clients."""
-    cohorts = rounds.key_of(0, rounds.COHORTS)
-    return [
-        int((sampling.cohort(cohorts, done, 11, 3) < 2).sum()) for done in range(rounds)
-    ]
-
-
-@pytest.fixture(scope="module")
-def setting_with_nan(setting) -> experiment.Setting:
-    """Natural clients, the first two of which hold a NaN in every example."""
-    train = setting.source.train
-    inputs = train.inputs.astype(np.float32) / 255
-    inputs[train.clients < 2] = np.nan
-    return with_inputs(setting, inputs)
-
-
-def test_clients_with_nan_are_dropped_and_counted(tmp_path, setting_with_nan, capsys):
-    config = make_config(partition="natural", rounds=8)
-    last = simulate.simulate(config, tmp_path, setting_with_nan)
-    folder = tmp_path / "federated" / "fedavg-random-s0"
-    metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
-    bad = first_two_in_cohorts(rounds=8)
-    assert 0 < sum(bad) and max(bad) < 3
-    assert [line["dropped"] for line in metrics] == bad
-    assert [line["clients"] for line in metrics] == [3 - count for count in bad]
-    assert np.isfinite([line["train_loss"] for line in metrics]).all()
-    assert np.isfinite(weights(folder, setting_with_nan)).all()
-    outcome = simulate.outcome("run", {**last, "dropped": 2})
-    assert outcome.endswith("2 clients dropped in the last round")
-
-
-def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
-    train = setting_with_nan.source.train
-    nothing_else = train._replace(inputs=np.full_like(train.inputs, np.nan))
-    source = setting_with_nan.source._replace(train=nothing_else)
-    config = make_config(partition="natural")
-    with pytest.raises(
-        simulate.CohortFailed,
-        match=r"round 1: the updates of all 3 clients were NaN or infinite.*"
-        r"config\.federated\.client_learning_rate \(now 0\.1\)",
-    ):
-        simulate.simulate(config, tmp_path, setting_with_nan._replace(source=source))
-
-
-@pytest.fixture(scope="module")
-def setting_in_float16(setting) -> experiment.Setting:
-    """Natural clients, the first two of which float16 cannot hold the inputs of."""
-    train = setting.source.train
-    inputs = train.inputs.astype(np.float32) / 255
-    inputs[train.clients < 2] *= 1e6
-    return with_inputs(setting, inputs, dtype="float16")
-
-
-def test_clients_that_overflow_float16_are_dropped_and_counted(
-    tmp_path, setting_in_float16
-):
-    config = make_config(partition="natural", dtype="float16", rounds=8)
-    simulate.simulate(config, tmp_path, setting_in_float16)
-    folder = tmp_path / "federated" / "fedavg-random-s0"
-    metrics = artifacts.read_metrics(folder / "metrics.jsonl")[1:]
-    too_large = first_two_in_cohorts(rounds=8)
-    assert 0 < sum(too_large) and max(too_large) < 3
-    assert [line["dropped"] for line in metrics] == too_large
-    assert np.isfinite([line["train_loss"] for line in metrics]).all()
-    assert np.isfinite(weights(folder, setting_in_float16)).all()
-
-
-def test_a_cohort_that_overflows_float16_names_the_remedy(tmp_path, setting_in_float16):
-    train = setting_in_float16.source.train
-    all_large = train._replace(inputs=np.full_like(train.inputs, 1e6))
-    source = setting_in_float16.source._replace(train=all_large)
-    config = make_config(partition="natural", dtype="float16")
-    with pytest.raises(
-        simulate.CohortFailed,
-        match=r"round 1: the updates of all 3 clients were NaN or infinite.*set "
-        r"config\.federated\.dtype \(now float16\) to bfloat16 or float32, lower "
-        r"config\.federated\.client_learning_rate \(now 0\.1\)",
-    ):
-        simulate.simulate(config, tmp_path, setting_in_float16._replace(source=source))
-
-
 @pytest.mark.parametrize("cohort_size", [1, 12])
 def test_cohorts_of_one_and_of_all(tmp_path, setting, cohort_size):
     config = make_config(cohort_size=cohort_size, rounds=2, eval_every=2)
@@ -601,156 +487,12 @@ def test_a_data_set_of_one_class(tmp_path, setting):
     assert counts.sum() == 1415 and min(saved["sizes"]) >= 5
 
 
-def test_compare_runs_every_method_with_every_seed(
-    workdir, setting, monkeypatch, capsys
-):
-    config = make_config(rounds=2)
-    config.compare.methods = {
-        "scratch": {"init": "random"},
-        "gptfl": {"init": "synthetic", "eval_every": 1},
-    }
-    config.compare.seeds = (0, 2)
-    configs = compare.runs(config)
-    assert [simulate.run_name(each) for each in configs] == [
-        *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
-    ]
-    # Seeds and initial weights share compiled programs, step sizes do not.
-    source = setting.source
-    assert len({experiment.shared_by(each, source) for each in configs}) == 1
-    other, first = make_config(client_learning_rate=0.2), configs[0]
-    assert experiment.shared_by(other, source) != experiment.shared_by(first, source)
-
-    prepared = []
-    monkeypatch.setattr(
-        experiment,
-        "prepare",
-        lambda config, source: (
-            prepared.append(config) or experiment.on(setting, source)
-        ),
-    )
-    compare.run(config, workdir)
-    assert len(prepared) == 1
-    assert "[4/4] scratch-s2" in capsys.readouterr().out
-    alone = make_config(rounds=2, run="alone")
-    alone.seed = 2
-    simulate.simulate(alone, workdir, setting)
-    root = workdir / "federated"
-    assert lines_without_seconds(root / "alone") == lines_without_seconds(
-        root / "scratch-s2"
-    )
-
-
-def test_compare_in_turns(workdir, setting, monkeypatch):
-    """Every method in every turn on the turn's data, as one run of it alone."""
-    config = make_config(rounds=2, eval_every=1)
-    config.data.options = {"test_blocks": 3}
-    config.compare.methods = {"scratch": {"init": "random"}, "gptfl": {}}
-    config.federated.init = "synthetic"
-    config.compare.data = {
-        "late": {"blocks": 14},
-        "early": {"blocks": 13, "test_blocks": 2},
-    }
-    config.compare.seeds = (0, 2)
-    configuration.validate(config)
-    configs = compare.runs(config)
-    # Turns outermost: one set of data is in memory at a time.
-    assert [simulate.run_name(each) for each in configs] == [
-        *("gptfl-early-s0", "gptfl-early-s2", "scratch-early-s0", "scratch-early-s2"),
-        *("gptfl-late-s0", "gptfl-late-s2", "scratch-late-s0", "scratch-late-s2"),
-    ]
-    options = [each.data.options.to_dict() for each in configs]
-    assert options[0] == {"test_blocks": 2, "blocks": 13}
-    assert options[-1] == {"test_blocks": 3, "blocks": 14}
-
-    prepared, loaded, load = [], [], experiment.load
-    monkeypatch.setattr(
-        experiment,
-        "prepare",
-        lambda config, source: (
-            prepared.append(config) or experiment.on(setting, source)
-        ),
-    )
-    monkeypatch.setattr(
-        experiment, "load", lambda config: loaded.append(config) or load(config)
-    )
-    compare.run(config, workdir)
-    assert len(prepared) == 1 and len(loaded) == 2
-    # The padding to a common number of rows is not seen.
-    for each in (configs[1], configs[-1]):
-        name = simulate.run_name(each)
-        with each.ignore_type():
-            each.federated.run = "alone"
-        alone = experiment.on(setting, load(each))
-        assert len(experiment.deal(each, alone.source.train).labels) == 1415
-        shutil.rmtree(workdir / "federated" / "alone", ignore_errors=True)
-        simulate.simulate(each, workdir, alone)
-        assert lines_without_seconds(workdir / "federated" / "alone") == (
-            lines_without_seconds(workdir / "federated" / name)
-        )
-
-
 def test_rows_are_padded_by_less_than_a_sixteenth():
     assert [experiment.padded_rows(n) for n in (1, 31, 33, 1415, 2500, 7732)] == (
         [1, 31, 34, 1472, 2560, 7936]
     )
     for count in range(1, 5000):
         assert count <= experiment.padded_rows(count) < count * (1 + 1 / 16)
-
-
-def test_a_stage_2_that_saw_real_data_is_refused_in_turns(workdir):
-    """What one turn holds out another one trains on."""
-    config = make_config()
-    config.compare.methods = {"gptfl": {"init": "synthetic"}}
-    config.compare.data = {"late": {"blocks": 14}}
-    for init in ("synthetic", str(workdir / "pretrain")):
-        config.compare.methods.gptfl.init = init
-        record = {"config": {"train": {"data": "both"}}}
-        artifacts.write_json(workdir / "pretrain" / "run.json", record)
-        with pytest.raises(
-            UserError, match="config.train.data = 'both', hence on exam"
-        ):
-            compare.run(config, workdir)
-
-
-@pytest.mark.parametrize("turns", [{"a/b": {"x": 1}}, {"a": {}}, {"a": 3}, ["a"]])
-def test_turns_are_names_and_options(turns):
-    config = make_config()
-    with config.compare.ignore_type():
-        config.compare.data = turns
-    with pytest.raises(ConfigError, match="compare.data = .*keyword of config.data.op"):
-        configuration.validate(config)
-
-
-def test_compare_checks_the_methods_first(tmp_path):
-    config = make_config()
-    with pytest.raises(UserError, match="compare.methods is empty"):
-        compare.run(config, tmp_path)
-    config.compare.methods = {"one": {"round": 3}}
-    message = r"config\.compare\.methods\.one\.round: no such field; did you"
-    with pytest.raises(ConfigError, match=message):
-        compare.run(config, tmp_path)
-    config.compare.methods = {"one": {"rounds": 0}}
-    with pytest.raises(ConfigError, match=r"config\.federated\.rounds = 0"):
-        compare.run(config, tmp_path)
-
-
-def test_a_failed_method_does_not_stop_the_comparison(
-    tmp_path, setting, monkeypatch, capsys
-):
-    def fail_or_pass(config, workdir, setting, quiet):
-        if config.federated.run == "bad-s0":
-            raise simulate.CohortFailed("bad-s0, round 1: all NaN")
-        line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
-        return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
-
-    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
-    monkeypatch.setattr(simulate, "simulate", fail_or_pass)
-    config = make_config()
-    config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}
-    config.compare.seeds = (0,)
-    with pytest.raises(UserError, match="1 of 2 runs failed: bad-s0"):
-        compare.run(config, tmp_path)
-    assert "good-s0: accuracy 0.5000" in capsys.readouterr().out
 
 
 def test_partition_summary_in_words():

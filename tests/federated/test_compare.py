@@ -1,0 +1,155 @@
+"""Methods beside one another: every one with every seed, or in turns."""
+
+import shutil
+
+import pytest
+
+from federated import compare, experiment, simulate
+from gptfl_jax import artifacts, configuration
+from gptfl_jax.errors import ConfigError, UserError
+
+from .conftest import lines_without_seconds, make_config
+
+
+def test_compare_runs_every_method_with_every_seed(
+    workdir, setting, monkeypatch, capsys
+):
+    config = make_config(rounds=2)
+    config.compare.methods = {
+        "scratch": {"init": "random"},
+        "gptfl": {"init": "synthetic", "eval_every": 1},
+    }
+    config.compare.seeds = (0, 2)
+    configs = compare.runs(config)
+    assert [simulate.run_name(each) for each in configs] == [
+        *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
+    ]
+    # Seeds and initial weights share compiled programs, step sizes do not.
+    source = setting.source
+    assert len({experiment.shared_by(each, source) for each in configs}) == 1
+    other, first = make_config(client_learning_rate=0.2), configs[0]
+    assert experiment.shared_by(other, source) != experiment.shared_by(first, source)
+
+    prepared = []
+    monkeypatch.setattr(
+        experiment,
+        "prepare",
+        lambda config, source: (
+            prepared.append(config) or experiment.on(setting, source)
+        ),
+    )
+    compare.run(config, workdir)
+    assert len(prepared) == 1
+    assert "[4/4] scratch-s2" in capsys.readouterr().out
+    alone = make_config(rounds=2, run="alone")
+    alone.seed = 2
+    simulate.simulate(alone, workdir, setting)
+    root = workdir / "federated"
+    assert lines_without_seconds(root / "alone") == lines_without_seconds(
+        root / "scratch-s2"
+    )
+
+
+def test_compare_in_turns(workdir, setting, monkeypatch):
+    """Every method in every turn on the turn's data, as one run of it alone."""
+    config = make_config(rounds=2, eval_every=1)
+    config.data.options = {"test_blocks": 3}
+    config.compare.methods = {"scratch": {"init": "random"}, "gptfl": {}}
+    config.federated.init = "synthetic"
+    config.compare.data = {
+        "late": {"blocks": 14},
+        "early": {"blocks": 13, "test_blocks": 2},
+    }
+    config.compare.seeds = (0, 2)
+    configuration.validate(config)
+    configs = compare.runs(config)
+    # Turns outermost: one set of data is in memory at a time.
+    assert [simulate.run_name(each) for each in configs] == [
+        *("gptfl-early-s0", "gptfl-early-s2", "scratch-early-s0", "scratch-early-s2"),
+        *("gptfl-late-s0", "gptfl-late-s2", "scratch-late-s0", "scratch-late-s2"),
+    ]
+    options = [each.data.options.to_dict() for each in configs]
+    assert options[0] == {"test_blocks": 2, "blocks": 13}
+    assert options[-1] == {"test_blocks": 3, "blocks": 14}
+
+    prepared, loaded, load = [], [], experiment.load
+    monkeypatch.setattr(
+        experiment,
+        "prepare",
+        lambda config, source: (
+            prepared.append(config) or experiment.on(setting, source)
+        ),
+    )
+    monkeypatch.setattr(
+        experiment, "load", lambda config: loaded.append(config) or load(config)
+    )
+    compare.run(config, workdir)
+    assert len(prepared) == 1 and len(loaded) == 2
+    # The padding to a common number of rows is not seen.
+    for each in (configs[1], configs[-1]):
+        name = simulate.run_name(each)
+        with each.ignore_type():
+            each.federated.run = "alone"
+        alone = experiment.on(setting, load(each))
+        assert len(experiment.deal(each, alone.source.train).labels) == 1415
+        shutil.rmtree(workdir / "federated" / "alone", ignore_errors=True)
+        simulate.simulate(each, workdir, alone)
+        assert lines_without_seconds(workdir / "federated" / "alone") == (
+            lines_without_seconds(workdir / "federated" / name)
+        )
+
+
+def test_a_stage_2_that_saw_real_data_is_refused_in_turns(workdir):
+    """What one turn holds out another one trains on."""
+    config = make_config()
+    config.compare.methods = {"gptfl": {"init": "synthetic"}}
+    config.compare.data = {"late": {"blocks": 14}}
+    for init in ("synthetic", str(workdir / "pretrain")):
+        config.compare.methods.gptfl.init = init
+        record = {"config": {"train": {"data": "both"}}}
+        artifacts.write_json(workdir / "pretrain" / "run.json", record)
+        with pytest.raises(
+            UserError, match="config.train.data = 'both', hence on exam"
+        ):
+            compare.run(config, workdir)
+
+
+@pytest.mark.parametrize("turns", [{"a/b": {"x": 1}}, {"a": {}}, {"a": 3}, ["a"]])
+def test_turns_are_names_and_options(turns):
+    config = make_config()
+    with config.compare.ignore_type():
+        config.compare.data = turns
+    with pytest.raises(ConfigError, match="compare.data = .*keyword of config.data.op"):
+        configuration.validate(config)
+
+
+def test_compare_checks_the_methods_first(tmp_path):
+    config = make_config()
+    with pytest.raises(UserError, match="compare.methods is empty"):
+        compare.run(config, tmp_path)
+    config.compare.methods = {"one": {"round": 3}}
+    message = r"config\.compare\.methods\.one\.round: no such field; did you"
+    with pytest.raises(ConfigError, match=message):
+        compare.run(config, tmp_path)
+    config.compare.methods = {"one": {"rounds": 0}}
+    with pytest.raises(ConfigError, match=r"config\.federated\.rounds = 0"):
+        compare.run(config, tmp_path)
+
+
+def test_a_failed_method_does_not_stop_the_comparison(
+    tmp_path, setting, monkeypatch, capsys
+):
+    def fail_or_pass(config, workdir, setting, quiet):
+        if config.federated.run == "bad-s0":
+            raise simulate.CohortFailed("bad-s0, round 1: all NaN")
+        line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
+        return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
+
+    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
+    monkeypatch.setattr(simulate, "simulate", fail_or_pass)
+    config = make_config()
+    config.compare.methods = {"bad": {"client_learning_rate": 1e9}, "good": {}}
+    config.compare.seeds = (0,)
+    with pytest.raises(UserError, match="1 of 2 runs failed: bad-s0"):
+        compare.run(config, tmp_path)
+    assert "good-s0: accuracy 0.5000" in capsys.readouterr().out
