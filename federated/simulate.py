@@ -79,7 +79,7 @@ def run_name(config: ConfigDict) -> str:
     """Name of a run's folder.
 
     Raises:
-      UserError: it would be longer than file systems take.
+        UserError: it would be longer than file systems take.
     """
     federated = config.federated
     if federated.run:
@@ -112,7 +112,7 @@ def initial_weights(
     chooses its best by a validation split of its training set, never by the test set.
 
     Raises:
-      UserError: the checkpoint is missing, or of another model.
+        UserError: the checkpoint is missing, or of another model.
     """
     key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
     if config.federated.init == "random":
@@ -136,17 +136,17 @@ def simulate(
     """Runs one federation, or what is left of it.
 
     Args:
-      setting: on the config's data, of an earlier run with the same `shared_by`; None:
-        a new one.
-      quiet: show no more than the progress bar.
+        setting: on the config's data, of an earlier run with the same `shared_by`;
+            None: a new one.
+        quiet: show no more than the progress bar.
 
     Returns:
-      The last line of its metrics.
+        The last line of its metrics.
 
     Raises:
-      UserError: the config is none, stage 2 is missing, the folder is in use, holds
-        another run or has lost lines of metrics.jsonl, or every update of a cohort was
-        NaN or infinite.
+        UserError: the config is none, stage 2 is missing, the folder is in use, holds
+            another run or has lost lines of metrics.jsonl, or every update of a cohort
+            was NaN or infinite.
     """
     prepare(config)
     if setting is None:
@@ -263,7 +263,7 @@ def _checkpoint(
     """All that a run needs to go on; its keys follow from the seed and the round.
 
     Args:
-      packed: `state.own` as arrays, of the clients that have taken part.
+        packed: `state.own` as arrays, of the clients that have taken part.
     """
     return {
         # Under the same name as in stage 2's checkpoints, for `init=<folder>`.

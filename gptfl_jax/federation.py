@@ -98,7 +98,7 @@ def federate(
     partition: str = "",
     num_clients: int = 0,
     seed: int = 0,
-    test: tuple[PyTree, Labels] | Dataset | None = None,
+    test: tuple[PyTree, Int[np.ndarray, " tests"]] | Dataset | None = None,
     class_names: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

@@ -51,6 +51,16 @@ def test_config_of_ones_own_pictures(readme):
     assert config.data.source == "image_folder"
 
 
+def test_a_notebook(readme, capsys):
+    (block,) = [b for b in python_blocks(readme) if "gf.simulate(" in b]
+    names = {}
+    exec(block, names)
+    assert [run.name for run in names["runs"]] == ["FedAvg", "FedProx"]
+    for run in names["runs"]:
+        assert run.metrics.loss[5] < run.metrics.loss[0]
+    assert "accuracy" in capsys.readouterr().out
+
+
 def test_federated_rounds_as_a_library(readme, capsys):
     (block,) = [b for b in python_blocks(readme) if "algorithm.round(" in b]
     exec(block, {})

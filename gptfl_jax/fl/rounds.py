@@ -56,21 +56,21 @@ def rounds(
     before has left; reading a `Round` waits for it.
 
     Args:
-      state: after `done` rounds.
-      data: of all clients: on the devices (`execution.place`), or on the host if
-        `streamed`.
-      sample: rounds done -> the next cohort. It is asked one round ahead.
-      key: of local training; round r uses fold_in(key, r - 1).
-      num_rounds: in all, those done included.
-      observe: (round, state after it, whether it is the last) -> what the caller wants
-        of a state, as counts of a test or the state itself to save it. It must not
-        wait for the device.
-      done: rounds that `state` has behind it; None: a new run, whose state before the
-        first round is observed and yielded as round 0.
-      stop: asked after each round that was started; when it says so, that round is the
-        last.
-      streamed: sends each cohort's rows to the device, a round ahead.
-      mesh: that the rows are sent to.
+        state: after `done` rounds.
+        data: of all clients: on the devices (`execution.place`), or on the host if
+            `streamed`.
+        sample: rounds done -> the next cohort. It is asked one round ahead.
+        key: of local training; round r uses fold_in(key, r - 1).
+        num_rounds: in all, those done included.
+        observe: (round, state after it, whether it is the last) -> what the caller
+            wants of a state, as counts of a test or the state itself to save it. It
+            must not wait for the device.
+        done: rounds that `state` has behind it; None: a new run, whose state before the
+            first round is observed and yielded as round 0.
+        stop: asked after each round that was started; when it says so, that round is
+            the last.
+        streamed: sends each cohort's rows to the device, a round ahead.
+        mesh: that the rows are sent to.
     """
     start = done or 0
     cohorts = (sample(number) for number in range(start, num_rounds))
