@@ -33,7 +33,8 @@ _ROWS_SHOWN = 20
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the prompts, prints what was kept and dropped, and writes the file."""
     prepare(config)
-    label_set = labels.label_set_of(_classes(config), config.data.source)
+    known = sources.known_labels(config.data.source, **config.data.options)
+    label_set = labels.label_set_of(_classes(config), known)
     request = prompting.Request(
         label_set,
         config.prompts.template,
@@ -94,6 +95,8 @@ def settings(config: ConfigDict) -> dict[str, Any]:
         for name, value in config.prompts.to_dict().items()
         if name not in others
     }
+    if chosen := config.data.options.get("labels"):
+        fields["data.options.labels"] = chosen
     return {"data.source": config.data.source, **fields}
 
 

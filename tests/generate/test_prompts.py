@@ -52,6 +52,20 @@ def test_classes_of_picture_folders_are_their_names(tmp_path):
     }
 
 
+def test_picture_folders_of_a_known_data_set_have_its_prompts(tmp_path):
+    for name in ("COVID", "Normal", "Viral Pneumonia"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    config = make_config()
+    config.data.source, config.data.folder = "image_folder", str(tmp_path / "photos")
+    config.data.options.labels = "covid_radiography"
+    prompts.run(config, tmp_path)
+    made = json.loads((tmp_path / "prompts.json").read_text())
+    assert list(made["prompts"]) == ["NORMAL", "Viral Pneumonia", "COVID"]
+    sentence = "a high-resolution chest X-ray with typical features of COVID-19"
+    assert made["prompts"]["COVID"] == [sentence]
+    assert made["made"]["config"]["data.options.labels"] == "covid_radiography"
+
+
 def test_ucg_and_multi_domain_are_recorded(tmp_path):
     made = make(tmp_path, method="ucg", classes=("fox",))
     assert made["prompts"] == {"fox": ["a photo of fox"]}

@@ -5,7 +5,8 @@ A source is a function that returns a `Source`, in a file of this package or of 
 `data.options`; `folder`, `image_size` and `channels` are given to those that take them.
 What does not come with a package is read from the folder; nothing is downloaded unless
 an option asks for it. A file may also hold `class_names(folder, **options)`, where the
-names are to be had without reading the examples.
+names are to be had without reading the examples, and `known_labels(**options)`, where
+an option says which known label set they are of.
 """
 
 import inspect
@@ -80,3 +81,18 @@ def class_names(name: str, folder: str = "", **options) -> tuple[str, ...]:
     if folder and hasattr(module, "class_names"):
         return module.class_names(folder, **checked)
     return load(name, folder, **options).train.class_names
+
+
+def known_labels(name: str, **options) -> str:
+    """The known label set whose prompts suit a source; its name where it says none.
+
+    Raises:
+        UserError: as `load`, but a name that stands alone is fine.
+    """
+    if name in choices.names_alone(families.SOURCE) and not options:
+        return name
+    checked = choices.check(families.SOURCE, name, options)
+    module = sys.modules[choices.find(families.SOURCE, name).__module__]
+    if hasattr(module, "known_labels"):
+        return module.known_labels(**checked) or name
+    return name

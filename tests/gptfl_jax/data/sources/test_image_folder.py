@@ -106,3 +106,111 @@ def test_names_that_are_not_utf8_are_shown_escaped(tmp_path, capsys):
     os.rename(tmp_path / "cat", os.fsencode(tmp_path) + b"/\xff")
     with pytest.raises(UserError, match=r"class name .\\udcff.: takes words in UTF-8"):
         sources.load("image_folder", str(tmp_path))
+
+
+def radiographs(root):
+    """Like COVID-19 Radiography: every picture has a mask beside it."""
+    for label, name in enumerate(
+        ("COVID", "Lung_Opacity", "Normal", "viral-pneumonia")
+    ):
+        for part, value in (("images", 10 * label), ("masks", 255)):
+            for i in range(2):
+                pixels = np.full((4, 4, 3), value + i * (part == "images"))
+                save_picture(root / name / part / f"{name}-{i}.png", pixels)
+    (root / "COVID/masks/notes.txt").write_text("ignored")
+
+
+def test_patterns_choose_among_the_pictures(tmp_path, capsys):
+    radiographs(tmp_path)
+    for options in ({"include": ("*/images/*",)}, {"exclude": ("*/masks/*",)}):
+        source = sources.load("image_folder", str(tmp_path), **options)
+        parts = source.train.inputs, source.test.inputs
+        values = np.concatenate(parts)[:, 0, 0, 0].tolist()
+        assert sorted(values) == [0, 1, 10, 11, 20, 21, 30, 31]
+        assert "left out" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="no picture that can be read"):
+        sources.load("image_folder", str(tmp_path), include=("*/Images/*",))
+
+
+def test_a_known_label_set_names_and_orders_the_classes(tmp_path):
+    radiographs(tmp_path)
+    options = {"labels": "covid_radiography", "exclude": ("*/masks/*",)}
+    source = sources.load("image_folder", str(tmp_path), **options)
+    assert source.train.class_names == ("NORMAL", "Viral Pneumonia", "COVID")
+    by_label = source.train.inputs[:, 0, 0, 0] // 10
+    assert by_label.tolist() == [2, 3, 0] and source.train.labels.tolist() == [0, 1, 2]
+    names = sources.class_names("image_folder", str(tmp_path), **options)
+    assert names == source.train.class_names
+    assert sources.known_labels("image_folder", **options) == "covid_radiography"
+    assert sources.known_labels("image_folder") == "image_folder"
+    assert sources.known_labels("eurosat") == "eurosat"
+
+    few = sources.load("image_folder", str(tmp_path), **options, classes=("COVID",))
+    assert few.train.class_names == ("COVID",)
+    with pytest.raises(UserError, match="covid_radiography has no Lung_Opacity"):
+        sources.load(
+            "image_folder", str(tmp_path), **options, classes=("Lung_Opacity",)
+        )
+    with pytest.raises(UserError, match=r"labels = 'covid': takes one of caltech101"):
+        sources.load("image_folder", str(tmp_path), labels="covid")
+    (tmp_path / "Covid").mkdir()
+    with pytest.raises(UserError, match="COVID and Covid are both the class COVID"):
+        sources.load("image_folder", str(tmp_path), **options)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbered_folders_are_the_classes_of_a_label_set_in_order(tmp_path, first):
+    picture_folders(tmp_path, **{str(n + first): 0 for n in range(10)})
+    # By name the last would be the third, were there eleven.
+    for name in ("0", "1", "9", "10"):
+        if (tmp_path / name).is_dir():
+            save_picture(tmp_path / name / "0.png", np.full((4, 4, 3), int(name)))
+            save_picture(tmp_path / name / "1.png", np.full((4, 4, 3), int(name)))
+    options = {"labels": "cifar10", "classes": ("truck", "airplane")}
+    source = sources.load("image_folder", str(tmp_path), **options)
+    assert source.train.class_names == ("truck", "airplane")
+    assert source.train.inputs[:, 0, 0, 0].tolist() == [9 + first, first]
+    (tmp_path / "1").rename(tmp_path / "11")
+    with pytest.raises(UserError, match="no folder of the class 'truck', nor all"):
+        sources.load("image_folder", str(tmp_path), **options)
+
+
+def test_lists_split_as_the_data_set_does(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    picture_folders(root, cat=4, dog=4)
+    # As Food-101's: in a folder beside the pictures, without their ending.
+    (tmp_path / "train.txt").write_text("cat/3\ncat/1\n\ndog/0\n")
+    (tmp_path / "test.txt").write_text("./dog/2.png\ncat/0.png\nbird/7.png\n")
+    lists = {"train_list": "../train.txt", "test_list": "../test.txt"}
+
+    def split(**options):
+        source = sources.load("image_folder", str(root), **options)
+        return [
+            [(int(y), int(x[0, 0, 0])) for x, y in zip(*part[:2], strict=True)]
+            for part in (source.train, source.test)
+        ]
+
+    train, test = [(0, 1), (0, 3), (1, 0)], [(0, 0), (1, 2)]
+    assert split(**lists) == [train, test]
+    rest = [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3)]
+    assert split(test_list="../test.txt") == [rest, test]
+    rest = [(0, 0), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert split(train_list="../train.txt") == [train, rest]
+    assert split(**lists, classes=("dog",)) == [[(0, 0)], [(0, 2)]]
+
+    (tmp_path / "test.txt").write_text("dog/2\ndog/0\ncat/3\n")
+    with pytest.raises(UserError, match="cat/3.png and 1 more are in both train_list"):
+        split(**lists)
+    (tmp_path / "test.txt").write_text("dog/2\ndog/8\n")
+    with pytest.raises(UserError, match="test.txt: lists dog/8 and 0 more that"):
+        split(**lists)
+    (tmp_path / "test.txt").write_text("2\n8\n")
+    with pytest.raises(UserError, match="test.txt: lists no picture of these class"):
+        split(**lists)
+    with pytest.raises(UserError, match="none.txt: cannot be read"):
+        split(test_list="none.txt")
+    for part in ("train", "test"):
+        (root / part / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="take a folder without train and test in it"):
+        split(**lists)
