@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen
 import jax
@@ -29,13 +30,18 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "Norm",
     "avg_pool",
     "conv",
     "frame_mask",
     "hide_padding",
     "max_pool",
     "mean_over_time",
+    "norm",
+    "torch_uniform",
 ]
+
+Norm = Literal["batch", "group", "instance", "none"]
 
 
 class Conv(flax.linen.Module):
@@ -480,6 +486,43 @@ def _scale_and_bias(module, x):
     if module.use_bias:
         bias = module.param("bias", module.bias_init, shape, module.param_dtype)
     return scale.astype(x.dtype), bias.astype(x.dtype)
+
+
+def norm(
+    x: Float[Array, "batch *spatial channels"],
+    kind: Norm,
+    train: bool,
+    mask: Bool[Array, " batch"] | Float[Array, " batch"] | None,
+    name: str,
+) -> Float[Array, "batch *spatial channels"]:
+    """A norm of a classifier, with the epsilon and momentum of PyTorch.
+
+    Called where a module calls its layers; the layer is called `name`. Groups are as
+    many as divide both 32 and the channels, at most.
+    """
+    match kind:
+        case "batch":
+            return BatchNorm(epsilon=1e-5, momentum=0.9, name=name)(x, train, mask)
+        case "group":
+            groups = math.gcd(32, x.shape[-1])
+            return GroupNorm(groups, epsilon=1e-5, name=name)(x)
+        case "instance":
+            return InstanceNorm(epsilon=1e-5, name=name)(x)
+    return x
+
+
+def torch_uniform(inputs: int) -> Initializer:
+    """U(-1 / sqrt(inputs), 1 / sqrt(inputs)): weights and biases that torch begins with.
+
+    Args:
+        inputs: that enter one output: channels times the window's size.
+    """
+
+    def initial(key, shape, dtype=jnp.float32):
+        bound = inputs**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initial
 
 
 # Sequences of several lengths in one array, padding behind the shorter ones.

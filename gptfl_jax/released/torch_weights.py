@@ -58,6 +58,7 @@ def from_torch(
     current_name: Callable[[str], str | None] = lambda name: name,
     dtype: DTypeLike | None = None,
     place: Callable[[np.ndarray], Any] = lambda value: value,
+    described_by: str = "the config.json beside it",
 ) -> dict[str, Any]:
     """Parameters that hold the weights of a PyTorch checkpoint.
 
@@ -69,6 +70,7 @@ def from_torch(
             that are no weights.
         dtype: of the parameters; by default as in the checkpoint.
         place: puts each parameter where it shall be, before the next weight is read.
+        described_by: what says which weights there are, for error messages.
 
     Raises:
         UserError: if a weight is missing, left over or of another shape.
@@ -87,13 +89,13 @@ def from_torch(
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
                 f"{source} {complaint} weights {', '.join(names[:3])}{more}: it does "
-                "not belong to the config.json beside it; download the model again or "
-                "name another"
+                f"not belong to {described_by}; download the model again or name "
+                "another"
             )
     params = {}
     for path, struct in traverse_util.flatten_dict(shapes).items():
         value = np.asarray(weights[found[expected[path]]])
-        value = _layout(path, value, struct.shape, source)
+        value = _layout(path, value, struct.shape, source, described_by)
         if dtype is not None:
             value = value.astype(jnp.dtype(dtype), copy=False)
         params[path] = place(value)
@@ -112,12 +114,13 @@ def variables_from_torch(
     current_name: Callable[[str], str | None] = lambda name: name,
     dtype: DTypeLike | None = None,
     place: Callable[[np.ndarray], Any] = lambda value: value,
+    described_by: str = "the config.json beside it",
 ) -> dict[str, Any]:
     """`from_torch` for all collections of a module, as `params` and `batch_stats`.
 
     Args:
         dtype: of the parameters; the other collections stay as in the checkpoint.
-        place: as in `from_torch`.
+        place, described_by: as in `from_torch`.
     """
     owner = {
         path: collection
@@ -128,7 +131,9 @@ def variables_from_torch(
     for tree in shapes.values():
         merged |= traverse_util.flatten_dict(tree)
     merged = traverse_util.unflatten_dict(merged)
-    loaded = from_torch(merged, weights, source, current_name, place=place)
+    loaded = from_torch(
+        merged, weights, source, current_name, place=place, described_by=described_by
+    )
     variables: dict[str, dict] = {collection: {} for collection in shapes}
     for path, value in traverse_util.flatten_dict(loaded).items():
         if dtype is not None and owner[path] == "params":
@@ -148,7 +153,7 @@ def variables_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return weights
 
 
-def _layout(path, value, shape, source):
+def _layout(path, value, shape, source, described_by):
     name, original = torch_name(path), value.shape
     if path[-1] == "kernel":
         # A matrix and a 1x1 convolution are the same; files hold one or the other.
@@ -159,7 +164,7 @@ def _layout(path, value, shape, source):
         value = value.transpose(*range(2, value.ndim), 1, 0)
     if value.shape != shape:
         raise UserError(
-            f"{source}: {name} has shape {original}, which does not fit the "
-            "config.json beside it: download the model again or name another"
+            f"{source}: {name} has shape {original}, which does not fit "
+            f"{described_by}: download the model again or name another"
         )
     return value

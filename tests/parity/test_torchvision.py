@@ -1,0 +1,96 @@
+"""torchvision's classifiers, written here by its names, and files of their weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gptfl_jax.models import resnet_imagenet
+
+CLASSES = 7
+
+
+class Block(nn.Module):
+    def __init__(self, before, width, stride, bottleneck):
+        super().__init__()
+        after = 4 * width if bottleneck else width
+        if bottleneck:
+            self.conv1 = nn.Conv2d(before, width, 1, bias=False)
+            self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+            self.conv3 = nn.Conv2d(width, after, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(after)
+        else:
+            self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.bottleneck = bottleneck
+        self.downsample = None
+        if stride > 1 or before != after:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(y.relu()))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class ResNet(nn.Module):
+    def __init__(self, blocks, bottleneck, width, stem="imagenet"):
+        super().__init__()
+        large = stem == "imagenet"
+        self.conv1 = nn.Conv2d(
+            3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        before = width
+        for stage, count in enumerate(blocks):
+            layers = []
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                layers.append(Block(before, width * 2**stage, stride, bottleneck))
+                before = width * 2**stage * (4 if bottleneck else 1)
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(before, CLASSES)
+
+    def forward(self, x):
+        x = self.pool(self.bn1(self.conv1(x)).relu())
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+CASES = {
+    "resnet 18": (resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 8), 45),
+    "resnet 34": (resnet_imagenet, lambda: ResNet((3, 4, 6, 3), False, 4), 64),
+    "resnet 50": (resnet_imagenet, lambda: ResNet((3, 4, 6, 3), True, 4), 64),
+    "resnet 18, cifar": (
+        *(resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 4, "cifar")),
+        20,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_of_torch_give_the_logits_of_torch(case, tmp_path):
+    ours, make, side = CASES[case]
+    torch.manual_seed(0)
+    theirs = make().eval()
+    with torch.no_grad():
+        for name, value in theirs.state_dict().items():
+            if value.ndim == 1:  # biases and norms begin at 0 and 1
+                value.add_(0.3 * torch.rand_like(value))
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    model, variables = ours.read_weights(tmp_path / "weights.pth")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(model.apply)(variables, jnp.asarray(x))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
