@@ -512,7 +512,7 @@ def norm(
 
 
 def torch_uniform(inputs: int) -> Initializer:
-    """U(-1 / sqrt(inputs), 1 / sqrt(inputs)): weights and biases that torch begins with.
+    """U(-1 / sqrt(inputs), 1 / sqrt(inputs)): torch's initial weights and biases.
 
     Args:
         inputs: that enter one output: channels times the window's size.

@@ -81,7 +81,7 @@ def test_files_of_torch_give_the_logits_of_torch(case, tmp_path):
     torch.manual_seed(0)
     theirs = make().eval()
     with torch.no_grad():
-        for name, value in theirs.state_dict().items():
+        for value in theirs.state_dict().values():
             if value.ndim == 1:  # biases and norms begin at 0 and 1
                 value.add_(0.3 * torch.rand_like(value))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")

@@ -39,15 +39,23 @@ def test_number_of_parameters(options, expected):
 
 def test_weights_begin_as_those_of_torch():
     model = models.create("resnet_imagenet", 50, width=32)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    params = variables["params"]
-    kernel = params["layer4_1"]["conv2"]["kernel"]
+
+    @jax.jit
+    def some(key):  # the compiler leaves out what is not asked for
+        params = model.init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        return (
+            params["layer4_1"]["conv2"]["kernel"],
+            params["classifier"],
+            params["bn1"],
+        )
+
+    kernel, head, norm = some(jax.random.key(0))
     assert kernel.shape == (3, 3, 256, 256)
     assert float(kernel.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
-    head, bound = params["classifier"], 256**-0.5
+    bound = 256**-0.5
     for leaf in (head["kernel"], head["bias"]):
         assert bound * 0.9 < float(jnp.abs(leaf).max()) <= bound
-    assert (params["bn1"]["scale"] == 1).all() and not params["bn1"]["bias"].any()
+    assert (norm["scale"] == 1).all() and not norm["bias"].any()
 
 
 @pytest.mark.parametrize(
@@ -83,34 +91,3 @@ def test_files_of_other_models_are_refused(tmp_path):
     save_file({"features.0.weight": np.zeros((4, 3, 3, 3), np.float32)}, file)
     with pytest.raises(UserError, match="x.safetensors: not a ResNet by torchvision's"):
         resnet_imagenet.read_weights(file)
-
-
-@pytest.mark.parametrize(("stem", "norm"), [("cifar", "batch"), ("imagenet", "group")])
-def test_it_learns(stem, norm):
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    learner = training.make_learner(
-        models.create("resnet_imagenet", 2, width=4, stem=stem, norm=norm),
-        training.example_of(pictures),
-    )
-    batch = training.Batch(pictures, np.arange(8) % 2, np.ones(8, np.float32))
-
-    @jax.jit
-    def step(variables):
-        def loss(params):
-            return learner.loss(
-                {**variables, "params": params}, batch, jax.random.key(0)
-            )
-
-        (value, state), slope = jax.value_and_grad(loss, has_aux=True)(
-            variables["params"]
-        )
-        params = jax.tree.map(lambda x, d: x - 0.1 * d, variables["params"], slope)
-        return value, {"params": params, **state}
-
-    variables = learner.init(jax.random.key(0))
-    losses = []
-    for _ in range(10):
-        value, variables = step(variables)
-        losses.append(float(value))
-    assert losses[-1] < 0.5 * losses[0]
