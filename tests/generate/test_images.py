@@ -389,6 +389,25 @@ def test_counts_relative_to_the_real_data():
         images.samples_per_class(config, ["3", "bird", "cat"])
 
 
+def test_counts_of_each_class():
+    wanted = {"NORMAL": 9, "viral_pneumonia": "3", "covid": 4}
+    config = make_config(samples_per_class=wanted)
+    classes = ["COVID", "NORMAL", "Viral Pneumonia"]
+    counts = images.samples_per_class(config, classes)
+    assert list(counts.items()) == list(zip(classes, (4, 9, 3), strict=True))
+    with pytest.raises(UserError, match="_class: Lung must be named, once; the"):
+        images.samples_per_class(config, [*classes, "Lung"])
+    with pytest.raises(UserError, match="no class is covid; the prompts' classes"):
+        images.samples_per_class(config, classes[1:])
+    config.generate.samples_per_class = {**wanted, "Covid": 4}
+    with pytest.raises(UserError, match="COVID must be named, once"):
+        images.samples_per_class(config, classes)
+    config.generate.samples_per_class = {"8": "2x", "1": 5, "3": "1x"}
+    real = np.bincount(sources.load("sklearn_digits").train.labels)
+    expected = {"1": 5, "3": real[3], "8": 2 * real[8]}
+    assert images.samples_per_class(config, ["1", "3", "8"]) == expected
+
+
 def test_unequal_counts_go_round_by_round(workdir, monkeypatch):
     counts = {"bird": 1, "hot dog": 3, "cat/dog": 2}
     monkeypatch.setattr(images, "samples_per_class", lambda *_: counts)

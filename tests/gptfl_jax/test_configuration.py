@@ -110,7 +110,8 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
             "generate.samples_per_class",
             "x",
             "config.generate.samples_per_class = 'x': takes a whole number from 1 to a "
-            "million, or such a multiple of the real count as 3x",
+            "million, or such a multiple of the real count as 3x, or one of these by "
+            "class, as {'cat': 300, 'dog': '2x'}",
         ),
         (
             "prompts.classes",
@@ -174,13 +175,23 @@ def test_a_value_out_of_range_names_the_field_and_what_it_takes(dotted, value, s
 
 
 @pytest.mark.parametrize(
-    "value", ["3x", "0.5x", "1e3x", "12", 12, "1", pytest.param(1, id="one")]
+    "value",
+    [
+        *("3x", "0.5x", "1e3x", "12", 12, "1", pytest.param(1, id="one")),
+        *({"cat": 3, "a dog": "2x"}, ConfigDict({"cat": "12"})),
+    ],
 )
 def test_samples_per_class_takes_counts_and_ratios(value):
     assert SCHEMA["generate"]["samples_per_class"].valid(value)
 
 
-@pytest.mark.parametrize("value", ["0x", "-1x", "infx", "nanx", "0", 0, "1.5", 1.5, ""])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0x", "-1x", "infx", "nanx", "0", 0, "1.5", 1.5, ""),
+        *({}, {"cat": 0}, {"cat": 3, 4: 3}, {"cat": {"dog": 3}}, ["cat"]),
+    ],
+)
 def test_samples_per_class_refuses(value):
     assert not SCHEMA["generate"]["samples_per_class"].valid(value)
 
@@ -291,6 +302,7 @@ def test_methods_to_compare_are_checked_as_federated_sections():
         ("train.flip", "False", False),
         ("generate.samples_per_class", "3x", "3x"),
         ("generate.samples_per_class", "40", 40),
+        ("generate.samples_per_class", "{'a cat': 3}", ConfigDict({"a cat": 3})),
         ("prompts.classes", "cat,dog", ("cat", "dog")),
         ("prompts.classes", "cat", ("cat",)),
         ("prompts.classes", "('a, b', 'c')", ("a, b", "c")),

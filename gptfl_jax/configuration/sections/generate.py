@@ -12,6 +12,14 @@ _MOST_SAMPLES = 1_000_000
 
 
 def _samples_per_class(value: Any) -> bool:
+    if isinstance(value, dict | ConfigDict):
+        return bool(value) and all(
+            rules.NAME.valid(name) and _samples(value[name]) for name in value.keys()
+        )
+    return _samples(value)
+
+
+def _samples(value: Any) -> bool:
     if rules.is_whole(value):
         return 1 <= value <= _MOST_SAMPLES
     if not isinstance(value, str):
@@ -36,10 +44,11 @@ FIELDS: dict[str, Field] = {
         "3x",
         rules.Rule(
             "a whole number from 1 to a million, or such a multiple of the real "
-            "count as 3x",
+            "count as 3x, or one of these by class, as {'cat': 300, 'dog': '2x'}",
             _samples_per_class,
         ),
-        "samples a class: a number, or a multiple of the real training set's count",
+        "samples a class: a number, or a multiple of the real training set's count; or "
+        "one of these for each class by name",
     ),
     "num_steps": Field(25, rules.whole(1), "denoising steps of the solver"),
     "guidance_scale": Field(
