@@ -43,7 +43,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
-from federated import experiment, pictures, run_files
+from federated import experiment, run_files
 from gptfl_jax import (
     artifacts,
     choices,
@@ -318,8 +318,20 @@ def _record(
             "label_counts": summary.histogram,
         }
         artifacts.write_json(folder / "partition.json", content)
-        picture = pictures.partition(summary.histogram, content["class_names"])
-        artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
+
+
+def _draw_partition(
+    folder: pathlib.Path,
+    setting: experiment.Setting,
+    data: federated_data.FederatedData,
+) -> None:
+    # Seconds of imports: they pass while the devices compute the first rounds.
+    from federated import pictures
+
+    train = setting.source.train
+    summary = federated_data.summarise(data, train.num_classes)
+    picture = pictures.partition(summary.histogram, train.class_names)
+    artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
 
 
 class _Observed(NamedTuple):
@@ -384,6 +396,8 @@ def _run(
         ) as results,
     ):
         for result in results:
+            if result.number == (start.round or 0) + 1 and jax.process_index() == 0:
+                _draw_partition(folder, setting, data)
             writer.write(result, bar)
     if result.number < federated.rounds:
         checkpoints.wait()
