@@ -200,6 +200,8 @@ def _clients(federated: dict[str, Any]) -> str:
     match federated["partition"]:
         case "natural":
             return "natural clients"
+        case "from_file":
+            return f"clients as {pathlib.PurePath(options['file']).name} deals them"
         case "iid":
             return f"{clients} (IID)"
         case "dirichlet":

@@ -28,7 +28,7 @@ import pytest
 import soundfile
 
 from gptfl_jax import prompting
-from gptfl_jax.data import audio, images, sources
+from gptfl_jax.data import audio, images, partition, sources
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNetConfig
@@ -312,6 +312,16 @@ READERS = {
             "lists.json",
             functools.partial(write_lists, form="json"),
             lambda folder: prompting.read_prompt_lists(folder / "lists.json"),
+        ),
+        json_of,
+    ),
+    "a partition": (
+        Reader(
+            "clients.json",
+            lambda folder: (folder / "clients.json").write_text(
+                json.dumps({"0": [1, 3], "1": [0], "7": [2, 4]})
+            ),
+            lambda folder: partition.from_file(5, str(folder / "clients.json")),
         ),
         json_of,
     ),

@@ -103,11 +103,12 @@ FIELDS: dict[str, Field] = {
         families.PARTITION,
         "natural",
         "how real examples are dealt to clients: natural as they were recorded; "
-        "dirichlet by label skew; dirichlet_balanced the same with similar sizes, "
-        "as the original; shards a few classes each; quantity_skew by size alone",
+        "from_file as a file says; dirichlet by label skew; dirichlet_balanced the "
+        "same with similar sizes, as the original; shards a few classes each; "
+        "quantity_skew by size alone",
     ),
     "num_clients": Field(
-        100, rules.whole(1), "clients of every partition but the natural one"
+        100, rules.whole(1), "clients, of partitions that do not say how many there are"
     ),
     "client_test_fraction": Field(
         0.0,

@@ -18,6 +18,7 @@ from .conftest import make_run
     ("partition", "words"),
     [
         ("natural", ": natural clients, 3 of them"),
+        ("from_file", ": clients as map.json deals them, 3 of them"),
         ("iid", ": 12 clients (IID), 3 of them"),
         ("dirichlet", ": 12 clients with label skew Dirichlet(0.5), 3 of them"),
         (
@@ -31,6 +32,7 @@ from .conftest import make_run
 def test_setting_in_words(partition, words):
     config = make_config()
     options = {"alpha": 0.5, "min_examples": 5, "shards_per_client": 2}
+    options["file"] = "data/map.json"
     known = choices.options(
         families.PARTITION, choices.find(families.PARTITION, partition)
     )
