@@ -14,8 +14,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from gptfl_jax import rules
 from gptfl_jax.errors import UserError
 
 # For class names of which nothing is known: pictures of things.
@@ -50,6 +51,16 @@ def known_data_sets() -> tuple[str, ...]:
     return tuple(
         sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
     )
+
+
+KnownLabels = Annotated[
+    str,
+    rules.Rule(
+        f"one of {', '.join(known_data_sets())}, or nothing",
+        lambda value: value in ("", *known_data_sets()),
+    ),
+]
+"""The name of a known data set, or nothing, as an option takes it."""
 
 
 @functools.cache

@@ -96,6 +96,16 @@ def convert(
     return box_resize(images, image_size) if image_size else images
 
 
+def middle_square(
+    pixels: UInt8[np.ndarray, "height width channels"],
+) -> UInt8[np.ndarray, "side side channels"]:
+    """The largest square in the middle of a picture."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
 class Picture(NamedTuple):
     """One decoded file, or the reason why there is none."""
 
@@ -159,10 +169,7 @@ def read_picture(
                 )
             pixels = _to_array(image)
             if crop:
-                height, width = pixels.shape[:2]
-                side = min(height, width)
-                top, left = (height - side) // 2, (width - side) // 2
-                pixels = pixels[top : top + side, left : left + side]
+                pixels = middle_square(pixels)
             pixels = convert(pixels[None], image_size, channels)[0]
     except user_files.Unreadable as error:
         return Picture(None, (0, 0), "", error.reason)

@@ -22,7 +22,13 @@ from gptfl_jax.errors import UserError
 
 
 def load(
-    name: str, folder: str = "", *, image_size: int = 0, channels: int = 0, **options
+    name: str,
+    folder: str = "",
+    /,
+    *,
+    image_size: int = 0,
+    channels: int = 0,
+    **options,
 ) -> Source:
     """Loads the source called `name`, converted to `image_size` and `channels`.
 
@@ -70,7 +76,7 @@ def available() -> Mapping[str, Callable[..., Source]]:
     return choices.available(families.SOURCE)
 
 
-def class_names(name: str, folder: str = "", **options) -> tuple[str, ...]:
+def class_names(name: str, folder: str = "", /, **options) -> tuple[str, ...]:
     """The class names of a source, without reading its examples where it knows a way.
 
     Raises:
@@ -83,7 +89,7 @@ def class_names(name: str, folder: str = "", **options) -> tuple[str, ...]:
     return load(name, folder, **options).train.class_names
 
 
-def known_labels(name: str, **options) -> str:
+def known_labels(name: str, /, **options) -> str:
     """The known label set whose prompts suit a source; its name where it says none.
 
     Raises:

@@ -4,27 +4,18 @@ import fnmatch
 import functools
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from gptfl_jax import rules, user_files
+from gptfl_jax import user_files
 from gptfl_jax.data import images, tables
 from gptfl_jax.data.datasets import Dataset, LoadReport, Source, hold_out, select
 from gptfl_jax.errors import UserError
-from gptfl_jax.labels import known_data_sets, label_set, require_text, same_name
+from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
 from gptfl_jax.rules import Seed
 
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-
-KnownLabels = Annotated[
-    str,
-    rules.Rule(
-        f"one of {', '.join(known_data_sets())}, or nothing",
-        lambda value: value in ("", *known_data_sets()),
-    ),
-]
-"""The name of a label set that ships with the library, or nothing."""
 
 
 def image_folder(

@@ -1,0 +1,156 @@
+"""Sets of TensorFlow Datasets: mocked ones, and one that is prepared here."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from gptfl_jax.data import sources
+from gptfl_jax.errors import UserError
+from gptfl_jax.labels import label_set
+
+from ..conftest import save_picture
+
+tensorflow_datasets = pytest.importorskip(
+    "tensorflow_datasets", reason="needs pip install 'gptfl-jax[tfds]'"
+)
+testing = tensorflow_datasets.testing
+CLASSES = list(reversed(label_set("eurosat").classes))
+
+
+class Fields(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """Ten pictures of 4x6 pixels a split, a class each, and three owners."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    SPLITS = ("train", "validation")
+    url_infos = None  # nothing is downloaded
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(None, None, 3)),
+                    "label": features.ClassLabel(names=CLASSES),
+                    "owner": features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in self.SPLITS}
+
+    def _generate_examples(self, name):
+        for i in range(10):
+            pixels = np.full((4, 6, 3), 10 * i + (name != "train"))
+            pixels[:, 0] = pixels[:, 5] = 255  # outside the middle square
+            path = self.data_path.parent / f"pictures/{name}_{i}.png"
+            save_picture(path, pixels)
+            yield i, {"image": str(path), "label": i, "owner": f"farm {i % 3}"}
+
+
+class Unsplit(Fields):
+    """Twice as many, without a test split."""
+
+    SPLITS = ("train",)
+
+    def _generate_examples(self, name):
+        for copy in range(2):
+            for i, example in super()._generate_examples(name):
+                yield f"{copy}-{i}", example
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    for kind in (Fields, Unsplit):
+        kind(data_dir=root, file_format="array_record").download_and_prepare()
+    return str(root)
+
+
+def test_what_was_prepared_is_read(folder):
+    source = sources.load("tfds", folder, name="fields", client_key="owner")
+    assert source.train.inputs.shape == source.test.inputs.shape == (10, 4, 4, 3)
+    assert source.train.class_names == tuple(CLASSES)
+    # The order of a prepared set is its own: a picture's grey is ten times its class.
+    for part, more in ((source.train, 0), (source.test, 1)):
+        grey = part.inputs[:, 0, 0, 0]
+        np.testing.assert_array_equal(grey, 10 * part.labels + more)
+        assert (part.inputs == grey[:, None, None, None]).all()
+        assert part.clients.tolist() == [f"farm {n % 3}" for n in part.labels]
+    assert "tensorflow" not in sys.modules
+    small = sources.load("tfds", folder, name="fields", image_size=2, channels=1)
+    assert small.test.inputs.shape == (10, 2, 2, 1) and small.test.clients is None
+
+
+def test_classes_take_the_order_of_a_known_label_set(folder):
+    source = sources.load("tfds", folder, name="fields", labels="eurosat")
+    assert source.train.class_names == label_set("eurosat").classes
+    grey = source.train.inputs[:, 0, 0, 0]
+    np.testing.assert_array_equal(grey, 10 * (9 - source.train.labels))
+    names = sources.class_names("tfds", folder, name="fields", labels="eurosat")
+    assert names == source.train.class_names
+    assert sources.known_labels("tfds", name="fields") == "tfds"
+    assert sources.known_labels("tfds", name="fields", labels="food101") == "food101"
+    assert sources.known_labels("tfds", name="oxford_flowers102:2.*") == "flowers102"
+    with pytest.raises(
+        UserError, match="= 'food101': its 101 classes are not the 10 o"
+    ):
+        sources.load("tfds", folder, name="fields", labels="food101")
+
+
+def test_splits(folder):
+    drawn = sources.load("tfds", folder, name="unsplit")
+    assert drawn.train.labels.tolist().count(3) == 1
+    assert sorted(drawn.test.labels.tolist()) == list(range(10))
+    options = {"train_split": "validation", "test_split": "train[:40%]"}
+    parts = sources.load("tfds", folder, name="fields", **options)
+    assert len(parts.train.labels) == 10 and len(parts.test.labels) == 4
+    assert set(parts.train.inputs[:, 0, 0, 0] % 10) == {1}
+    with pytest.raises(
+        UserError, match=r"fields: no split 'half' .* splits train, val"
+    ):
+        sources.load("tfds", folder, name="fields", test_split="half")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "size"),
+    [("cifar10", "cifar10", 0), ("food101", "food101", 8), ("mnist", "", 0)]
+    + [("oxford_flowers102", "flowers102", 8), ("eurosat", "eurosat", 0)],
+)
+def test_released_sets(name, known, size, tmp_path):
+    with testing.mock_data(num_examples=6):
+        source = sources.load("tfds", str(tmp_path), name=name, image_size=size)
+    for part in (source.train, source.test):
+        assert len(part.inputs) == len(part.labels) == 6
+        assert part.inputs.shape[1] == part.inputs.shape[2]
+        assert part.labels.max() < part.num_classes
+    if known:
+        assert source.train.class_names == label_set(known).classes
+    else:
+        assert source.train.class_names == tuple("0123456789")
+
+
+def test_what_is_missing_is_said(folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="options.name is missing: takes a name"):
+        sources.load("tfds", folder)
+    with pytest.raises(
+        UserError, match=r"no_such_set.*: takes a set of tensorflow.org"
+    ):
+        sources.load("tfds", folder, name="no_such_set")
+    build = f"`tfds build cifar10 --file_format=array_record --data_dir={tmp_path}`"
+    with pytest.raises(UserError) as error:
+        sources.load("tfds", str(tmp_path), name="cifar10")
+    assert build in str(error.value) and str(error.value).isprintable()
+    with pytest.raises(
+        UserError, match="no feature 'writer'; it has image, label, own"
+    ):
+        sources.load("tfds", folder, name="fields", client_key="writer")
+    with pytest.raises(UserError, match="takes a feature with class names, which that"):
+        sources.load("tfds", folder, name="fields", label_key="owner")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        UserError, match=r"needs TensorFlow Datasets .*gptfl-jax\[tfds\]"
+    ):
+        sources.load("tfds", folder, name="fields")
