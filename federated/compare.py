@@ -135,7 +135,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses initial weights that were trained on real data."""
-    if config.federated.init == "random":
+    if config.federated.init in ("random", "weights"):
         return
     folder = simulate.initial_folder(config, workdir)
     shape = {"config": {"train?": {"data?": "text"}}}

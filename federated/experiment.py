@@ -143,7 +143,10 @@ def test_split(mesh: Mesh | None) -> NamedSharding | None:
 def shared_by(config: ConfigDict, source: datasets.Source) -> str:
     """What the programs of `prepare` are made from, as text."""
     fields = plain(config)
-    fields = {name: fields[name] for name in ("model", "federated")}
+    fields = {
+        "model": configuration.model_identity(config),
+        "federated": fields["federated"],
+    }
     example = training.example_of(source.train.inputs)
     fields["data"] = [
         str(jax.tree.leaves(example)),

@@ -5,8 +5,8 @@
 The training set is dealt to clients (`config.federated.partition`), a cohort is drawn
 each round, its clients train locally, and the server combines their updates
 (`config.federated.algorithm`, a function of gptfl_jax/fl/algorithms). The weights
-start at random, from stage 2 (`init=synthetic`, GPT-FL), or from a folder of
-checkpoints.
+start at random, from stage 2 (`init=synthetic`, GPT-FL), from a released file
+(`init=weights`, `model.weights`), or from a folder of checkpoints.
 
 Everything about a run lies in `<workdir>/federated/<run>/`:
 
@@ -37,6 +37,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -51,6 +52,7 @@ from gptfl_jax import (
     configuration,
     evaluation,
     interruption,
+    models,
     training,
 )
 from gptfl_jax.data import federated_data
@@ -108,15 +110,24 @@ def initial_weights(
 ) -> training.Variables:
     """The weights that a run starts from.
 
-    Of the checkpoints, `federated.init_checkpoint` takes the last or the best. Stage 2
+    `weights` are those of the file `model.weights`. Of the checkpoints, `federated.init_checkpoint` takes the last or the best. Stage 2
     chooses its best by a validation split of its training set, never by the test set.
 
     Raises:
-        UserError: the checkpoint is missing, or of another model.
+        UserError: the checkpoint or file is missing, or of another model.
     """
     key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
     if config.federated.init == "random":
         return learner.init(key)
+    if config.federated.init == "weights":
+        if not config.model.weights:
+            raise UserError("config.model.weights is empty: federated.init needs it")
+        variables, whole = models.load_weights(
+            config.model.name, learner.init(key), config.model.weights
+        )
+        head = "" if whole else ", but for the last layer, which is random"
+        say(f"initial weights: {config.model.weights}{head}")
+        return jax.tree.map(jnp.asarray, variables)
     folder = initial_folder(config, workdir)
     of_workdir = folder.parent.parent
     artifacts.require(
@@ -207,6 +218,7 @@ def _identity(
         **{name: fields[name] for name in experiment.SECTIONS},
     }
     fields["data"] = configuration.data_identity(config, setting.fingerprint)
+    fields["model"] = configuration.model_identity(config)
     federated = configuration.in_todays_words(fields["federated"])
     fields["federated"] = federated
     for name in _FREE_TO_CHANGE:

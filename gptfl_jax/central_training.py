@@ -35,15 +35,25 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     batch_size: int,
+    variables: training.Variables | None = None,
 ) -> training.TrainState:
-    """Fresh variables and optimizer state, on the devices that `fit` uses."""
+    """Variables and optimizer state to begin with, on the devices that `fit` uses.
+
+    Args:
+        variables: None: fresh ones.
+    """
     key_data = np.asarray(jax.random.key_data(key))
-    return jax.jit(
-        lambda: training.init_state(
-            learner, optimizer, _purpose(key_data, _INITIAL_WEIGHTS)
-        ),
-        out_shardings=NamedSharding(devices.for_steps(batch_size), P()),
-    )()
+
+    def state(variables):
+        given = learner._replace(init=lambda _: variables)
+        return training.init_state(
+            learner if variables is None else given,
+            optimizer,
+            _purpose(key_data, _INITIAL_WEIGHTS),
+        )
+
+    replicated = NamedSharding(devices.for_steps(batch_size), P())
+    return jax.jit(state, out_shardings=replicated)(variables)
 
 
 def fit(

@@ -14,10 +14,12 @@ Written to `<workdir>/pretrain/` (`train.run` gives another name):
     checkpoints/     variables and optimizer state of the last epochs, and of the one
                      with the highest validation accuracy (the later of equals)
 
+Training starts at random, or from the file of released weights `model.weights`.
 Started again, a run continues from its last checkpoint and ends with the same weights.
 Stage 3 starts from the last or the best one (`federated.init_checkpoint`).
 """
 
+import hashlib
 import math
 import pathlib
 import time
@@ -34,11 +36,13 @@ from gptfl_jax import (
     augmentation,
     central_training,
     classifier,
+    configuration,
     devices,
     evaluation,
     interruption,
     models,
     training,
+    user_files,
 )
 from gptfl_jax.data import datasets, sources
 from gptfl_jax.data.fingerprint import fingerprint
@@ -164,6 +168,11 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             begin = training.TrainState(**saved.restore(begin._asdict()))
             say(f"continuing after epoch {done} of {settings.epochs}")
         else:
+            if config.model.weights:
+                variables = _released(config, begin.variables)
+                begin = central_training.initial_state(
+                    learner, optimizer, key, settings.batch_size, variables
+                )
             artifacts.write_run_record(folder, config)
             if jax.process_index() == 0:
                 classifier.describe(
@@ -285,6 +294,15 @@ def _stopped(
     )
 
 
+def _released(config: ConfigDict, variables: training.Variables) -> training.Variables:
+    """The weights of `config.model.weights`; a head of other classes is left out."""
+    file = config.model.weights
+    variables, whole = models.load_weights(config.model.name, variables, file)
+    head = "" if whole else ", but for the last layer, which is random"
+    say(f"initial weights: {file}{head}")
+    return variables
+
+
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
     leaves = jax.tree.leaves(data.train.inputs)
@@ -293,8 +311,15 @@ def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     if settings["schedule"] == "cosine":
         what = "epochs, over which the cosine schedule lowers the learning rate,"
         settings[what] = epochs
+    model = configuration.model_identity(config)
+    if config.model.weights:
+        path = pathlib.Path(config.model.weights).expanduser()
+        with user_files.open_plain(path) as file:
+            model["content of the weights"] = hashlib.file_digest(
+                file, "sha256"
+            ).hexdigest()
     return {
-        "model": config.model.to_dict(),
+        "model": model,
         "classes": data.train.class_names,
         "inputs": ", ".join(f"{x.dtype}{list(x.shape[1:])}" for x in leaves),
         "seed": config.seed,

@@ -60,6 +60,8 @@ class Run(NamedTuple):
             kept = {k: v for k, v in options.items() if k not in changed}
             sections["data"] = {**sections["data"], "options": kept}
         fields = _flatten(sections)
+        if fields["federated.init"] != "weights":
+            fields.pop("model.weights", None)
         return {k: v for k, v in fields.items() if k not in _NOT_THE_METHOD}
 
 

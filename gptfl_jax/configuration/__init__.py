@@ -19,6 +19,7 @@ from gptfl_jax.configuration.schema import SCHEMA, fields
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
 from gptfl_jax.configuration.sections.data import data_identity
 from gptfl_jax.configuration.sections.federated import check_cohort, sampling_repeats
+from gptfl_jax.configuration.sections.model import model_identity
 from gptfl_jax.configuration.text import apply_arguments, set_text, set_texts
 from gptfl_jax.configuration.values import default_config, get, put
 
@@ -33,6 +34,7 @@ __all__ = [
     "fields",
     "get",
     "in_todays_words",
+    "model_identity",
     "no_such_field",
     "put",
     "sampling_repeats",

@@ -219,13 +219,13 @@ _torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 # Released weights -------------------------------------------------------------------
 
-# The original's names of our layers.
-_RELEASED = {
+RELEASED = {
     "conv.0": "conv.0",
     "conv.3": "conv.1",
     "pred_layer.0": "dense",
     "pred_layer.2": "classifier",
 }
+"""The original's names of our layers, where they differ."""
 
 
 def from_torch(
@@ -263,7 +263,7 @@ def from_torch(
 
     def current_name(name):
         layer, _, leaf = name.rpartition(".")
-        return f"{_RELEASED.get(layer, layer)}.{leaf}"
+        return f"{RELEASED.get(layer, layer)}.{leaf}"
 
     params = torch_weights.from_torch(
         shapes["params"], weights, source, current_name, jnp.float32

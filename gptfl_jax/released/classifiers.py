@@ -1,6 +1,7 @@
 """Released weights of classifiers, for the models of `gptfl_jax.models`."""
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ def read(
     """
     names = names or {}
     found = {}
-    for name, value in hub.read_weights(path).items():
+    for name, value in hub.read_weights(pathlib.Path(path).expanduser()).items():
         layer, _, leaf = name.rpartition(".")
         if leaf != "num_batches_tracked":  # momentum averages need no count
             found[f"{names.get(layer, layer)}.{leaf}"] = value
@@ -81,7 +82,7 @@ def fill(
     loaded = torch_weights.variables_from_torch(
         wanted, weights, source, described_by="config.model"
     )
-    loaded = jax.tree.map(lambda x, to: jnp.asarray(x, to.dtype), loaded, wanted)
+    loaded = jax.tree.map(lambda x, to: np.asarray(x, to.dtype), loaded, wanted)
     if not whole:
         loaded["params"][HEAD] = head
     return loaded, whole

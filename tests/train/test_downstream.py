@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 from federated import simulate
 from gptfl_jax import (
@@ -21,8 +22,10 @@ from gptfl_jax import (
     evaluation,
     training,
 )
+from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
+from gptfl_jax.released import torch_weights
 from train import downstream
 
 
@@ -108,6 +111,32 @@ def test_stage_3_starts_from_the_checkpoint_it_asks_for(finished, which):
     weights = simulate.initial_weights(config, finished, learner)
     step = {"last": None, "best": "best"}[which]
     chex.assert_trees_all_equal(weights, weights_of(finished, make_config(), step))
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_training_starts_from_released_weights(finished, tmp_path, capsys, classes):
+    released = weights_of(finished, make_config())
+    head = released["params"]["classifier"]
+    head["kernel"] = head["kernel"][:, :classes]
+    head["bias"] = head["bias"][:classes]
+    file = tmp_path / "released.safetensors"
+    save_file(torch_weights.variables_to_torch(released), file)
+    config = make_config(epochs=1, learning_rate=1e-9)
+    config.model.weights = str(file)
+    downstream.run(config, tmp_path)
+    assert f"initial weights: {file}" in capsys.readouterr().out
+    begun = weights_of(tmp_path, make_config())["params"]
+    chex.assert_trees_all_close(begun["conv0"], released["params"]["conv0"], atol=1e-6)
+    is_head = begun["classifier"]["kernel"].shape == head["kernel"].shape
+    assert is_head == (classes == 10)
+    if is_head:
+        chex.assert_trees_all_close(begun["classifier"], head, atol=1e-6)
+    # The file may move; another one is another run.
+    config.model.weights = str(file.rename(tmp_path / "moved.safetensors"))
+    downstream.run(config, tmp_path)
+    save_file({"conv0.bias": head["bias"]}, config.model.weights)
+    with pytest.raises(CheckpointMismatch, match="content of the weights"):
+        downstream.run(config, tmp_path)
 
 
 @pytest.mark.parametrize("kill_at", [1, 3, 4])

@@ -20,7 +20,8 @@ FIELDS: dict[str, Field] = {
     "init": Field(
         "random",
         rules.NAME,
-        "initial weights: random, synthetic (stage 2's), or a checkpoint folder",
+        "initial weights: random, synthetic (stage 2's), weights (those of "
+        "model.weights), or a checkpoint folder",
     ),
     "init_checkpoint": Field(
         "last",
@@ -163,6 +164,10 @@ FIELDS: dict[str, Field] = {
 def check(config: ConfigDict) -> None:
     """The rules that bind several fields."""
     federated = config.federated
+    if federated.init == "weights" and "model" in config and not config.model.weights:
+        raise refused(
+            "federated.init", federated.init, "another while config.model.weights = ''"
+        )
     if choices.takes(families.PARTITION, federated.partition, "num_clients"):
         check_cohort(federated, federated.num_clients)
     if federated.personalisation_every and not federated.client_test_fraction:

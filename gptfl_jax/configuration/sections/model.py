@@ -1,8 +1,25 @@
 """Fields of `config.model`."""
 
-from gptfl_jax import families
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gptfl_jax import families, rules
 from gptfl_jax.configuration.fields import Field, choice
 
-FIELDS: dict[str, Field] = choice(
-    families.MODEL, "convnet", "the classifier: a file of gptfl_jax/models"
-)
+FIELDS: dict[str, Field] = {
+    **choice(families.MODEL, "convnet", "the classifier: a file of gptfl_jax/models"),
+    "weights": Field(
+        "",
+        rules.TEXT,
+        "a released file of the model's weights (.pth, .safetensors) that stage 2 "
+        "starts from, and stage 3 with federated.init=weights; empty: none",
+    ),
+}
+
+
+def model_identity(config: ConfigDict) -> dict[str, Any]:
+    """What of `config.model` a run belongs to: not where weights lie."""
+    model = config.model.to_dict()
+    del model["weights"]
+    return model
