@@ -110,8 +110,9 @@ def initial_weights(
 ) -> training.Variables:
     """The weights that a run starts from.
 
-    `weights` are those of the file `model.weights`. Of the checkpoints, `federated.init_checkpoint` takes the last or the best. Stage 2
-    chooses its best by a validation split of its training set, never by the test set.
+    `weights` are those of the file `model.weights`. Of checkpoints,
+    `federated.init_checkpoint` takes the last or the best: stage 2 chooses its best by a
+    validation split of its training set, never by the test set.
 
     Raises:
         UserError: the checkpoint or file is missing, or of another model.

@@ -71,7 +71,8 @@ def fill(
     head = variables["params"][HEAD]
     given = weights.get(f"{HEAD}.weight")
     whole = given is not None and len(given) == head["kernel"].shape[-1]
-    wanted = {name: dict(tree) for name, tree in variables.items()}
+    shapes = jax.eval_shape(lambda x: x, variables)
+    wanted = {name: dict(tree) for name, tree in shapes.items()}
     if not whole:
         del wanted["params"][HEAD]
         weights = {
