@@ -111,8 +111,8 @@ def initial_weights(
     """The weights that a run starts from.
 
     `weights` are those of the file `model.weights`. Of checkpoints,
-    `federated.init_checkpoint` takes the last or the best: stage 2 chooses its best by a
-    validation split of its training set, never by the test set.
+    `federated.init_checkpoint` takes the last or the best: stage 2 chooses its best by
+    a validation split of its training set, never by the test set.
 
     Raises:
         UserError: the checkpoint or file is missing, or of another model.
