@@ -15,6 +15,7 @@ from typing import Literal
 import flax.linen
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen import initializers
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
@@ -31,6 +32,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "Norm",
+    "adaptive_avg_pool",
     "avg_pool",
     "conv",
     "frame_mask",
@@ -156,6 +158,29 @@ def avg_pool(
         return total / math.prod(window)
     ones = jnp.ones((1, *inputs.shape[1:-1], 1), inputs.dtype)
     return total / lax.reduce_window(ones, 0.0, lax.add, *around)
+
+
+def adaptive_avg_pool(
+    inputs: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch size size channels"]:
+    """Means of size x size windows that cover a picture, as PyTorch's.
+
+    Of n rows, window i has those from floor(i n / size) up to ceil((i + 1) n / size):
+    where n is no multiple of `size` windows overlap, and repeat rows where it is less.
+    """
+    x = inputs
+    for axis in (1, 2):
+        n = inputs.shape[axis]
+        if n == size:
+            continue
+        share = np.zeros((size, n), np.float32)
+        for i in range(size):
+            begin, end = i * n // size, -(-(i + 1) * n // size)
+            share[i, begin:end] = 1 / (end - begin)
+        x = jnp.moveaxis(
+            jnp.tensordot(jnp.asarray(share, x.dtype), x, (1, axis)), 0, axis
+        )
+    return x
 
 
 def _windows(inputs, window, stride, padding):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptfl_jax.models import resnet_imagenet
+from gptfl_jax.models import resnet_imagenet, vgg
 
 CLASSES = 7
 
@@ -64,6 +64,30 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class VGG(nn.Module):
+    def __init__(self, stages, width, hidden, norm=False):
+        super().__init__()
+        layers, before = [], 3
+        for stage, count in enumerate(stages):
+            for _ in range(count):
+                after = width * 2 ** min(stage, 3)
+                layers.append(nn.Conv2d(before, after, 3, padding=1))
+                layers += [nn.BatchNorm2d(after)] if norm else []
+                layers.append(nn.ReLU())
+                before = after
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = nn.Sequential(
+            *(nn.Linear(49 * before, hidden), nn.ReLU(), nn.Dropout()),
+            *(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout()),
+            nn.Linear(hidden, CLASSES),
+        )
+
+    def forward(self, x):
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
 CASES = {
     "resnet 18": (resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 8), 45),
     "resnet 34": (resnet_imagenet, lambda: ResNet((3, 4, 6, 3), False, 4), 64),
@@ -72,6 +96,10 @@ CASES = {
         *(resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 4, "cifar")),
         20,
     ),
+    "vgg 11": (vgg, lambda: VGG((1, 1, 2, 2, 2), 4, 16), 32),
+    "vgg 13 with norm": (vgg, lambda: VGG((2, 2, 2, 2, 2), 4, 16, True), 100),
+    "vgg 16": (vgg, lambda: VGG((2, 2, 3, 3, 3), 4, 16), 224),
+    "vgg 19 with norm": (vgg, lambda: VGG((2, 2, 4, 4, 4), 4, 16, True), 32),
 }
 
 
