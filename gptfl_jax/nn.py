@@ -177,9 +177,9 @@ def adaptive_avg_pool(
         for i in range(size):
             begin, end = i * n // size, -(-(i + 1) * n // size)
             share[i, begin:end] = 1 / (end - begin)
-        x = jnp.moveaxis(
-            jnp.tensordot(jnp.asarray(share, x.dtype), x, (1, axis)), 0, axis
-        )
+        share = jnp.asarray(share, x.dtype)
+        x = jnp.tensordot(share, x, (1, axis), precision="highest")
+        x = jnp.moveaxis(x, 0, axis)
     return x
 
 

@@ -49,7 +49,9 @@ def test_adaptive_pool_by_its_windows(height, width, size):
             rows = slice(i * height // size, -(-(i + 1) * height // size))
             columns = slice(j * width // size, -(-(j + 1) * width // size))
             expected[:, i, j] = x[:, rows, columns].mean((1, 2))
-    np.testing.assert_allclose(adaptive_avg_pool(x, size), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        adaptive_avg_pool(jnp.asarray(x), size), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
