@@ -94,7 +94,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
                 choices.check(family, name, federated[options])
             except ConfigError as error:
                 raise UserError(f"{path}: {error}; {remedy}") from None
-    return {**config, "federated": federated}
+    return {**config, "federated": configuration.without_unset(federated)}
 
 
 def read_provenance(path: pathlib.Path) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def _identity(
     fields["data"] = configuration.data_identity(config, setting.fingerprint)
     fields["model"] = configuration.model_identity(config)
     federated = configuration.in_todays_words(fields["federated"])
+    federated = configuration.without_unset(federated)
     fields["federated"] = federated
     for name in _FREE_TO_CHANGE:
         del federated[name]

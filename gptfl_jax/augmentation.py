@@ -48,7 +48,9 @@ def from_config(
                 + ", ".join(f"config.{section}.{each}" for each in AUGMENTATION[kind])
             )
     fields = AUGMENTATION[kind]
-    if all(not settings[name] for name in fields if name != "time_mask_share"):
+    # Of themselves these two change nothing.
+    active = [name for name in fields if name not in ("time_mask_share", "crop_aspect")]
+    if not any(settings[name] for name in active):
         return None
     if kind == "pictures":
         chosen = {name: settings[name] for name in fields}
@@ -68,8 +70,11 @@ def from_config(
 class Augmentation(NamedTuple):
     """Random changes of pictures, drawn for each example by its own key.
 
-    In this order: affine map (bilinear, black outside), crop, flip, cutout. 0 and False
-    switch a part off; with all of them off, inputs of any kind stay as they are.
+    In this order: affine map (bilinear, black outside), resized crop, crop, flip,
+    colours (brightness, contrast, saturation, hue), cutout. 0 and False switch a part
+    off; with all of them off, inputs of any kind stay as they are. Resized crop and
+    colours follow torchvision's RandomResizedCrop (bilinear) and ColorJitter, but for
+    the order of the colours' parts, which is drawn there.
     """
 
     crop_padding: int = 0
@@ -86,11 +91,24 @@ class Augmentation(NamedTuple):
     """Largest rotation, in degrees."""
     shear: float = 0.0
     """Largest horizontal slant, in degrees."""
+    crop_area: float = 0.0
+    """Least share of the area that a resized crop has."""
+    crop_aspect: float = 4 / 3
+    """Largest ratio of its sides, either way, evenly in the logarithm."""
+    brightness: float = 0.0
+    """Colours change by a factor in [max(0, 1 - brightness), 1 + brightness]."""
+    contrast: float = 0.0
+    """Likewise their distance from the picture's mean grey."""
+    saturation: float = 0.0
+    """Likewise their distance from the pixel's grey."""
+    hue: float = 0.0
+    """Largest turn of the hue, as a share of the colour circle."""
     cutout_fill: tuple[float, ...] = (0.0,)
     """What cutout paints, per channel, in 0..1: the mean becomes 0 when normalised."""
 
     def __call__(self, key: PRNGKeyArray, inputs: Inputs) -> Inputs:
-        if not (self._affine or self.crop_padding or self.flip or self.cutout):
+        geometry = self._affine or self.crop_area or self.crop_padding or self.flip
+        if not (geometry or self._colours or self.cutout):
             return inputs
         # fold_in, not split: an example's draw must not change with padding rows.
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
@@ -102,10 +120,16 @@ class Augmentation(NamedTuple):
     def _affine(self) -> bool:
         return bool(self.shift or self.scale or self.rotate or self.shear)
 
+    @property
+    def _colours(self) -> bool:
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
     def _augment(self, key, image):
         affine, crop, flip, cutout = jax.random.split(key, 4)
         if self._affine:
             image = self._warp(affine, image)
+        if self.crop_area:
+            image = self._crop_and_resize(jax.random.fold_in(crop, 1), image)
         if self.crop_padding:
             pad = self.crop_padding
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
@@ -114,6 +138,8 @@ class Augmentation(NamedTuple):
         if self.flip:
             mirrored = jax.random.uniform(flip, (), jnp.float32) < 0.5
             image = jnp.where(mirrored, image[:, ::-1], image)
+        if self._colours:
+            image = self._jitter(jax.random.fold_in(cutout, 1), image)
         if self.cutout:
             image = self._cut_out(cutout, image)
         return image
@@ -134,6 +160,51 @@ class Augmentation(NamedTuple):
         old_x = (jnp.sin(angle) * y + jnp.cos(angle) * x) / factor
         old_x = old_x + jnp.tan(slant) * old_y
         return bilinear(image, old_y + (height - 1) / 2, old_x + (width - 1) / 2)
+
+    def _crop_and_resize(self, key, image):
+        height, width = image.shape[:2]
+        area_key, aspect_key, place_key = jax.random.split(key, 3)
+        # The first of ten draws that fits; else the largest in the middle.
+        area = jax.random.uniform(area_key, (10,), jnp.float32, self.crop_area, 1)
+        most = jnp.log(self.crop_aspect)
+        aspect = jax.random.uniform(aspect_key, (10,), jnp.float32, -most, most)
+        aspect, area = jnp.exp(aspect), area * (height * width)
+        rows = jnp.round(jnp.sqrt(area / aspect))
+        columns = jnp.round(jnp.sqrt(area * aspect))
+        fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
+        first = jnp.argmax(fits)
+        largest = (
+            min(height, round(width * self.crop_aspect)),
+            min(width, round(height * self.crop_aspect)),
+        )
+        size = jnp.where(
+            fits.any(), jnp.stack([rows[first], columns[first]]), jnp.array(largest)
+        )
+        spare = jnp.asarray(image.shape[:2]) - size
+        place = jnp.floor(
+            jax.random.uniform(place_key, (2,), jnp.float32) * (spare + 1)
+        )
+        start = jnp.where(fits.any(), jnp.minimum(place, spare), jnp.floor(spare / 2))
+        return resized_crop(image, start, size)
+
+    def _jitter(self, key, image):
+        draw = jax.random.uniform(key, (4,), jnp.float32, -1, 1)
+
+        def factor(index, most):
+            low = max(0.0, 1 - most)
+            return low + (draw[index] + 1) / 2 * (1 + most - low)
+
+        if self.brightness:
+            image = blend(image, 0, factor(0, self.brightness))
+        if self.contrast:
+            image = blend(image, grey(image).mean(), factor(1, self.contrast))
+        if image.shape[-1] != 3:
+            return image
+        if self.saturation:
+            image = blend(image, grey(image), factor(2, self.saturation))
+        if self.hue:
+            image = turn_hue(image, draw[3] * self.hue)
+        return image
 
     def _cut_out(self, key, image):
         height, width = image.shape[:2]
@@ -168,6 +239,75 @@ def bilinear(
             weight = jnp.where(inside, weight, 0).astype(image.dtype)
             result = result + weight[..., None] * value
     return result
+
+
+def resized_crop(
+    image: Float[Array, "height width channels"],
+    start: Float[Array, " 2"],
+    size: Float[Array, " 2"],
+) -> Float[Array, "height width channels"]:
+    """A box of a picture in the size of the whole, bilinear, its edges repeated.
+
+    Args:
+        image: any values.
+        start: first row and column of the box.
+        size: its rows and columns.
+    """
+
+    def weights(length, first, count):
+        """[length, length]: the share of each old pixel in each new one."""
+        at = (jnp.arange(length) + 0.5) * count / length - 0.5
+        at = first + at.clip(0, count - 1)
+        near = 1 - jnp.abs(at[:, None] - jnp.arange(length))
+        return jnp.maximum(near, 0).astype(image.dtype)
+
+    rows = weights(image.shape[0], start[0], size[0])
+    columns = weights(image.shape[1], start[1], size[1])
+    # In full precision: pixels are no activations.
+    highest = jax.lax.Precision.HIGHEST
+    image = jnp.einsum("ih,hwc->iwc", rows, image, precision=highest)
+    return jnp.einsum("jw,iwc->ijc", columns, image, precision=highest)
+
+
+def grey(
+    image: Float[Array, "height width channels"],
+) -> Float[Array, "height width 1"]:
+    """The luma of RGB (BT.601); the mean of other channels."""
+    if image.shape[-1] != 3:
+        return image.mean(-1, keepdims=True)
+    return (image * jnp.asarray([0.299, 0.587, 0.114], image.dtype)).sum(
+        -1, keepdims=True
+    )
+
+
+def blend(
+    image: Float[Array, "height width channels"],
+    other: Float[Array, "..."] | int,
+    factor: Float[Array, ""],
+) -> Float[Array, "height width channels"]:
+    """`other` + `factor` times the way from there to `image`, kept within 0..1."""
+    factor = factor.astype(image.dtype)
+    return (other + factor * (image - other)).clip(0, 1)
+
+
+def turn_hue(
+    image: Float[Array, "height width 3"], turn: Float[Array, ""]
+) -> Float[Array, "height width 3"]:
+    """RGB in 0..1 with its hue in HSV turned by a share of the circle."""
+    value, least = image.max(-1), image.min(-1)
+    chroma = value - least
+    red, green, blue = jnp.moveaxis(image, -1, 0)
+    safe = jnp.where(chroma > 0, chroma, 1)
+    sixth = jnp.select(
+        [value == red, value == green],
+        [(green - blue) / safe, 2 + (blue - red) / safe],
+        4 + (red - green) / safe,
+    )
+    sixth = sixth + 6 * turn.astype(image.dtype)
+    # Each channel falls from the value by the chroma as the hue leaves it.
+    at = (jnp.array([5, 3, 1], image.dtype) + sixth[..., None]) % 6
+    fall = jnp.minimum(at, 4 - at).clip(0, 1)
+    return value[..., None] - chroma[..., None] * fall
 
 
 class SpecAugment(NamedTuple):

@@ -306,7 +306,7 @@ def _released(config: ConfigDict, variables: training.Variables) -> training.Var
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
     leaves = jax.tree.leaves(data.train.inputs)
-    settings = config.train.to_dict()
+    settings = configuration.without_unset(config.train.to_dict())
     epochs = settings.pop("epochs")
     if settings["schedule"] == "cosine":
         what = "epochs, over which the cosine schedule lowers the learning rate,"

@@ -16,7 +16,7 @@ from gptfl_jax.configuration.checks import validate
 from gptfl_jax.configuration.fields import Field
 from gptfl_jax.configuration.renamed import in_todays_words, no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, fields
-from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
+from gptfl_jax.configuration.sections.augmentation import AUGMENTATION, without_unset
 from gptfl_jax.configuration.sections.data import data_identity
 from gptfl_jax.configuration.sections.federated import check_cohort, sampling_repeats
 from gptfl_jax.configuration.sections.model import model_identity
@@ -41,4 +41,5 @@ __all__ = [
     "set_text",
     "set_texts",
     "validate",
+    "without_unset",
 ]

@@ -1,5 +1,7 @@
 """Random changes of pictures and sounds, and what a config asks for."""
 
+import colorsys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,9 @@ def test_each_kind_of_data_has_its_fields(section, sounds):
     """Every field of the config has an effect, at its own place."""
     of_pictures = {
         **{"crop_padding": 1, "flip": True, "cutout": 2, "shift": 0.1},
-        **{"scale": 0.2, "rotate": 3.0, "shear": 4.0},
+        **{"scale": 0.2, "rotate": 3.0, "shear": 4.0, "crop_area": 0.3},
+        **{"crop_aspect": 1.5, "brightness": 0.1, "contrast": 0.2},
+        **{"saturation": 0.3, "hue": 0.1},
     }
     made = augmentation.from_config(section, settings(section, **of_pictures), PICTURES)
     assert made == Augmentation(**of_pictures, cutout_fill=(0.5,))
@@ -143,9 +147,98 @@ def test_affine_map_is_that_of_scipy():
     np.testing.assert_allclose(warped[..., 0], expected, atol=1e-5)
 
 
+def test_resized_crop_by_hand():
+    image = jnp.arange(12.0).reshape(3, 4, 1)
+    whole = augmentation.resized_crop(image, jnp.zeros(2), jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(whole, image, atol=1e-6)
+    # One row of two columns, 5 and 6: between them by quarters of a pixel.
+    box = augmentation.resized_crop(image, jnp.ones(2), jnp.array([1.0, 2.0]))
+    expected = np.tile([5, 5.25, 5.75, 6], (3, 1))[..., None]
+    np.testing.assert_allclose(box, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 20, 1), (8, 30, 2)])
+def test_resized_crops_are_boxes_of_the_area_and_aspect(shape):
+    # A picture of its own coordinates says which box was taken.
+    height, width = shape[:2]
+    at = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+    x = np.tile(at[None].astype(np.float32), (300, 1, 1, 1))
+    changes = Augmentation(crop_area=0.25, crop_aspect=2.0)
+    y = augment(changes, x)
+    first, last = y[:, 0, 0], y[:, -1, -1]
+    rows, columns = (np.rint(last - first) + 1).T
+    assert (first >= 0).all() and (last <= [height - 1, width - 1]).all()
+    np.testing.assert_allclose(first, np.rint(first), atol=1e-4)
+    share, aspect = rows * columns / (height * width), columns / rows
+    # Up to the rounding to whole pixels, and to the middle where none fits.
+    assert 0.22 < share.min() < 0.3 and share.max() <= 1
+    assert 0.4 < aspect.min() and aspect.max() < 2.3
+    assert np.unique(first, axis=0).shape[0] > 40
+    if height == width:
+        assert aspect.min() < 0.6 and aspect.max() > 1.7 and share.max() > 0.9
+        assert abs(np.log(aspect).mean()) < 0.1
+
+
+def test_a_crop_that_never_fits_is_the_largest_in_the_middle():
+    x = np.tile(np.arange(40, dtype=np.float32)[None, :, None], (1, 4, 1, 1))
+    y = augment(Augmentation(crop_area=0.99, crop_aspect=1.5), x)
+    # 4 rows, hence 6 columns, 17 to 22.
+    assert y[0, 0, 0, 0] == 17 and y[0, -1, -1, 0] == 22
+
+
+def test_colours_by_hand():
+    image = jnp.array([[[0.2, 0.4, 0.6], [1.0, 0.5, 0.0]]])
+    luma = [0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6, 0.299 + 0.587 * 0.5]
+    np.testing.assert_allclose(augmentation.grey(image)[0, :, 0], luma, atol=1e-6)
+    np.testing.assert_allclose(augmentation.grey(image[..., :2])[0, 0], [0.3])
+    half = jnp.float32(0.5)
+    dark = augmentation.blend(image, 0, half)
+    np.testing.assert_allclose(dark, image / 2)
+    pale = augmentation.blend(image, augmentation.grey(image), half)
+    expected = (np.asarray(image) + np.asarray(luma)[None, :, None]) / 2
+    np.testing.assert_allclose(pale, expected, atol=1e-6)
+    bright = augmentation.blend(image, 0, jnp.float32(2))
+    np.testing.assert_allclose(bright[0], [[0.4, 0.8, 1], [1, 1, 0]], atol=1e-6)
+    # A third of the circle turns red to green, and orange to spring green.
+    turned = augmentation.turn_hue(image, jnp.float32(1 / 3))
+    np.testing.assert_allclose(turned[0], [[0.6, 0.2, 0.4], [0, 1, 0.5]], atol=1e-6)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.13, -0.4, 0.5])
+def test_hue_turns_as_in_colorsys(turn):
+    x = pictures(1, size=6, channels=3)[0]
+    x[0, 0], x[0, 1] = 0.3, 0  # grey and black have no hue
+    y = jax.jit(augmentation.turn_hue)(jnp.asarray(x), jnp.float32(turn))
+    for old, new in zip(x.reshape(-1, 3), np.asarray(y).reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*map(float, old))
+        expected = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+        np.testing.assert_allclose(new, expected, atol=1e-5)
+
+
+def test_jitter_draws_its_factors():
+    x = np.full((400, 2, 2, 3), 0.4, np.float32)
+    factors = augment(Augmentation(brightness=0.5), x)[:, 0, 0, 0] / 0.4
+    assert 0.5 <= factors.min() < 0.55 and 1.45 < factors.max() <= 1.5
+    assert abs(factors.mean() - 1) < 0.05
+    wide = augment(Augmentation(brightness=1.2), x)[:, 0, 0, 0] / 0.4
+    assert 0 <= wide.min() < 0.1 and 2.1 < wide.max() < 2.21
+    # What has neither contrast nor colour stays; so does grey under hue.
+    flat = augment(Augmentation(contrast=0.5, saturation=0.5, hue=0.5), x)
+    np.testing.assert_allclose(flat, x, atol=1e-6)
+    x = pictures(100, channels=1)
+    same = augment(Augmentation(saturation=0.5, hue=0.5), x)
+    np.testing.assert_array_equal(same, x)
+    y = augment(Augmentation(contrast=0.5), x * 0.2 + 0.4)
+    spread = y.std((1, 2, 3)) / (x * 0.2).std((1, 2, 3))
+    assert 0.5 < spread.min() < 0.55 and 1.45 < spread.max() < 1.51
+    means = y.mean((1, 2, 3)), (x * 0.2 + 0.4).mean((1, 2, 3))
+    np.testing.assert_allclose(*means, atol=1e-5)
+
+
 def test_an_examples_draw_depends_on_its_row_alone():
-    x = jnp.asarray(pictures(8))
-    augmentation = jax.jit(Augmentation(2, True, 2, 0.1, 0.1, 10.0, 10.0).__call__)
+    x = jnp.asarray(pictures(8, channels=3))
+    changes = Augmentation(2, True, 2, 0.1, 0.1, 10.0, 10.0, 0.5, 1.2, *[0.2] * 4)
+    augmentation = jax.jit(changes.__call__)
     whole = augmentation(jax.random.key(0), x)
     part = augmentation(jax.random.key(0), x[:3])
     np.testing.assert_allclose(part, whole[:3], atol=1e-6)

@@ -1,5 +1,8 @@
 """Augmentation, of `config.train` and `config.federated`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from gptfl_jax import rules
 from gptfl_jax.configuration.fields import Field
 
@@ -34,6 +37,37 @@ AUGMENTATION: dict[str, dict[str, Field]] = {
             rules.number(least=0, below=90),
             "random horizontal slants up to this many degrees",
         ),
+        "crop_area": Field(
+            0.0,
+            rules.number(least=0, below=1),
+            "random crops of at least this share of the area, resized to the whole "
+            "(0.08 is usual at 224 pixels); 0: none",
+        ),
+        "crop_aspect": Field(
+            4 / 3,
+            rules.number(least=1),
+            "largest ratio of the sides of such a crop, either way",
+        ),
+        "brightness": Field(
+            0.0,
+            rules.number(least=0),
+            "random factor on the colours, from 1 - brightness to 1 + brightness",
+        ),
+        "contrast": Field(
+            0.0,
+            rules.number(least=0),
+            "random factor, likewise, on their distance from the mean grey",
+        ),
+        "saturation": Field(
+            0.0,
+            rules.number(least=0),
+            "random factor, likewise, on their distance from the pixel's grey",
+        ),
+        "hue": Field(
+            0.0,
+            rules.number(least=0, most=0.5),
+            "random turns of the hue up to this share of the colour circle",
+        ),
     },
     "sounds": {
         "tempo": Field(
@@ -64,3 +98,19 @@ AUGMENTATION: dict[str, dict[str, Field]] = {
         ),
     },
 }
+
+# Fields that came later: checkpoints of versions before are of runs without them.
+_LATER = (*("crop_area", "crop_aspect", "brightness", "contrast", "saturation", "hue"),)
+
+
+def without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without the fields that earlier versions lacked, where they are unset.
+
+    So a run of an earlier version is the same run today.
+    """
+    pictures = AUGMENTATION["pictures"]
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _LATER or value != pictures[name].default
+    }

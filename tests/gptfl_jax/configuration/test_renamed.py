@@ -161,3 +161,14 @@ def test_old_names_are_refused_with_the_new_ones():
     by_hand.federated.alpha = 0.5
     with pytest.raises(ConfigError, match="partition_options.alpha, an option of diri"):
         configuration.validate(by_hand)
+
+
+@pytest.mark.parametrize("section", ["train", "federated"])
+def test_fields_that_came_later_are_no_difference_where_they_are_unset(section):
+    config = configuration.default_config(section)
+    fields = config[section].to_dict()
+    kept = configuration.without_unset(fields)
+    later = {"crop_area", "crop_aspect", "brightness", "contrast", "saturation", "hue"}
+    assert set(fields) - set(kept) == later
+    fields = {**fields, "hue": 0.1, "crop_area": 0.5}
+    assert configuration.without_unset(fields) == {**kept, "hue": 0.1, "crop_area": 0.5}
