@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptfl_jax.models import resnet_imagenet, vgg
+from gptfl_jax.models import mobilenet_v2, resnet_imagenet, vgg
 
 CLASSES = 7
 
@@ -88,6 +88,54 @@ class VGG(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
+def conv_norm_relu(before, after, window, stride=1, groups=1):
+    return nn.Sequential(
+        nn.Conv2d(
+            before, after, window, stride, window // 2, groups=groups, bias=False
+        ),
+        nn.BatchNorm2d(after),
+        nn.ReLU6(),
+    )
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, before, after, stride, expansion):
+        super().__init__()
+        wide = before * expansion
+        first = [conv_norm_relu(before, wide, 1)] if expansion > 1 else []
+        self.conv = nn.Sequential(
+            *first,
+            conv_norm_relu(wide, wide, 3, stride, wide),
+            nn.Conv2d(wide, after, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.adds = stride == 1 and before == after
+
+    def forward(self, x):
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """At width 0.25, whose numbers of channels are worked out by hand."""
+
+    def __init__(self):
+        super().__init__()
+        layers, before = [conv_norm_relu(3, 8, 3, 2)], 8
+        for expansion, after, blocks, stride in (
+            *((1, 8, 1, 1), (6, 8, 2, 2), (6, 8, 3, 2), (6, 16, 4, 2)),
+            *((6, 24, 3, 1), (6, 40, 3, 2), (6, 80, 1, 1)),
+        ):
+            for i in range(blocks):
+                stride_ = 1 if i else stride
+                layers.append(InvertedResidual(before, after, stride_, expansion))
+                before = after
+        self.features = nn.Sequential(*layers, conv_norm_relu(before, 1280, 1))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, CLASSES))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
 CASES = {
     "resnet 18": (resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 8), 45),
     "resnet 34": (resnet_imagenet, lambda: ResNet((3, 4, 6, 3), False, 4), 64),
@@ -100,6 +148,7 @@ CASES = {
     "vgg 13 with norm": (vgg, lambda: VGG((2, 2, 2, 2, 2), 4, 16, True), 100),
     "vgg 16": (vgg, lambda: VGG((2, 2, 3, 3, 3), 4, 16), 224),
     "vgg 19 with norm": (vgg, lambda: VGG((2, 2, 4, 4, 4), 4, 16, True), 32),
+    "mobilenet v2": (mobilenet_v2, MobileNetV2, 63),
 }
 
 
