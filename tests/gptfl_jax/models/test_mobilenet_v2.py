@@ -19,12 +19,11 @@ def shapes(num_classes=1000, **options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # As torchvision counts them; those of other widths as Keras does.
+        # As torchvision counts them.
         ({}, 3_504_872),
         ({"stem": "cifar"}, 3_504_872),
         ({"norm": "group"}, 3_504_872),
         ({"width": 1.4}, 6_108_776),
-        ({"width": 0.35}, 1_677_096 - 0),
         # 17,056 scales and as many biases.
         ({"norm": "none"}, 3_504_872 - 2 * 17_056),
     ],
