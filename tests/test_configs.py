@@ -5,6 +5,8 @@ import importlib.util
 import pytest
 
 from gptfl_jax import choices, configuration, families, launch
+from gptfl_jax.configuration import presets
+from gptfl_jax.errors import ConfigError
 
 NAMES = launch.installed_configs()
 
@@ -60,6 +62,50 @@ def test_audio_configs_have_the_settings_of_the_original():
         assert (config.train.epochs, config.train.batch_size) == (200, 32)
         assert config.train.learning_rate == 1e-4
         assert config.model.name == "audio_conv_rnn"
+
+
+@pytest.mark.parametrize(
+    ("name", "per_class", "least", "cutout"),
+    [("cifar10", 7575, 32, 16), ("cifar100", 758, 5, 0)],
+)
+def test_picture_configs_have_the_settings_of_the_original(
+    name, per_class, least, cutout
+):
+    config = launch.read_config(name)
+    generate, train, federated = config.generate, config.train, config.federated
+    assert int(generate.samples_per_class) == per_class
+    assert (generate.num_steps, generate.guidance_choices) == (50, (1, 2, 3, 4, 5))
+    assert (config.prompts.method, config.prompts.per_class) == ("commongen", 200)
+    assert (train.epochs, train.batch_size, train.learning_rate) == (200, 32, 1e-4)
+    assert (train.optimizer, train.weight_decay) == ("adamw", 0.9)
+    assert (federated.num_clients, federated.cohort_size) == (100, 10)
+    assert (federated.rounds, federated.batch_size) == (1000, 32)
+    assert (federated.client_optimizer, federated.client_learning_rate) == ("sgd", 0.1)
+    options = {"alpha": 0.1, "min_examples": least}
+    assert federated.partition_options.to_dict() == options
+    assert (federated.cutout, federated.crop_padding, federated.flip) == (cutout, 4, 1)
+    assert config.compare.methods["fedopt-gptfl"].to_dict() == {
+        "algorithm": "fedopt",
+        "init": "synthetic",
+        "algorithm_options": {"server_learning_rate": 1e-6},
+    }
+    assert (config.model.name, config.model.options.depth) == ("vgg", 19)
+
+    faithful = launch.read_config(f"{name}:faithful=True,model=resnet20,samples=3x")
+    assert faithful.federated.sampling == "with_replacement"
+    assert faithful.federated.weighting == "uniform"
+    assert faithful.train.validation_fraction == 0
+    assert (faithful.model.name, faithful.generate.samples_per_class) == (
+        "resnet",
+        "3x",
+    )
+    configuration.validate(faithful)
+    for model in presets.PICTURE_MODELS:
+        variant = launch.read_config(f"{name}:model={model},init=weights,weights=x.pth")
+        configuration.validate(variant)
+        assert variant.model.weights == "x.pth" and variant.federated.init == "weights"
+    with pytest.raises(ConfigError, match="vgg18: no such model in the config string"):
+        launch.read_config(f"{name}:model=vgg18")
 
 
 @pytest.mark.parametrize(

