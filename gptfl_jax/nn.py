@@ -35,6 +35,8 @@ __all__ = [
     "adaptive_avg_pool",
     "avg_pool",
     "conv",
+    "dense",
+    "flatten",
     "frame_mask",
     "hide_padding",
     "max_pool",
@@ -548,6 +550,19 @@ def torch_uniform(inputs: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initial
+
+
+def dense(
+    x: Float[Array, "*batch channels"], features: int, name: str
+) -> Float[Array, "*batch features"]:
+    """A linear layer that begins as PyTorch's, called as `norm` is."""
+    start = torch_uniform(x.shape[-1])
+    return flax.linen.Dense(features, kernel_init=start, bias_init=start, name=name)(x)
+
+
+def flatten(x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch all"]:
+    """All numbers of an example in a row, in PyTorch's order: channel by channel."""
+    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
 
 
 # Sequences of several lengths in one array, padding behind the shorter ones.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, Norm, max_pool, norm, torch_uniform
+from gptfl_jax.nn import Conv, Norm, dense, max_pool, norm
 from gptfl_jax.released import classifiers
 
 RELEASED = {"fc": "classifier"}
@@ -126,11 +126,7 @@ class Model(nn.Module):
                     norm=self.norm,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train, mask)
-        x = x.mean((1, 2))
-        start = torch_uniform(x.shape[-1])
-        return nn.Dense(
-            self.num_classes, kernel_init=start, bias_init=start, name="classifier"
-        )(x)
+        return dense(x.mean((1, 2)), self.num_classes, "classifier")
 
 
 def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:

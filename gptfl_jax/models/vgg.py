@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, Norm, adaptive_avg_pool, max_pool, norm
+from gptfl_jax.nn import Conv, Norm, adaptive_avg_pool, flatten, max_pool, norm
 from gptfl_jax.released import classifiers
 
 RELEASED = {
@@ -89,8 +89,7 @@ class Model(nn.Module):
             x = max_pool(x, 2)
             place += 1
         x = adaptive_avg_pool(x, self.pooled)
-        # Torch's order, in which the first linear layer has its weights.
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = flatten(x)
         for i in range(2 if self.hidden else 0):
             x = nn.Dense(self.hidden, kernel_init=normal(0.01), name=f"dense_{i}")(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.relu(x))

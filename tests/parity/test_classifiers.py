@@ -43,6 +43,23 @@ def cnn(channels, side):
     )
 
 
+def lenet(channels, side, padding):
+    features = 16 * ((side + 2 * padding - 4) // 2 // 2 - 2) ** 2
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(features, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
+        nn.Linear(84, CLASSES),
+    )
+
+
+def mlp(inputs):
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(inputs, 30), nn.ReLU(), nn.Linear(30, 20)),
+        *(nn.ReLU(), nn.Linear(20, CLASSES)),
+    )
+
+
 def norm2d(kind, channels):
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(8, channels)
 
@@ -155,6 +172,13 @@ CASES = [
     ("convnet", {"norm": "group"}, (16, 16, 1), lambda: convnet(1, 16, "group")),
     ("convnet", {"norm": "none"}, (16, 16, 3), lambda: convnet(3, 16, "none")),
     ("cnn", {}, (28, 28, 1), lambda: cnn(1, 28)),
+    ("lenet", {}, (28, 28, 1), lambda: lenet(1, 28, 2)),
+    ("lenet", {"padding": 0}, (32, 32, 3), lambda: lenet(3, 32, 0)),
+    ("mlp", {"hidden": (30, 20)}, (6, 5, 3), lambda: mlp(90)),
+    (
+        *("logistic_regression", {}, (6, 5, 3)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(90, CLASSES)),
+    ),
     ("resnet", {"depth": 14}, (16, 16, 3), lambda: ResNet(3, 14, "batch")),
     (
         "resnet",

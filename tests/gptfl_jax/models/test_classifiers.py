@@ -36,6 +36,12 @@ RESNET20 = (
         ("convnet", (32, 32, 3), {"norm": "none"}, CONVNET - 3 * 256),
         ("convnet", (8, 8, 1), {"width": 4, "depth": 1}, 40 + 8 + 16 * 4 * 10 + 10),
         ("cnn", (28, 28, 1), {}, 1_663_370),  # as the paper says
+        ("mlp", (28, 28, 1), {}, 199_210),  # as the paper says
+        ("mlp", (5,), {"hidden": (7,)}, 5 * 7 + 7 + 70 + 10),
+        ("logistic_regression", (28, 28, 1), {}, 7_850),
+        # The same layers, of 32 pixels or 28 with 2 around; RGB has twice 25 x 6 more.
+        ("lenet", (28, 28, 1), {}, 61_706),
+        ("lenet", (32, 32, 3), {"padding": 0}, 61_706 + 2 * 25 * 6),
         ("resnet", (32, 32, 3), {}, RESNET20),
         ("resnet", (32, 32, 3), {"norm": "group"}, RESNET20),
         ("resnet", (32, 32, 3), {"depth": 56}, 853_018),  # "0.85M" in the paper
@@ -100,5 +106,7 @@ def test_unknown_models_and_options_are_refused():
         shapes("resnet", (8, 8, 1), depth=18)
     with pytest.raises(UserError, match="depth = 4: pictures of 8x8"):
         shapes("convnet", (8, 8, 1), depth=4)
+    with pytest.raises(UserError, match="padding = 0: pictures are to be 16 pixels"):
+        shapes("lenet", (15, 28, 1), padding=0)
     with pytest.raises(UserError, match="from 4x4 pixels"):
         shapes("cnn", (3, 8, 1))
