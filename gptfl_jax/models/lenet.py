@@ -16,9 +16,10 @@ RELEASED = {"fc3": "classifier"}
 
 
 class Model(nn.Module):
-    """2 x [conv 5x5, relu, max pool 2] with 6 and 16 channels, dense 120 and 84, linear.
+    """2 x [conv 5x5, relu, max pool 2], dense 120, dense 84, linear.
 
-    61,706 parameters for 28x28 grey pictures and 10 classes.
+    The convolutions have 6 and 16 channels. 61,706 parameters for 28x28 grey pictures
+    and 10 classes.
 
     Attributes:
         num_classes: outputs.

@@ -28,7 +28,7 @@ class Model(nn.Module):
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "batch *features"],
+        inputs: Float[Array, "batch ..."],
         train: bool = False,
         mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:

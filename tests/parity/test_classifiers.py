@@ -102,7 +102,8 @@ def layers_in_order(name, params, stats):
     """Our layers in the order of torch's `parameters()`, as (params, batch_stats)."""
     if name != "resnet":
         order = sorted(
-            params, key=lambda k: (k == "classifier", k == "dense", k[-1], k)
+            params,
+            key=lambda k: (k == "classifier", k.startswith(("fc", "dense")), k[-1], k),
         )
         return [(params[key], None) for key in order]
     layers = [(params["conv"], None), norm_of(params["norm"], stats and stats["norm"])]
