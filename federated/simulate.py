@@ -376,7 +376,8 @@ def _run(
     test_clients, tested_clients = _client_tests(config, setting, data, given, streamed)
 
     def observe(number: int, state: composition.ServerState, last: bool) -> _Observed:
-        due = last or number == 0
+        # A run that is told to stop tests no more than one that goes on.
+        due = number in (0, federated.rounds)
         tested = due or number % federated.eval_every == 0
         every = federated.personalisation_every
         clients_tested = every and (due or number % every == 0)
@@ -413,12 +414,12 @@ def _run(
             if result.number == (start.round or 0) + 1 and jax.process_index() == 0:
                 _draw_partition(folder, setting, data)
             writer.write(result, bar)
-    if result.number < federated.rounds:
-        checkpoints.wait()
-        raise interruption.Interrupted(
-            f"{folder.name} is saved after round {result.number} of "
-            f"{federated.rounds}; the same command goes on from there"
-        )
+        if result.number < federated.rounds:
+            checkpoints.wait()
+            raise interruption.Interrupted(
+                f"{folder.name} is saved after round {result.number} of "
+                f"{federated.rounds}; the same command goes on from there"
+            )
 
 
 def _test(

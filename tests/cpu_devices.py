@@ -20,12 +20,11 @@ def results_on(
         dump: where XLA writes the programs of the run on 2 devices.
     """
     flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
-    ours = os.environ.get("XLA_FLAGS", "")
     runs = {
         count: subprocess.Popen(
             [sys.executable, str(program), str(count)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "XLA_FLAGS": f"{ours} {flags.get(count, '')}"},
+            env={**os.environ, "XLA_FLAGS": flags.get(count, "")},
         )
         for count in counts
     }
