@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `model=` chooses the classifier; `faithful=True` does more as the original.
     """
-    config = presets.gptfl_pictures("cifar10", arg, model="vgg19", classes=10)
+    config = presets.gptfl_pictures("cifar10", arg, model="vgg19", samples="7575")
     config.federated.partition_options.min_examples = 32
     config.federated.cutout = 16
     config.report.targets = (0.7, 0.8)

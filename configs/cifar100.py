@@ -29,6 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `model=` chooses the classifier; `faithful=True` does more as the original.
     """
-    config = presets.gptfl_pictures("cifar100", arg, model="vgg19", classes=100)
+    config = presets.gptfl_pictures("cifar100", arg, model="vgg19", samples="758")
     config.report.targets = (0.35, 0.45)
     return config

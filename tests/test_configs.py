@@ -3,10 +3,13 @@
 import importlib.util
 
 import pytest
+from ml_collections import ConfigDict
 
 from gptfl_jax import choices, configuration, families, launch
 from gptfl_jax.configuration import presets
+from gptfl_jax.data import sources
 from gptfl_jax.errors import ConfigError
+from gptfl_jax.labels import label_set
 
 NAMES = launch.installed_configs()
 
@@ -22,6 +25,8 @@ def module_of(name):
 def value_of(config, dotted):
     """A value of the field that its config string takes."""
     value = configuration.get(config, dotted)
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -106,6 +111,26 @@ def test_picture_configs_have_the_settings_of_the_original(
         assert variant.model.weights == "x.pth" and variant.federated.init == "weights"
     with pytest.raises(ConfigError, match="vgg18: no such model in the config string"):
         launch.read_config(f"{name}:model=vgg18")
+
+
+def test_further_picture_configs():
+    known = {"flowers102": 102, "food101": 101, "eurosat": 10, "covid": 3}
+    for name, classes in known.items():
+        config = launch.read_config(name)
+        options = config.data.options.to_dict()
+        known = sources.known_labels(config.data.source, **options)
+        assert len(label_set(known).classes) == classes
+        cropped = config.train.crop_area, config.train.crop_padding
+        assert cropped == ((0.08, 0) if config.data.image_size else (0.0, 4))
+        wanted = config.generate.samples_per_class
+        if name == "covid":
+            assert set(wanted) == set(label_set(known).classes)
+            assert sum(wanted.values()) == 15_151
+        if name == "food101":
+            assert int(wanted) * classes == 75_750
+    assert launch.read_config("eurosat").train.weight_decay == 0.3
+    # Where there are no sentences to draw from, ucg draws the guidance.
+    assert launch.read_config("food101").generate.guidance_choices == ()
 
 
 @pytest.mark.parametrize(

