@@ -196,6 +196,10 @@ def test_released_weights():
     expected = [reference(weights, clip) for clip in x]
     logits = jax.jit(model.apply)(variables, jnp.asarray(x))
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    zeros = jax.tree.map(np.zeros_like, variables)
+    found, whole = models.load_weights("audio_conv_rnn", zeros, released())
+    assert whole
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
 def test_weights_of_other_models_are_refused(tmp_path, small):

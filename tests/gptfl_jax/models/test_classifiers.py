@@ -1,9 +1,11 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax import models, training
+from gptfl_jax import choices, families, models, training
 from gptfl_jax.errors import UserError
 
 
@@ -53,6 +55,12 @@ def test_number_of_parameters(name, shape, options, expected):
     state = set(variables) - {"params"}
     batch_norm = name == "resnet" and "norm" not in options
     assert state == ({"batch_stats"} if batch_norm else set())
+
+
+def test_the_page_names_every_model(repository):
+    page = (repository / "docs/models.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert sorted(named) == list(choices.available(families.MODEL))
 
 
 def test_convnet_by_hand():

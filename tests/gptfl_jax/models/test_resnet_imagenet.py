@@ -86,6 +86,39 @@ def test_a_file_says_which_model_it_is_of(tmp_path, options):
     jax.tree.map(np.testing.assert_array_equal, read, variables)
 
 
+def test_a_file_for_other_classes_gives_all_but_the_head(tmp_path):
+    def variables(num_classes, seed, **options):
+        rng = np.random.default_rng(seed)
+        tree = shapes((32, 32, 3), num_classes, width=4, **options)
+        return jax.tree.map(
+            lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree
+        )
+
+    released = variables(9, 0)
+    weights = {
+        name.replace("classifier.", "fc."): value
+        for name, value in torch_weights.variables_to_torch(released).items()
+    }
+    file = tmp_path / "x.safetensors"
+    save_file(weights, file)
+    for classes in (9, 5):
+        own = variables(classes, 1)
+        head = own["params"]["classifier"]
+        found, whole = models.load_weights("resnet_imagenet", own, file)
+        assert whole == (classes == 9)
+        expected = (
+            released
+            if whole
+            else {**released, "params": {**released["params"], "classifier": head}}
+        )
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        assert own["params"]["classifier"] is head
+    with pytest.raises(UserError, match=r"conv1.weight has shape \(4, 3, 7, 7\)"):
+        models.load_weights("resnet_imagenet", variables(9, 1, stem="cifar"), file)
+    with pytest.raises(UserError, match=r"has no weights layer1\.2\.bn1\.bias"):
+        models.load_weights("resnet_imagenet", variables(9, 1, depth=34), file)
+
+
 def test_files_of_other_models_are_refused(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"features.0.weight": np.zeros((4, 3, 3, 3), np.float32)}, file)
