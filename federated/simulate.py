@@ -56,6 +56,7 @@ from gptfl_jax import (
     training,
 )
 from gptfl_jax.data import federated_data
+from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
 from gptfl_jax.fl.diagnostics import size_in_bytes
@@ -225,6 +226,9 @@ def _identity(
     fields["federated"] = federated
     for name in _FREE_TO_CHANGE:
         del federated[name]
+    if config.federated.partition == "from_file":
+        file = config.federated.partition_options.file
+        federated["partition_options"] = {"content": content_of(file)}
     if config.federated.learning_rate_schedule == "cosine":
         what = "rounds, over which the cosine schedule lowers the learning rate,"
         federated[what] = config.federated.rounds

@@ -412,6 +412,24 @@ def test_more_rounds_go_on_unless_a_schedule_ends_with_them(tmp_path, setting):
         simulate.simulate(make_config(rounds=2, **cosine), tmp_path)
 
 
+def test_a_partition_file_may_move_and_not_change(tmp_path, setting):
+    file = tmp_path / "clients.txt"
+    owners = [str(i % 12) for i in range(len(setting.source.train.labels))]
+    file.write_text("\n".join(owners))
+
+    def run(file, rounds):
+        options = {"partition_options": {"file": str(file)}, "rounds": rounds}
+        config = make_config(partition="from_file", **options)
+        return simulate.simulate(config, tmp_path / "run", setting)["step"]
+
+    assert run(file, 1) == 1
+    moved = file.rename(tmp_path / "moved.txt")
+    assert run(moved, 2) == 2
+    moved.write_text("\n".join(reversed(owners)))
+    with pytest.raises(CheckpointMismatch, match=r"options\.content is .\w{16}. there"):
+        run(moved, 3)
+
+
 def test_data_that_moved_are_the_same_and_others_are_not(tmp_path):
     def photos(place, seed=0):
         random = np.random.default_rng(seed)

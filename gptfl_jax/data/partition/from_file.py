@@ -1,5 +1,6 @@
 """Clients as a file deals them."""
 
+import hashlib
 import pathlib
 import re
 import reprlib
@@ -53,6 +54,16 @@ def from_file(
             path, f"gives {len(clients):,} examples a client, not {num_examples:,}"
         )
     return np.unique(clients, return_inverse=True)[1].astype(np.int32)
+
+
+def content_of(file: str) -> str:
+    """What tells a file from others, wherever it lies.
+
+    Raises:
+        Unreadable: the file cannot be read.
+    """
+    content = user_files.read_bytes(file, _MOST_BYTES)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _from_map(path: pathlib.Path, text: str, num_examples: int) -> np.ndarray:
