@@ -60,6 +60,22 @@ def test_runs_outside_of_the_turns_are_methods_of_their_own(tmp_path):
     assert len(names) == 2 and "FedAvg from scratch (test_speakers cleo)" in names
 
 
+@pytest.mark.parametrize(("init", "methods"), [("random", 1), ("weights", 2)])
+def test_weights_tell_methods_apart_that_start_from_them(tmp_path, init, methods):
+    for seed, file in enumerate(("", "resnet.pth")):
+        make_run(tmp_path, f"run-{seed}", [0.1, 0.2], seed)
+        path = tmp_path / "federated" / f"run-{seed}" / "run.json"
+        record = json.loads(path.read_text())
+        record["config"]["federated"]["init"] = init
+        record["config"]["model"]["weights"] = file
+        if not file:  # as before there was such a field
+            del record["config"]["model"]["weights"]
+        path.write_text(json.dumps(record))
+    found = runs.methods_of(runs.load_runs(tmp_path))
+    assert len(found) == methods
+    assert sum(len(method.runs) for method in found) == 2
+
+
 def test_unfinished_run_is_mentioned(workdir, capsys):
     file = workdir / "federated/scratch-s0/metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
