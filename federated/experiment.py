@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
@@ -30,7 +29,7 @@ from gptfl_jax.data import datasets, federated_data, partition, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import refused
 from gptfl_jax.fl import composition, personalisation, sampling
-from gptfl_jax.fl.execution import AXIS, clients_mesh
+from gptfl_jax.fl.execution import clients_mesh, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
 
 SECTIONS = ("data", "model", "federated")
@@ -131,13 +130,8 @@ def padded_rows(count: int) -> int:
 def _test_set(source: datasets.Source, mesh: Mesh | None):
     # On the devices, so that no round has to move it there.
     return evaluation.split_examples(
-        source.test.inputs, source.test.labels, test_split(mesh)
+        source.test.inputs, source.test.labels, split_over_clients(mesh)
     )
-
-
-def test_split(mesh: Mesh | None) -> NamedSharding | None:
-    """How a test set is split over the devices."""
-    return None if mesh is None else NamedSharding(mesh, P(AXIS))
 
 
 def shared_by(config: ConfigDict, source: datasets.Source) -> str:

@@ -60,7 +60,7 @@ from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
 from gptfl_jax.fl.diagnostics import size_in_bytes
-from gptfl_jax.fl.execution import place
+from gptfl_jax.fl.execution import place, split_over_clients
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress, say
 
@@ -196,7 +196,10 @@ def simulate(
                     say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
                 streamed = _is_streamed(config, data, setting.mesh, quiet)
-                _run(config, folder, setting, data, streamed, checkpoints, start, state)
+                _run(
+                    *(config, folder, setting, data, summary),
+                    *(streamed, checkpoints, start, state),
+                )
     done = max(start.round or 0, config.federated.rounds)
     return run_files.read_metrics(folder, done)[-1]
 
@@ -341,14 +344,13 @@ def _record(
 def _draw_partition(
     folder: pathlib.Path,
     setting: experiment.Setting,
-    data: federated_data.FederatedData,
+    summary: federated_data.Summary,
 ) -> None:
     # Seconds of imports: they pass while the devices compute the first rounds.
     from federated import pictures
 
-    train = setting.source.train
-    summary = federated_data.summarise(data, train.num_classes)
-    picture = pictures.partition(summary.histogram, train.class_names)
+    class_names = setting.source.train.class_names
+    picture = pictures.partition(summary.histogram, class_names)
     artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
 
 
@@ -368,6 +370,7 @@ def _run(
     folder: pathlib.Path,
     setting: experiment.Setting,
     data: federated_data.FederatedData,
+    summary: federated_data.Summary,
     streamed: bool,
     checkpoints: artifacts.Checkpoints,
     start: _Start,
@@ -416,7 +419,7 @@ def _run(
     ):
         for result in results:
             if result.number == (start.round or 0) + 1 and jax.process_index() == 0:
-                _draw_partition(folder, setting, data)
+                _draw_partition(folder, setting, summary)
             writer.write(result, bar)
         if result.number < federated.rounds:
             checkpoints.wait()
@@ -436,7 +439,7 @@ def _test(
         setting.test_labels,
         setting.source.test.num_classes,
         config.federated.eval_batch_size,
-        experiment.test_split(setting.mesh),
+        split_over_clients(setting.mesh),
     )
 
 

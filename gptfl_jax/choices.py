@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gptfl_jax import rules
-from gptfl_jax.errors import ConfigError, refused, unknown
+from gptfl_jax.errors import ConfigError, nearest, refused
 
 
 class Family(NamedTuple):
@@ -164,8 +164,8 @@ def find(family: Family, name: str) -> Callable:
         known = available(family)
         if name in known:
             return known[name]
-        near = str(unknown(name, known, "choice")).rpartition("; ")[2]
-        hint = f"; {near}" if near.startswith("did you mean") else ""
+        near = nearest(name, known)
+        hint = f"; did you mean {near}?" if near else ""
         raise refused(family.field, name, f"{names(family)}{hint}")
     place, wanted = _place(name).group("place", "wanted")
     own = dict(_own(_module(family, place), family))
@@ -300,10 +300,10 @@ def _no_such_option(
 ) -> ConfigError:
     if not known:
         hint = "it takes none"
+    elif near := nearest(option, known):
+        hint = f"did you mean {near}?"
     else:
-        hint = str(unknown(option, known, "option")).rpartition("; ")[2]
-        if not hint.startswith("did you mean"):
-            hint = f"it takes {', '.join(known)}"
+        hint = f"it takes {', '.join(known)}"
     return ConfigError(
         f"config.{family.options}.{option}: {name} takes no such option; {hint}"
     )

@@ -32,23 +32,27 @@ def shown(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:140]}... ({len(text):,} characters)"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that a misspelt name must mean; empty: there is none such."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    # config.rounds for config.federated.rounds, or the right name elsewhere.
+    by_key = {entry.rpartition(".")[2]: entry for entry in known}
+    key = name.rpartition(".")[2]
+    near = difflib.get_close_matches(key, by_key, n=1, cutoff=0.75)
+    return by_key[near[0]] if near else ""
+
+
 def unknown(
     name: str, known: Iterable[str], what: str = "field", prefix: bool = False
 ) -> ConfigError:
     """The error for a name that is none of `known`: it offers the nearest, or all."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if not near:
-        # config.rounds for config.federated.rounds, or the right name elsewhere.
-        by_key = {entry.rpartition(".")[2]: entry for entry in known}
-        key = name.rpartition(".")[2]
-        near = [
-            by_key[match]
-            for match in difflib.get_close_matches(key, by_key, n=1, cutoff=0.75)
-        ]
     dot = "config." if prefix else ""
-    if near:
-        hint = f"did you mean {dot}{near[0]}?"
+    if near := nearest(name, known):
+        hint = f"did you mean {dot}{near}?"
     else:
         section, inside, _ = name.partition(".")
         siblings = [entry for entry in known if entry.startswith(section + ".")]

@@ -18,8 +18,6 @@ import jax
 import numpy as np
 import optax
 import pandas
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, Int32, PyTree, Shaped
 from matplotlib.axes import Axes
 
@@ -51,7 +49,7 @@ from gptfl_jax.data.partition import partition as partition_of
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
-from gptfl_jax.fl.execution import AXIS, clients_mesh, place
+from gptfl_jax.fl.execution import clients_mesh, place, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.progress import Progress
 
@@ -141,11 +139,9 @@ def federate(
         labels = np.asarray(labels, np.int32)
         names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
         train = Dataset(jax.tree.map(np.asarray, inputs), labels, names)
-        channels = _picture_channels(train.inputs)
-        if mean is None:
-            mean = images.normalisation_for(IMAGENET_MEAN, channels) if channels else ()
-        if std is None:
-            std = images.normalisation_for(IMAGENET_STD, channels) if channels else ()
+        constants = _constants_for(train.inputs)
+        mean = constants[0] if mean is None else mean
+        std = constants[1] if std is None else std
     if owner is not None:
         train = train._replace(clients=np.asarray(owner))
     if not partition:
@@ -174,11 +170,18 @@ def federate(
     )
 
 
-def _picture_channels(inputs: PyTree[np.ndarray]) -> int:
-    """Channels of uint8 pictures; 0: the inputs are none."""
+def _constants_for(
+    inputs: PyTree[np.ndarray],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and deviation for uint8 pictures; empty for other inputs."""
     is_picture = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8
-    is_picture = is_picture and inputs.ndim == 4 and inputs.shape[-1] in (1, 3)
-    return inputs.shape[-1] if is_picture else 0
+    if not (is_picture and inputs.ndim == 4 and inputs.shape[-1] in (1, 3)):
+        return (), ()
+    mean, std = (
+        tuple(map(float, images.normalisation_for(each, inputs.shape[-1])))
+        for each in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return mean, std
 
 
 class Run(NamedTuple):
@@ -344,7 +347,7 @@ def _tester(federation: Federation, learner: training.Learner, mesh):
     """variables -> counts of the test set, which do not wait; None without one."""
     if federation.test is None:
         return None
-    split = None if mesh is None else NamedSharding(mesh, P(AXIS))
+    split = split_over_clients(mesh)
     inputs, labels = evaluation.split_examples(
         federation.test.inputs, federation.test.labels, split
     )
@@ -445,15 +448,9 @@ def train(
     if isinstance(model, str):
         model = models.create(model, dataset.num_classes, **model_options)
     example = training.example_of(dataset.inputs)
-    if like is None:
-        channels = _picture_channels(dataset.inputs)
-        constants = (IMAGENET_MEAN, IMAGENET_STD) if channels else ((), ())
-        mean, std = (
-            tuple(map(float, images.normalisation_for(each, channels))) if each else ()
-            for each in constants
-        )
-    else:
-        mean, std = like.mean, like.std
+    mean, std = (
+        _constants_for(dataset.inputs) if like is None else (like.mean, like.std)
+    )
     learner = training.make_learner(
         model,
         example,

@@ -1,6 +1,5 @@
 """One config field: default, what it takes, help text."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gptfl_jax import choices
@@ -53,6 +52,3 @@ def choice(family: choices.Family, default: str, help: str) -> dict[str, Field]:
             options_of=family,
         ),
     }
-
-
-Section = Mapping[str, Field]

@@ -53,6 +53,11 @@ def clients_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
     return all_along(AXIS, devices)
 
 
+def split_over_clients(mesh: Mesh | None) -> NamedSharding | None:
+    """How a test set is split over the devices of `clients_mesh`."""
+    return None if mesh is None else NamedSharding(mesh, P(AXIS))
+
+
 class ClientStats(NamedTuple):
     """What happened at each client, each entry [cohort]."""
 
