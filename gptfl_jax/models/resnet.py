@@ -13,7 +13,7 @@ RELEASED = {
     "conv1": "conv",
     "bn1": "norm.batch",
     **{
-        f"layer{stage + 1}.*.{theirs}{i + 1}": f"stage{stage}_block.*.{ours}"
+        f"layer{stage + 1}.*.{theirs}{i + 1}": f"stage{stage}_block*.{ours}"
         for stage in range(3)
         for i in range(2)
         for theirs, ours in (("conv", f"conv{i}"), ("bn", f"norm{i}.batch"))
