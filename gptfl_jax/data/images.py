@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -118,8 +119,19 @@ class Picture(NamedTuple):
     error: str = ""
 
 
+class Embedded(NamedTuple):
+    """A picture's file that is a cell of a table."""
+
+    where: str
+    """Table and row."""
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.where
+
+
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
+def opened(path: str | os.PathLike[str] | Embedded) -> Iterator[PIL.Image.Image]:
     """A picture, decoded.
 
     Raises:
@@ -128,7 +140,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
     """
     # The allowance is given back last, when the picture's memory is free.
     with contextlib.ExitStack() as allowance, contextlib.ExitStack() as stack:
-        file = stack.enter_context(user_files.open_plain(path, _MOST_BYTES))
+        file = stack.enter_context(
+            io.BytesIO(path.content)
+            if isinstance(path, Embedded)
+            else user_files.open_plain(path, _MOST_BYTES)
+        )
         try:
             image = stack.enter_context(PIL.Image.open(file, formats=_FORMATS))
             width, height = image.size
@@ -143,7 +159,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[PIL.Image.Image]:
 
 
 def read_picture(
-    path: pathlib.Path,
+    path: pathlib.Path | Embedded,
     image_size: int,
     channels: int,
     modes: Sequence[str] | None = None,
@@ -191,8 +207,8 @@ def _to_array(image: PIL.Image.Image) -> np.ndarray:
 
 
 def read_pictures(
-    paths: Sequence[pathlib.Path],
-    read: Callable[[pathlib.Path], Picture],
+    paths: Sequence[pathlib.Path] | Sequence[Embedded],
+    read: Callable[[Any], Picture],
     description: str = "",
 ) -> Iterable[Picture]:
     """Reads files in threads, in order, with a progress bar (Pillow frees the GIL).

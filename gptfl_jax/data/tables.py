@@ -1,6 +1,10 @@
-"""The tables that come with data sets, as CSV files: every cell is checked."""
+"""The tables that come with data sets: every cell is checked.
+
+CSV files; with `read_any` lines of JSON and Parquet files as well.
+"""
 
 import csv
+import json
 import math
 import os
 import pathlib
@@ -33,7 +37,7 @@ def read(
     try:
         missing = sorted(set(columns) - set(reader.fieldnames or ()))
         if missing:
-            raise ValueError(f"has no column {', '.join(missing)}")
+            raise _no_column(*missing)
         for row in reader:
             rows.append({name: _cell(row, name, columns[name]) for name in columns})
     except (csv.Error, ValueError) as error:
@@ -44,11 +48,95 @@ def read(
     return rows
 
 
-def _cell(row: Mapping[str, str | None], column: str, kind: Callable[[str], Any]):
+MANY_BYTES = 2**33
+"""Of a Parquet file, which may hold pictures."""
+_MANY_ROWS = 2**24
+
+
+def read_any(
+    path: pathlib.Path, columns: Mapping[str, Callable[[Any], Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a file that ends in .csv, .jsonl or .parquet.
+
+    Args:
+        columns: those wanted, each with what makes its value of the cell, or raises
+            ValueError. A cell of a CSV file is text; of others it is of any type.
+
+    Raises:
+        Unreadable: as `read`; the ending is another; or pyarrow is not installed.
+    """
+    kinds = {".csv": read, ".jsonl": _read_lines, ".parquet": _read_parquet}
+    if path.suffix not in kinds:
+        raise user_files.Unreadable(
+            path, "is no table", f"give a file that ends in {', '.join(kinds)}"
+        )
+    return kinds[path.suffix](path, columns)
+
+
+def _read_lines(path: pathlib.Path, columns: Mapping[str, Callable]) -> list[dict]:
+    rows = []
+    for number, line in enumerate(
+        user_files.read_text(path, MOST_BYTES).splitlines(), 1
+    ):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("is no object")
+            if missing := sorted(set(columns) - set(row)):
+                raise _no_column(*missing)
+            rows.append({name: _cell(row, name, columns[name]) for name in columns})
+        except (ValueError, RecursionError) as error:
+            where = f"line {number}: {user_files.brief(error)}"
+            raise user_files.Unreadable(path, where) from error
+    if not rows:
+        raise user_files.Unreadable(path, "has no rows")
+    return rows
+
+
+def _read_parquet(path: pathlib.Path, columns: Mapping[str, Callable]) -> list[dict]:
     try:
-        return kind(row[column] or "")
+        import pyarrow.parquet
+    except ImportError as error:
+        raise user_files.Unreadable(
+            path,
+            f"needs pyarrow ({user_files.brief(error)})",
+            "pip install 'gptfl-jax[parquet]'",
+        ) from error
+    rows = []
+    with user_files.open_plain(path, MANY_BYTES) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if missing := sorted(set(columns) - set(table.schema_arrow.names)):
+                raise _no_column(*missing)
+            if table.metadata.num_rows > _MANY_ROWS:
+                raise ValueError(f"has more than {_MANY_ROWS:,} rows")
+            for batch in table.iter_batches(512, columns=list(columns)):
+                for row in batch.to_pylist():
+                    rows.append(
+                        {name: _cell(row, name, columns[name]) for name in columns}
+                    )
+        except Exception as error:  # pyarrow reports broken files as almost anything
+            where = f"row {len(rows)}: " if rows else ""
+            raise user_files.Unreadable(
+                path, where + user_files.brief(error)
+            ) from error
+    if not rows:
+        raise user_files.Unreadable(path, "has no rows")
+    return rows
+
+
+def _no_column(*names: str) -> ValueError:
+    return ValueError(f"has no column {', '.join(names)}")
+
+
+def _cell(row: Mapping[str, Any], column: str, kind: Callable[[Any], Any]):
+    cell = row[column]
+    try:
+        return kind("" if cell is None else cell)
     except ValueError as error:
-        found = reprlib.repr(row[column])
+        found = reprlib.repr(cell)
         raise ValueError(f"{column} = {found}: {error}") from error
 
 

@@ -10,14 +10,7 @@ import numpy as np
 
 from gptfl_jax import user_files
 from gptfl_jax.data import images, tables
-from gptfl_jax.data.datasets import (
-    Dataset,
-    LoadReport,
-    Source,
-    contents,
-    hold_out,
-    select,
-)
+from gptfl_jax.data.datasets import Dataset, LoadReport, Source, hold_out, select
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
 from gptfl_jax.rules import Seed
@@ -43,10 +36,10 @@ def image_folder(
 
     Without these two, the folder itself holds the class folders. They are then split
     by lists, where a data set has an official split; or `test_fraction` of each class
-    (at least one picture) is drawn as test set by `split_seed`, copies of a picture all
-    on one side. Pictures are cropped to the square in their middle and resized; any
-    mode is converted. Unreadable files and those that are no pictures are reported and
-    left out; hidden folders and `__MACOSX` are no classes.
+    (at least one picture) is drawn as test set by `split_seed`. Pictures are cropped to
+    the square in their middle and resized; any mode is converted. Unreadable files and
+    those that are no pictures are reported and left out; hidden folders and `__MACOSX`
+    are no classes.
 
     Args:
         folder: holds the class folders.
@@ -80,7 +73,7 @@ def image_folder(
             files += pictures
             others += filter(matches, rest)
             numbers += [label] * len(pictures)
-        pixels, kept, left_out = _read_real(files, image_size, channels, part)
+        pixels, kept, left_out = read_real(files, image_size, channels, part)
         endings = ", ".join(sorted(_PICTURE_SUFFIXES))
         reason = f"takes pictures in files that end in {endings}"
         left_out += tuple((str(file), reason) for file in others)
@@ -123,12 +116,11 @@ def image_folder(
             "between 0 and 1"
         )
     data = read(root, None)
-    same = contents(data.inputs)
-    held_out = hold_out(data.labels, test_fraction, split_seed, same)
+    held_out = hold_out(data.labels, test_fraction, split_seed)
     if not held_out.any():
         raise UserError(
-            f"{root}: a picture a class leaves none to test on; there must be two that "
-            "differ, or the folders train and test"
+            f"{root}: a picture a class leaves none to test on; there must be two, or "
+            "the folders train and test"
         )
     return Source(select(data, ~held_out), select(data, held_out))
 
@@ -258,9 +250,17 @@ def _files_of_class(
     return pictures, others
 
 
-def _read_real(
-    files: list[pathlib.Path], image_size: int, channels: int, part: pathlib.Path
+def read_real(
+    files: Sequence[pathlib.Path | images.Embedded],
+    image_size: int,
+    channels: int,
+    part: pathlib.Path,
 ) -> tuple[np.ndarray, list[int], tuple[tuple[str, str], ...]]:
+    """Pixels of the pictures that can be read, their places, and what is left out.
+
+    Raises:
+        UserError: none can be read, or they are of several sizes and `image_size` is 0.
+    """
     read = functools.partial(
         images.read_picture, image_size=image_size, channels=channels, crop=True
     )
