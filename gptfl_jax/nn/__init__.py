@@ -1,0 +1,34 @@
+"""Layers that classifiers and generators share. Channels are last everywhere."""
+
+from gptfl_jax.convolution import conv
+from gptfl_jax.nn.layers import Conv, dense, flatten, torch_uniform
+from gptfl_jax.nn.norms import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    Norm,
+    norm,
+)
+from gptfl_jax.nn.pools import adaptive_avg_pool, avg_pool, max_pool
+from gptfl_jax.nn.sequences import frame_mask, hide_padding, mean_over_time
+
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Norm",
+    "adaptive_avg_pool",
+    "avg_pool",
+    "conv",
+    "dense",
+    "flatten",
+    "frame_mask",
+    "hide_padding",
+    "max_pool",
+    "mean_over_time",
+    "norm",
+    "torch_uniform",
+]

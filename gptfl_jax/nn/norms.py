@@ -1,0 +1,285 @@
+"""Norms, as PyTorch's.
+
+The variance is the mean squared distance from the mean, computed in a second pass
+(`E[x^2] - E[x]^2` loses all digits when the mean is large), statistics are float32 at
+least, and epsilon has no default, because the ported models differ in it.
+"""
+
+import functools
+import math
+from typing import Literal
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers
+from flax.typing import Dtype, Initializer
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from gptfl_jax import convolution
+
+Norm = Literal["batch", "group", "instance", "none"]
+
+
+class GroupNorm(flax.linen.Module):
+    """Normalises groups of channels of each example (Wu and He 2018, arXiv 1803.08494).
+
+    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [channels].
+    """
+
+    num_groups: int
+    epsilon: float
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = initializers.ones
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        channels = inputs.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"{channels} channels cannot be split into {self.num_groups} groups"
+            )
+        return _normalise_groups(self, inputs, self.num_groups)
+
+
+class InstanceNorm(flax.linen.Module):
+    """Normalises each channel of each example over its positions (Ulyanov et al. 2016).
+
+    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [channels].
+    """
+
+    epsilon: float
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = initializers.ones
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        return _normalise_groups(self, inputs, inputs.shape[-1])
+
+
+def _normalise_groups(module, inputs, groups):
+    """Group norm with the parameters of a module; one channel a group is instance
+    norm."""
+    x = inputs.astype(_statistics_dtype(inputs.dtype))
+    x = x.reshape(inputs.shape[0], -1, inputs.shape[-1])
+    x = _traced_group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
+    return x.reshape(inputs.shape).astype(module.dtype or inputs.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _group_norm(x, scale, bias, groups, epsilon):
+    """Norm of x [batch, positions, channels]. The gradient needs nothing but x and
+    sums over the positions, so nothing as large as x is kept beside it."""
+    return _group_norm_forward(x, scale, bias, groups, epsilon)[0]
+
+
+def _group_norm_forward(x, scale, bias, groups, epsilon):
+    x = convolution.keep(x)
+    mean = _group_mean(x.mean(1, keepdims=True), groups)
+    variance = _group_mean(jnp.square(x - mean).mean(1, keepdims=True), groups)
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = convolution.keep(inverse * scale)
+    return (x - mean) * factor + bias, (x, mean, inverse, factor, scale)
+
+
+def _group_norm_backward(groups, epsilon, residuals, gradient):
+    x, mean, inverse, factor, scale = residuals
+    gradient = convolution.keep(gradient)
+    d_bias = gradient.sum(1, keepdims=True)
+    d_scale = (gradient * (x - mean)).sum(1, keepdims=True) * inverse
+    # By what the gradients through mean and variance lower that of x.
+    positions = x.shape[1]
+    level = inverse * _group_mean(d_bias * scale / positions, groups)
+    slope = inverse**2 * _group_mean(d_scale * scale / positions, groups)
+    level, slope = convolution.keep((level, slope))
+    d_x = gradient * factor - level - (x - mean) * slope
+    return d_x, d_scale.sum((0, 1)), d_bias.sum((0, 1))
+
+
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+# As convolutions do, layers of one shape share what one of them has traced.
+_traced_group_norm = jax.jit(_group_norm, static_argnums=(3, 4))
+
+
+def _group_mean(x, groups):
+    """Mean over the channels of each group, repeated for each of them."""
+    if groups == x.shape[-1]:
+        return x
+    grouped = x.reshape(*x.shape[:-1], groups, -1)
+    mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)
+    return mean.reshape(x.shape)
+
+
+class LayerNorm(flax.linen.Module):
+    """Normalises the last axis (Ba et al. 2016, arXiv 1607.06450).
+
+    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [features].
+    """
+
+    epsilon: float
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = initializers.ones
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(self, inputs: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+        x = inputs.astype(_statistics_dtype(inputs.dtype))
+        mean, variance = _moments(x, (-1,))
+        x = (x - mean) * lax.rsqrt(variance + self.epsilon)
+        scale, bias = _scale_and_bias(self, x)
+        return (x * scale + bias).astype(self.dtype or inputs.dtype)
+
+
+class BatchNorm(flax.linen.Module):
+    """Normalises each channel over a batch (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    As PyTorch's: a training batch is normalised with its own (biased) variance, while
+    the running variance follows the unbiased one, n / (n - 1) times as large.
+
+    `running = momentum * running + (1 - momentum) * batch`, which makes `momentum` one
+    minus PyTorch's. Parameters: `scale` and `bias`; collection `batch_stats`: `mean`
+    and `var`; all [channels].
+    """
+
+    epsilon: float
+    momentum: float = 0.9
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = initializers.ones
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch *spatial channels"],
+        train: bool,
+        mask: Bool[Array, " batch"] | Float[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch *spatial channels"]:
+        """Normalises `inputs`; with `mask`, rows of mask 0 do not count (padding)."""
+        shape = inputs.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        x = inputs.astype(_statistics_dtype(inputs.dtype))
+        scale, bias = _scale_and_bias(self, x)
+        if train:
+            real = jnp.ones(x.shape[0], bool) if mask is None else mask != 0
+            x, batch_mean, batch_var = _batch_norm(x, scale, bias, real, self.epsilon)
+            if not self.is_initializing():
+                count = _numbers(x, real)
+                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
+                for running, batch in ((mean, batch_mean), (var, unbiased)):
+                    new = (1 - self.momentum) * batch.astype(running.value.dtype)
+                    running.value = self.momentum * running.value + new
+        else:
+            x = (x - mean.value) * lax.rsqrt(var.value + self.epsilon) * scale + bias
+        return x.astype(self.dtype or inputs.dtype)
+
+
+def _numbers(x, real):
+    """How many numbers of a channel belong to real rows."""
+    return real.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])
+
+
+def _batch_norm(x, scale, bias, real, epsilon):
+    """Norm of x [batch, ..., channels] by the mean and variance of each channel over
+    the real rows, and these two, which carry no gradient. Without real rows they are 0.
+    """
+    outputs, mean, variance = _traced_batch_norm(x, scale, bias, real, epsilon)
+    return outputs, lax.stop_gradient(mean), lax.stop_gradient(variance)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _batch_norm_with_moments(x, scale, bias, real, epsilon):
+    return _batch_norm_forward(x, scale, bias, real, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, real, epsilon):
+    x = convolution.keep(x)
+    axes = tuple(range(x.ndim - 1))
+    rows = real.reshape(-1, *[1] * (x.ndim - 1))
+    count = jnp.maximum(_numbers(x, real), 1)
+    mean = jnp.where(rows, x, 0).sum(axes) / count
+    variance = jnp.where(rows, jnp.square(x - mean), 0).sum(axes) / count
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = convolution.keep(inverse * scale)
+    outputs = (x - mean) * factor + bias, mean, variance
+    return outputs, (x, mean, inverse, factor, count, rows)
+
+
+def _batch_norm_backward(epsilon, residuals, gradients):
+    x, mean, inverse, factor, count, rows = residuals
+    gradient = convolution.keep(gradients[0])
+    axes = tuple(range(x.ndim - 1))
+    d_bias = gradient.sum(axes)
+    d_scale = (gradient * (x - mean)).sum(axes) * inverse
+    # By what the gradients through mean and variance lower that of a real x.
+    level, slope = convolution.keep(
+        (factor * d_bias / count, factor * inverse * d_scale / count)
+    )
+    lowered = jnp.where(rows, level + (x - mean) * slope, 0)
+    return gradient * factor - lowered, d_scale, d_bias, None
+
+
+_batch_norm_with_moments.defvjp(_batch_norm_forward, _batch_norm_backward)
+_traced_batch_norm = jax.jit(_batch_norm_with_moments, static_argnums=(4,))
+
+
+def _moments(x, axes):
+    mean = jnp.mean(x, axes, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+
+
+def _statistics_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _scale_and_bias(module, x):
+    """The learned ones of a norm, or 1 and 0 where it has none, as the type of x."""
+    shape = x.shape[-1:]
+    scale, bias = jnp.ones(shape, x.dtype), jnp.zeros(shape, x.dtype)
+    if module.use_scale:
+        scale = module.param("scale", module.scale_init, shape, module.param_dtype)
+    if module.use_bias:
+        bias = module.param("bias", module.bias_init, shape, module.param_dtype)
+    return scale.astype(x.dtype), bias.astype(x.dtype)
+
+
+def norm(
+    x: Float[Array, "batch *spatial channels"],
+    kind: Norm,
+    train: bool,
+    mask: Bool[Array, " batch"] | Float[Array, " batch"] | None,
+    name: str,
+) -> Float[Array, "batch *spatial channels"]:
+    """A norm of a classifier, with the epsilon and momentum of PyTorch.
+
+    Called where a module calls its layers; the layer is called `name`. Groups are as
+    many as divide both 32 and the channels, at most.
+    """
+    match kind:
+        case "batch":
+            return BatchNorm(epsilon=1e-5, momentum=0.9, name=name)(x, train, mask)
+        case "group":
+            groups = math.gcd(32, x.shape[-1])
+            return GroupNorm(groups, epsilon=1e-5, name=name)(x)
+        case "instance":
+            return InstanceNorm(epsilon=1e-5, name=name)(x)
+    return x
