@@ -42,3 +42,13 @@ def told():
 
     yield interruption._state.told
     interruption._state.told.clear()
+
+
+@pytest.fixture
+def web_server():
+    """A web server on this machine, whose files the test makes up."""
+    from .web_server import WebServer
+
+    server = WebServer()
+    yield server
+    server.close()

@@ -109,7 +109,10 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
     validation = None
     if config.train.validation_fraction:
         held_out = datasets.hold_out(
-            dataset.labels, config.train.validation_fraction, config.seed
+            dataset.labels,
+            config.train.validation_fraction,
+            config.seed,
+            datasets.contents(dataset.inputs),
         )
         validation = datasets.select(dataset, held_out)
         dataset = datasets.select(dataset, ~held_out)

@@ -1,10 +1,11 @@
 """Data sets as arrays: examples with labels, a source with its split, parts of it."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32, PyTree, Shaped
+from jaxtyping import Bool, Int, Int32, PyTree, Shaped
 
 from gptfl_jax import user_files
 from gptfl_jax.data import audio
@@ -77,20 +78,48 @@ class LoadReport(NamedTuple):
 
 
 def hold_out(
-    labels: Int32[np.ndarray, " examples"], fraction: int | float, seed: int
+    labels: Int32[np.ndarray, " examples"],
+    fraction: int | float,
+    seed: int,
+    contents: Int[np.ndarray, " examples"] | None = None,
 ) -> Bool[np.ndarray, " examples"]:
     """Draws `fraction` of each class at random (at least one where a class has two).
+
+    Args:
+        contents: as `contents` gives them. Examples of the same content count as one,
+            of the class of the first, and are all held out or none of them is. None:
+            all differ.
 
     Returns:
         True where held out.
     """
+    first = np.arange(len(labels))
+    if contents is not None:
+        _, firsts, which = np.unique(contents, return_index=True, return_inverse=True)
+        first = firsts[which]
     generator = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
+        rows = np.flatnonzero((labels == label) & (first == np.arange(len(labels))))
+        rows = generator.permutation(rows)
         count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
         held_out[rows[:count]] = True
-    return held_out
+    return held_out[first]
+
+
+def contents(
+    inputs: PyTree[Shaped[np.ndarray, "examples ..."]],
+) -> Int[np.ndarray, " examples"]:
+    """A number for each example, the same for examples that are equal in every bit."""
+    leaves = jax.tree.leaves(inputs)
+    numbers: dict[bytes, int] = {}
+    found = np.empty(len(leaves[0]), np.int64)
+    for row in range(len(found)):
+        digest = hashlib.blake2b(digest_size=16)
+        for leaf in leaves:
+            digest.update(np.ascontiguousarray(leaf[row]))
+        found[row] = numbers.setdefault(digest.digest(), len(numbers))
+    return found
 
 
 def select(dataset: Dataset, rows: Shaped[np.ndarray, " rows"]) -> Dataset:

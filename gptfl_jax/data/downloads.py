@@ -5,13 +5,10 @@ import os
 import pathlib
 import tarfile
 import tempfile
-import urllib.request
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
-from gptfl_jax import user_files
+from gptfl_jax import user_files, web_files
 from gptfl_jax.errors import UserError
 
 
@@ -86,25 +83,28 @@ def download(release: Release, target: pathlib.Path) -> None:
             dir=target.parent, prefix=".download-"
         ) as temporary:
             archive = pathlib.Path(temporary) / "archive"
-            found = _fetch(release, archive)
+            web_files.download(release.url, archive)
             unpacked = pathlib.Path(temporary) / "unpacked"
             if release.files:
                 root = unpacked / _unpack_files(release, archive, unpacked)
             else:
-                _check(release, found)
+                with archive.open("rb") as file:
+                    found = hashlib.file_digest(file, release.algorithm)
+                _check(release, found.hexdigest())
                 with tarfile.open(archive) as tar:
                     tar.extractall(unpacked, filter="data")
                 inside = list(unpacked.iterdir())
                 alone = len(inside) == 1 and inside[0].is_dir()
                 root = inside[0] if alone else unpacked
             os.replace(root, target)
-    except UserError:
-        raise
     except Exception as error:  # a damaged archive raises almost anything
+        failed = isinstance(error, web_files.DownloadFailed)
+        if isinstance(error, UserError) and not failed:
+            raise
+        reason = error.reason if failed else user_files.brief(error)
         raise UserError(
-            f"{release.url}: cannot be downloaded to {target} "
-            f"({user_files.brief(error)}): try again, or download and unpack it there "
-            "yourself"
+            f"{release.url}: cannot be downloaded to {target} ({reason}): try again, "
+            "or download and unpack it there yourself"
         ) from error
 
 
@@ -139,19 +139,3 @@ def _check(release: Release, found: str) -> None:
             f"{found} and should be {release.digest}: try again, or get it by other "
             "means"
         )
-
-
-def _fetch(release: Release, path: pathlib.Path) -> str:
-    """Downloads to a file with a progress bar; returns the checksum."""
-    checksum = hashlib.new(release.algorithm)
-    with (
-        urllib.request.urlopen(release.url, timeout=60) as reply,
-        path.open("wb") as to,
-    ):
-        size = int(reply.headers.get("Content-Length") or 0)
-        with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
-            while block := reply.read(1 << 20):
-                checksum.update(block)
-                to.write(block)
-                bar.update(len(block))
-    return checksum.hexdigest()

@@ -10,14 +10,17 @@ representation of an example (`Learner.represent`).
 
 Layers are called as in the files of released weights, with `_0` for `.0`
 (`released.torch_weights`). Where the names differ, the file's `RELEASED` maps theirs to
-ours; `load_weights` reads such files.
+ours, and where the layout does, `FLATTENED` says so (`released.classifiers`).
+`load_weights` reads such files, and `released_weights` is what one would hold.
 """
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import PyTree
 
 from gptfl_jax import choices, families
@@ -53,6 +56,26 @@ def load_weights(
     Raises:
         UserError: the file is missing, damaged, unsafe or of another model.
     """
-    module = sys.modules[choices.find(families.MODEL, name).__module__]
-    weights = classifiers.read(path, getattr(module, "RELEASED", None))
+    weights = classifiers.read(path, _names(name))
     return classifiers.fill(variables, weights, os.fspath(path))
+
+
+def released_weights(
+    name: str, variables: Mapping[str, PyTree]
+) -> dict[str, np.ndarray]:
+    """Weights by the names and in the layout of the files that `load_weights` takes.
+
+    Args:
+        name: as in `create`.
+        variables: of the model.
+
+    Raises:
+        UserError: no such module.
+    """
+    return classifiers.released_weights(variables, _names(name))
+
+
+def _names(name):
+    module = sys.modules[choices.find(families.MODEL, name).__module__]
+    tables = (getattr(module, table, {}) for table in ("RELEASED", "FLATTENED"))
+    return classifiers.Names(*tables)

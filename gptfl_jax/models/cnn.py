@@ -8,6 +8,9 @@ from jaxtyping import Array, Float
 from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, max_pool
 
+FLATTENED = {"dense": "conv1"}
+"""The dense layer takes a picture of as many channels as `conv1` makes."""
+
 
 class Model(nn.Module):
     """2 x [conv 5x5, relu, max pool 2] with 32 and 64 channels, dense 512, linear.

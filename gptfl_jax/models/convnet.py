@@ -8,6 +8,18 @@ from jaxtyping import Array, Float
 from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, GroupNorm, InstanceNorm, avg_pool
 
+RELEASED = {
+    theirs: ours
+    for i in range(16)
+    for theirs, ours in (
+        (f"features.{4 * i}", f"conv{i}"),
+        (f"features.{4 * i + 1}", f"norm{i}"),
+    )
+}
+"""The original's names of our layers, where they differ."""
+FLATTENED = {"classifier": "conv0"}
+"""The classifier takes a picture of as many channels as `conv0` makes."""
+
 
 class Model(nn.Module):
     """`depth` x [conv 3x3, norm, relu, average pool 2], then a linear layer.

@@ -13,7 +13,6 @@ from flax.linen.initializers import normal, variance_scaling
 from jaxtyping import Array, Float
 
 from gptfl_jax import rules
-from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, Norm, norm
 from gptfl_jax.released import classifiers
 
@@ -177,17 +176,18 @@ def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, unsafe or of another model.
     """
-    weights = classifiers.read(path, RELEASED)
-    try:
-        model = Model(
-            num_classes=len(weights["classifier.weight"]),
-            norm=classifiers.norm_of(weights, "features.0.1"),
-            width=len(weights["features.17.conv.2.weight"]) / _STAGES[-1][1],
-        )
-        channels = weights["features.0.0.weight"].shape[1]
-    except (KeyError, IndexError) as error:
-        raise UserError(
-            f"{os.fspath(path)}: not a MobileNetV2 by torchvision's names: name "
-            "another file"
-        ) from error
-    return model, classifiers.variables_of(model, (32, 32, channels), weights, path)
+    return classifiers.read_model(
+        path,
+        classifiers.Names(RELEASED),
+        _described,
+        "a MobileNetV2 by torchvision's names",
+    )
+
+
+def _described(weights):
+    model = Model(
+        num_classes=len(weights["classifier.weight"]),
+        norm=classifiers.norm_of(weights, "features.0.1"),
+        width=len(weights["features.17.conv.2.weight"]) / _STAGES[-1][1],
+    )
+    return model, (32, 32, weights["features.0.0.weight"].shape[1])

@@ -9,6 +9,19 @@ from jaxtyping import Array, Float
 from gptfl_jax.errors import UserError
 from gptfl_jax.nn import BatchNorm, Conv, GroupNorm
 
+RELEASED = {
+    "conv1": "conv",
+    "bn1": "norm.batch",
+    **{
+        f"layer{stage + 1}.*.{theirs}{i + 1}": f"stage{stage}_block*.{ours}"
+        for stage in range(3)
+        for i in range(2)
+        for theirs, ours in (("conv", f"conv{i}"), ("bn", f"norm{i}.batch"))
+    },
+    "linear": "classifier",
+}
+"""The original's names of our layers, where they differ."""
+
 
 class Norm(nn.Module):
     """Batch or group normalisation with the epsilon and momentum of PyTorch.

@@ -13,7 +13,6 @@ from flax.linen.initializers import variance_scaling
 from jaxtyping import Array, Float
 
 from gptfl_jax import rules
-from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, Norm, dense, max_pool, norm
 from gptfl_jax.released import classifiers
 
@@ -138,23 +137,26 @@ def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, unsafe or of another model.
     """
-    weights = classifiers.read(path, RELEASED)
-    try:
-        width, channels, window, _ = weights["conv1.weight"].shape
-        stages = tuple(
-            sum(f"layer{stage}.{i}.conv1.weight" in weights for i in range(100))
-            for stage in (1, 2, 3, 4)
-        )
-        shape = stages, "layer1.0.conv3.weight" in weights
-        model = Model(
-            num_classes=len(weights["classifier.weight"]),
-            depth=next(depth for depth, each in _DEPTHS.items() if each == shape),
-            stem="imagenet" if window == 7 else "cifar",
-            norm=classifiers.norm_of(weights, "bn1"),
-            width=width,
-        )
-    except (KeyError, ValueError, StopIteration) as error:
-        raise UserError(
-            f"{os.fspath(path)}: not a ResNet by torchvision's names: name another file"
-        ) from error
-    return model, classifiers.variables_of(model, (32, 32, channels), weights, path)
+    return classifiers.read_model(
+        path,
+        classifiers.Names(RELEASED),
+        _described,
+        "a ResNet by torchvision's names",
+    )
+
+
+def _described(weights):
+    width, channels, window, _ = weights["conv1.weight"].shape
+    stages = tuple(
+        sum(f"layer{stage}.{i}.conv1.weight" in weights for i in range(100))
+        for stage in (1, 2, 3, 4)
+    )
+    shape = stages, "layer1.0.conv3.weight" in weights
+    model = Model(
+        num_classes=len(weights["classifier.weight"]),
+        depth=next(depth for depth, each in _DEPTHS.items() if each == shape),
+        stem="imagenet" if window == 7 else "cifar",
+        norm=classifiers.norm_of(weights, "bn1"),
+        width=width,
+    )
+    return model, (32, 32, channels)

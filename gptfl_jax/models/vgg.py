@@ -107,25 +107,24 @@ def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, unsafe or of another model.
     """
-    weights = classifiers.read(path, RELEASED)
-    try:
-        kind = classifiers.norm_of(weights, "features.1")
-        count = sum(
-            name.startswith("features.") and value.ndim == 4
-            for name, value in weights.items()
-        )
-        width, channels, _, _ = weights["features.0.weight"].shape
-        hidden, inputs = weights["dense.0.weight"].shape
-        model = Model(
-            num_classes=len(weights["classifier.weight"]),
-            depth=next(d for d, stages in _DEPTHS.items() if sum(stages) == count),
-            norm=kind,
-            width=width,
-            pooled=round((inputs / (8 * width)) ** 0.5),
-            hidden=hidden,
-        )
-    except (KeyError, ValueError, StopIteration) as error:
-        raise UserError(
-            f"{os.fspath(path)}: not a VGG by torchvision's names: name another file"
-        ) from error
-    return model, classifiers.variables_of(model, (32, 32, channels), weights, path)
+    return classifiers.read_model(
+        path, classifiers.Names(RELEASED), _described, "a VGG by torchvision's names"
+    )
+
+
+def _described(weights):
+    count = sum(
+        name.startswith("features.") and value.ndim == 4
+        for name, value in weights.items()
+    )
+    width, channels, _, _ = weights["features.0.weight"].shape
+    hidden, inputs = weights["dense.0.weight"].shape
+    model = Model(
+        num_classes=len(weights["classifier.weight"]),
+        depth=next(d for d, stages in _DEPTHS.items() if sum(stages) == count),
+        norm=classifiers.norm_of(weights, "features.1"),
+        width=width,
+        pooled=round((inputs / (8 * width)) ** 0.5),
+        hidden=hidden,
+    )
+    return model, (32, 32, channels)

@@ -1,9 +1,18 @@
-"""Released weights of classifiers, for the models of `gptfl_jax.models`."""
+"""Released weights of classifiers, for the models of `gptfl_jax.models`.
+
+What a family's files call its layers is a table, `RELEASED` of its module: their name
+to ours, `*` for a number that both have. A name is that of a layer, or of one weight.
+Where several of theirs are for one of ours, files are written with the first.
+`FLATTENED` names the layers that take a flattened picture, channel by channel in the
+files and pixel by pixel in ours, each with a layer that has as many outputs as that
+picture has channels. Both tables serve in both directions.
+"""
 
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,31 +20,80 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from gptfl_jax.errors import UserError
 from gptfl_jax.released import hub, torch_weights
 
 HEAD = "classifier"
 """The layer that makes the logits."""
 
 
-def read(
-    path: str | os.PathLike, names: Mapping[str, str] | None = None
-) -> dict[str, np.ndarray]:
+class Names(NamedTuple):
+    """A family's tables, which the head of this file describes."""
+
+    released: Mapping[str, str] = {}
+    flattened: Mapping[str, str] = {}
+
+
+NO_NAMES = Names()
+
+
+def read(path: str | os.PathLike, names: Names = NO_NAMES) -> dict[str, np.ndarray]:
     """The weights of a file, under the names that `torch_weights` gives ours.
 
     Args:
         path: a `.safetensors`, `.pth` or `.bin` file.
-        names: the file's name of a layer -> ours, where they differ.
+        names: of the family that the file is of.
 
     Raises:
         UserError: the file is missing, damaged, unsafe or not one of weights.
     """
-    names = names or {}
     found = {}
     for name, value in hub.read_weights(pathlib.Path(path).expanduser()).items():
-        layer, _, leaf = name.rpartition(".")
-        if leaf != "num_batches_tracked":  # momentum averages need no count
-            found[f"{names.get(layer, layer)}.{leaf}"] = value
-    return found
+        # Running means that follow a momentum need no count.
+        if not name.endswith("num_batches_tracked"):
+            found[_renamed(name, names.released)] = value
+    return _reordered(found, names, theirs=True)
+
+
+def released_weights(
+    variables: Mapping[str, PyTree], names: Names = NO_NAMES
+) -> dict[str, np.ndarray]:
+    """The inverse of `read` and `fill`: by the files' names and in their layout.
+
+    Args:
+        variables: of a model.
+        names: of its family.
+    """
+    weights = torch_weights.variables_to_torch(variables)
+    weights = _reordered(weights, names, theirs=False)
+    back = {ours: theirs for theirs, ours in reversed(names.released.items())}
+    return {_renamed(name, back): value for name, value in weights.items()}
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """The other side's name of a weight, which the table has, or its layer."""
+    layer, _, leaf = name.rpartition(".")
+    for known, rest in ((name, ""), (layer, f".{leaf}")):
+        for old, new in table.items():
+            found = re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), known)
+            if found:
+                numbers = iter(found.groups())
+                return re.sub(r"\*", lambda _, each=numbers: next(each), new) + rest
+    return name
+
+
+def _reordered(weights, names, theirs):
+    """Weights with the inputs of `names.flattened` in the other side's order."""
+    weights = dict(weights)
+    for layer, before in names.flattened.items():
+        name, channels = f"{layer}.weight", len(weights.get(f"{before}.weight", ()))
+        value = weights.get(name)
+        # What does not fit is for whoever uses the weights to say.
+        if value is not None and channels and value.shape[-1] % channels == 0:
+            order = (channels, -1) if theirs else (-1, channels)
+            value = value.reshape(len(value), *order).swapaxes(1, 2)
+            weights[name] = value.reshape(len(value), -1)
+    return weights
 
 
 def norm_of(
@@ -89,23 +147,32 @@ def fill(
     return loaded, whole
 
 
-def variables_of(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    weights: Mapping[str, np.ndarray],
-    source: str | os.PathLike,
-) -> dict[str, Any]:
-    """The variables of a model that a file's weights are all of.
+def read_model(
+    path: str | os.PathLike,
+    names: Names,
+    describe: Callable[[Mapping[str, np.ndarray]], tuple[nn.Module, tuple[int, ...]]],
+    family: str,
+) -> tuple[Any, dict[str, Any]]:
+    """The model that a file's weights are all of, and its variables.
 
     Args:
-        shape: of one input.
-        weights: from `read`.
-        source: where they come from, for error messages.
+        path: a `.safetensors`, `.pth` or `.bin` file.
+        names: of the family.
+        describe: weights, from `read` -> the model and the shape of one input. What it
+            raises as it looks for them says that the file is of another model.
+        family: what the file should be, as "a VGG by torchvision's names".
 
     Raises:
-        UserError: a weight is missing, left over or of another shape.
+        UserError: the file is missing, damaged, unsafe or of another model.
     """
+    weights = read(path, names)
+    try:
+        model, shape = describe(weights)
+    except (LookupError, ValueError, StopIteration) as error:
+        raise UserError(
+            f"{os.fspath(path)}: not {family}: name another file"
+        ) from error
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)))
     )
-    return fill(shapes, weights, os.fspath(source))[0]
+    return model, fill(shapes, weights, os.fspath(path))[0]

@@ -10,7 +10,14 @@ import numpy as np
 
 from gptfl_jax import user_files
 from gptfl_jax.data import images, tables
-from gptfl_jax.data.datasets import Dataset, LoadReport, Source, hold_out, select
+from gptfl_jax.data.datasets import (
+    Dataset,
+    LoadReport,
+    Source,
+    contents,
+    hold_out,
+    select,
+)
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
 from gptfl_jax.rules import Seed
@@ -36,10 +43,10 @@ def image_folder(
 
     Without these two, the folder itself holds the class folders. They are then split
     by lists, where a data set has an official split; or `test_fraction` of each class
-    (at least one picture) is drawn as test set by `split_seed`. Pictures are cropped to
-    the square in their middle and resized; any mode is converted. Unreadable files and
-    those that are no pictures are reported and left out; hidden folders and `__MACOSX`
-    are no classes.
+    (at least one picture) is drawn as test set by `split_seed`, copies of a picture all
+    on one side. Pictures are cropped to the square in their middle and resized; any
+    mode is converted. Unreadable files and those that are no pictures are reported and
+    left out; hidden folders and `__MACOSX` are no classes.
 
     Args:
         folder: holds the class folders.
@@ -116,11 +123,12 @@ def image_folder(
             "between 0 and 1"
         )
     data = read(root, None)
-    held_out = hold_out(data.labels, test_fraction, split_seed)
+    same = contents(data.inputs)
+    held_out = hold_out(data.labels, test_fraction, split_seed, same)
     if not held_out.any():
         raise UserError(
-            f"{root}: a picture a class leaves none to test on; there must be two, or "
-            "the folders train and test"
+            f"{root}: a picture a class leaves none to test on; there must be two that "
+            "differ, or the folders train and test"
         )
     return Source(select(data, ~held_out), select(data, held_out))
 

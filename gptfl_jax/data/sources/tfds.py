@@ -3,14 +3,14 @@
 import concurrent.futures
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from gptfl_jax import rules, user_files
 from gptfl_jax.data import images
-from gptfl_jax.data.datasets import Dataset, Source, hold_out, select
+from gptfl_jax.data.datasets import Dataset, Source, contents, hold_out, select
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, same_name
 
@@ -54,7 +54,8 @@ def tfds(
         channels: 1 or 3; 0 keeps the set's own.
         train_split: its split, or a part of it as train[:80%].
         test_split: the same of the test set; empty takes "test", else "validation",
-            else `test_fraction` of each class of the training split.
+            else `test_fraction` of each class of the training split, copies of a
+            picture all on one side.
         test_fraction: share of each class in a test set that is drawn.
         split_seed: of that draw.
         labels: the known label set whose class names, order and prompts apply; empty
@@ -89,6 +90,7 @@ def tfds(
     found = [split for split in ("test", "validation") if split in splits]
     test_split = test_split or (found[0] if found else "" if splits else "test")
     if test_split:
+        _require_apart(builder, name, train_split, test_split)
         train, test = read(train_split), read(test_split)
         if train.inputs.shape[1:] != test.inputs.shape[1:]:
             raise _of_several_sizes(name)
@@ -99,7 +101,7 @@ def tfds(
             "between 0 and 1"
         )
     data = read(train_split)
-    held_out = hold_out(data.labels, test_fraction, split_seed)
+    held_out = hold_out(data.labels, test_fraction, split_seed, contents(data.inputs))
     return Source(select(data, ~held_out), select(data, held_out))
 
 
@@ -175,6 +177,43 @@ def _classes(
         f"config.data.options.labels = {labels!r}: its {len(classes)} classes are not "
         f"the {len(own)} of {name}"
     )
+
+
+class _Rows(NamedTuple):
+    """Examples that lie in one of a set's files, from `start` to before `stop`."""
+
+    file: str
+    start: int
+    stop: int
+
+
+def _rows_of(builder: Any, split: str) -> list[_Rows]:
+    """Where the examples of a split lie; empty where the set does not say."""
+    try:
+        parts = builder.info.splits[split].file_instructions
+    except Exception:  # as in `_builder`; `_open` says what is wrong
+        return []
+    return [
+        _Rows(
+            str(part.filename),
+            part.skip,
+            part.examples_in_shard if part.take < 0 else part.skip + part.take,
+        )
+        for part in parts
+    ]
+
+
+def _require_apart(builder: Any, name: str, train_split: str, test_split: str) -> None:
+    """Refuses splits that share examples, as train and train[80%:]."""
+    tests = {rows.file: rows for rows in _rows_of(builder, test_split)}
+    for rows in _rows_of(builder, train_split):
+        other = tests.get(rows.file)
+        if other and rows.start < other.stop and other.start < rows.stop:
+            raise UserError(
+                f"{name}: config.data.options.train_split = {train_split!r} and "
+                f"test_split = {test_split!r} share examples: take parts that do not "
+                "overlap, as train[:80%] and train[80%:]"
+            )
 
 
 def _open(builder: Any, folder: str, name: str, split: str) -> Sequence[Any]:

@@ -100,7 +100,7 @@ def test_download_whose_files_are_checked(server, fsdd, tmp_path, monkeypatch):
     ("name", "changes", "message"),
     [
         ("archive.tar.gz", {"digest": "0" * 64}, "and should be 0000"),
-        ("gone.tar.gz", {}, "cannot be downloaded to .* 404"),
+        ("gone.tar.gz", {}, r"cannot be downloaded to .* \(404"),
         ("evil.tar.gz", {}, "cannot be downloaded to .* outside"),
     ],
 )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gptfl_jax import choices, families, models, training
 from gptfl_jax.errors import UserError
@@ -61,6 +62,43 @@ def test_the_page_names_every_model(repository):
     page = (repository / "docs/models.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert sorted(named) == list(choices.available(families.MODEL))
+
+
+# Of every family a small member, and layers by the names of the files that it has.
+FILES = {
+    "audio_cnn": ({"widths": (4, 6)}, (9, 8), ()),
+    "audio_conv_rnn": ({"widths": (4, 6), "features": 3}, (9, 8), ("pred_layer.2",)),
+    "cnn": ({"hidden": 4}, (8, 8, 1), ("classifier",)),
+    "convnet": ({"width": 4, "depth": 2}, (8, 8, 3), ("features.4", "features.5")),
+    "lenet": ({}, (28, 28, 1), ("fc3",)),
+    "logistic_regression": ({}, (5,), ("classifier",)),
+    "mlp": ({"hidden": (3,)}, (5,), ("classifier",)),
+    "mobilenet_v2": ({"width": 0.1}, (32, 32, 3), ("classifier.1", "features.18.0")),
+    "resnet": ({"depth": 8, "width": 8}, (8, 8, 3), ("bn1", "layer3.0.bn2", "linear")),
+    "resnet_imagenet": ({"width": 2}, (32, 32, 3), ("fc", "layer4.1.conv2")),
+    "vgg": (
+        {"depth": 11, "width": 2, "hidden": 3, "norm": "batch"},
+        (32, 32, 3),
+        ("classifier.6", "features.1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", choices.available(families.MODEL))
+def test_files_of_released_weights_are_written_and_read(name, tmp_path):
+    options, shape, layers = FILES[name]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        shapes(name, shape, **options),
+    )
+    weights = models.released_weights(name, variables)
+    assert {f"{layer}.weight" for layer in layers} <= set(weights)
+    save_file(weights, tmp_path / "x.safetensors")
+    zeros = jax.tree.map(np.zeros_like, variables)
+    read, whole = models.load_weights(name, zeros, tmp_path / "x.safetensors")
+    assert whole
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
 
 
 def test_convnet_by_hand():

@@ -84,6 +84,23 @@ def test_one_picture_leaves_none_to_test_on(tmp_path):
         sources.load("image_folder", str(tmp_path))
 
 
+def test_copies_of_a_picture_are_on_one_side_of_the_split(tmp_path):
+    picture_folders(tmp_path, cat=10)
+    for i in range(10):
+        save_picture(tmp_path / "cat" / f"copy of {i}.bmp", np.full((4, 4, 3), i))
+        save_picture(tmp_path / "dog" / f"{i}.png", np.full((4, 4, 3), 100 + i))
+    save_picture(tmp_path / "dog/a cat.png", np.full((4, 4, 3), 7))  # labelled wrongly
+    for seed in range(4):
+        source = sources.load("image_folder", str(tmp_path), split_seed=seed)
+        greys = [
+            set(part.inputs[:, 0, 0, 0].tolist())
+            for part in (source.train, source.test)
+        ]
+        assert not greys[0] & greys[1]
+        assert sum(grey < 100 for grey in greys[1]) == 2  # of ten that differ
+        assert sum(grey >= 100 for grey in greys[1]) == 2
+
+
 def test_class_names_are_known_without_the_pictures(tmp_path):
     picture_folders(tmp_path, owl=1, **{"red fox": 0})
     (tmp_path / "owl/broken.png").write_bytes(b"not a picture")
@@ -96,8 +113,8 @@ def test_class_names_are_known_without_the_pictures(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_shown_escaped(tmp_path, capsys):
-    for name in ("a", "b"):
-        save_picture(tmp_path / "cat" / f"{name}.png", np.zeros((4, 4, 3)))
+    for value, name in enumerate(("a", "b")):
+        save_picture(tmp_path / "cat" / f"{name}.png", np.full((4, 4, 3), value))
     broken = os.fsencode(tmp_path / "cat") + b"/\xff\x1b[31m.png"
     with open(broken, "wb") as file:
         file.write(b"no picture")
@@ -165,7 +182,9 @@ def test_numbered_folders_are_the_classes_of_a_label_set_in_order(tmp_path, firs
     for name in ("0", "1", "9", "10"):
         if (tmp_path / name).is_dir():
             save_picture(tmp_path / name / "0.png", np.full((4, 4, 3), int(name)))
-            save_picture(tmp_path / name / "1.png", np.full((4, 4, 3), int(name)))
+            pixels = np.full((4, 4, 3), int(name))
+            pixels[1:] = 99
+            save_picture(tmp_path / name / "1.png", pixels)
     options = {"labels": "cifar10", "classes": ("truck", "airplane")}
     source = sources.load("image_folder", str(tmp_path), **options)
     assert source.train.class_names == ("truck", "airplane")

@@ -51,13 +51,14 @@ class Fields(tensorflow_datasets.core.GeneratorBasedBuilder):
 
 
 class Unsplit(Fields):
-    """Twice as many, without a test split."""
+    """Four times as many, without a test split: two pictures a class, each twice."""
 
     SPLITS = ("train",)
 
     def _generate_examples(self, name):
-        for copy in range(2):
-            for i, example in super()._generate_examples(name):
+        for copy in range(4):
+            part = ("train", "other")[copy // 2]
+            for i, example in super()._generate_examples(part):
                 yield f"{copy}-{i}", example
 
 
@@ -102,12 +103,20 @@ def test_classes_take_the_order_of_a_known_label_set(folder):
 
 def test_splits(folder):
     drawn = sources.load("tfds", folder, name="unsplit")
-    assert drawn.train.labels.tolist().count(3) == 1
-    assert sorted(drawn.test.labels.tolist()) == list(range(10))
+    greys = [part.inputs[:, 0, 0, 0].tolist() for part in (drawn.train, drawn.test)]
+    for part in (drawn.train, drawn.test):
+        assert sorted(part.labels.tolist()) == sorted([*range(10), *range(10)])
+    assert not set(greys[0]) & set(greys[1])  # no picture is on both sides
     options = {"train_split": "validation", "test_split": "train[:40%]"}
     parts = sources.load("tfds", folder, name="fields", **options)
     assert len(parts.train.labels) == 10 and len(parts.test.labels) == 4
     assert set(parts.train.inputs[:, 0, 0, 0] % 10) == {1}
+    parts = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
+    parts = sources.load("tfds", folder, name="fields", **parts)
+    assert len(parts.train.labels) == 8 and len(parts.test.labels) == 2
+    parts = {"train_split": "train", "test_split": "train[80%:]"}
+    with pytest.raises(UserError, match=r"'train\[80%:\]' share examples: take parts"):
+        sources.load("tfds", folder, name="fields", **parts)
     with pytest.raises(
         UserError, match=r"fields: no split 'half' .* splits train, val"
     ):
