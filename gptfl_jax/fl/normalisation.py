@@ -132,6 +132,8 @@ def _evaluation_mode(call, args, kwargs, context):
     if context.method_name != "__call__":
         return call(*args, **kwargs)
     if isinstance(context.module, nn.BatchNorm):
+        if not context.module.track_running_stats:
+            return call(*args, **kwargs)
         return call(args[0] if args else kwargs["inputs"], train=False)
     if isinstance(context.module, flax.linen.BatchNorm):
         return call(*args, **{**kwargs, "use_running_average": True})

@@ -1,13 +1,17 @@
 """Residual networks for 32x32 pictures (arXiv 1512.03385, section 4.2)."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float
 
+from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import BatchNorm, Conv, GroupNorm
+from gptfl_jax.nn import Conv, Norm, norm
 
 RELEASED = {
     "conv1": "conv",
@@ -23,15 +27,12 @@ RELEASED = {
 """The original's names of our layers, where they differ."""
 
 
-class Norm(nn.Module):
-    """Batch or group normalisation with the epsilon and momentum of PyTorch.
+class NamedNorm(nn.Module):
+    """A norm within a module of its own, called by its kind, as in all checkpoints."""
 
-    In federated learning batch statistics differ between clients; group normalisation
-    has none (arXiv 1910.00189).
-    """
-
-    kind: str
+    norm: Norm
     groups: int
+    track_running_stats: bool
 
     @nn.compact
     def __call__(
@@ -40,14 +41,14 @@ class Norm(nn.Module):
         train: bool,
         mask: Float[Array, " batch"] | None,
     ) -> Float[Array, "batch height width channels"]:
-        if self.kind == "batch":
-            return BatchNorm(epsilon=1e-5, momentum=0.9, name="batch")(
-                inputs, train, mask
-            )
-        if self.kind == "group":
-            return GroupNorm(self.groups, epsilon=1e-5, name="group")(inputs)
-        raise UserError(
-            f"config.model.options.norm = {self.kind!r}: takes batch or group"
+        return norm(
+            inputs,
+            self.norm,
+            train,
+            mask,
+            self.norm,
+            self.groups,
+            self.track_running_stats,
         )
 
 
@@ -60,8 +61,7 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    norm: str
-    groups: int
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(
@@ -82,7 +82,7 @@ class BasicBlock(nn.Module):
                 kernel_init=he_normal(),
                 name=f"conv{i}",
             )(x)
-            x = Norm(self.norm, self.groups, name=f"norm{i}")(x, train, mask)
+            x = self.norm(name=f"norm{i}")(x, train, mask)
             x = jax.nn.relu(x) if i == 0 else x
         shortcut = inputs[:, :: self.stride, :: self.stride]
         new = self.features - shortcut.shape[-1]
@@ -100,15 +100,19 @@ class Model(nn.Module):
         num_classes: outputs.
         depth: 6 n + 2 with n blocks a stage: 8, 14, 20, 32, 44, 56, 110.
         width: channels of the first stage.
-        norm: "batch" or "group".
-        groups: of group normalisation; must divide `width`.
+        norm: "batch", "group", "instance" or "none". In federated learning batch
+            statistics differ between clients; the others have none (arXiv 1910.00189).
+        groups: of group normalisation, or the most that divide them and the channels.
+        track_running_stats: of batch normalisation, whether tests take the running
+            statistics, or those of each batch, on which their results then depend.
     """
 
     num_classes: int
-    depth: int = 20
-    width: int = 16
-    norm: str = "batch"
-    groups: int = 8
+    depth: rules.PositiveCount = 20
+    width: rules.PositiveCount = 16
+    norm: Norm = "batch"
+    groups: rules.PositiveCount = 8
+    track_running_stats: bool = True
 
     @nn.compact
     def __call__(
@@ -131,14 +135,16 @@ class Model(nn.Module):
             kernel_init=he_normal(),
             name="conv",
         )(inputs)
-        x = jax.nn.relu(Norm(self.norm, self.groups, name="norm")(x, train, mask))
+        make_norm = functools.partial(
+            NamedNorm, self.norm, self.groups, self.track_running_stats
+        )
+        x = jax.nn.relu(make_norm(name="norm")(x, train, mask))
         for stage in range(3):
             for i in range(blocks):
                 x = BasicBlock(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
-                    norm=self.norm,
-                    groups=self.groups,
+                    norm=make_norm,
                     name=f"stage{stage}_block{i}",
                 )(x, train, mask)
         return nn.Dense(self.num_classes, name="classifier")(x.mean((1, 2)))

@@ -124,12 +124,14 @@ def _group_mean(x, groups):
 
 
 class LayerNorm(flax.linen.Module):
-    """Normalises the last axis (Ba et al. 2016, arXiv 1607.06450).
+    """Normalises the last axes together (Ba et al. 2016, arXiv 1607.06450).
 
-    `epsilon` is added to the variance. Parameters: `scale` and `bias`, both [features].
+    `axes` says how many. `epsilon` is added to the variance. Parameters: `scale` and
+    `bias`, both of the shape of these axes.
     """
 
     epsilon: float
+    axes: int = 1
     use_scale: bool = True
     use_bias: bool = True
     dtype: Dtype | None = None
@@ -140,9 +142,9 @@ class LayerNorm(flax.linen.Module):
     @flax.linen.compact
     def __call__(self, inputs: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
         x = inputs.astype(_statistics_dtype(inputs.dtype))
-        mean, variance = _moments(x, (-1,))
+        mean, variance = _moments(x, tuple(range(-self.axes, 0)))
         x = (x - mean) * lax.rsqrt(variance + self.epsilon)
-        scale, bias = _scale_and_bias(self, x)
+        scale, bias = _scale_and_bias(self, x, self.axes)
         return (x * scale + bias).astype(self.dtype or inputs.dtype)
 
 
@@ -154,11 +156,14 @@ class BatchNorm(flax.linen.Module):
 
     `running = momentum * running + (1 - momentum) * batch`, which makes `momentum` one
     minus PyTorch's. Parameters: `scale` and `bias`; collection `batch_stats`: `mean`
-    and `var`; all [channels].
+    and `var`; all [channels]. Without `track_running_stats` there is no such
+    collection, and every batch is normalised with its own statistics, in evaluation
+    too: a prediction depends on what stands beside it in the batch.
     """
 
     epsilon: float
     momentum: float = 0.9
+    track_running_stats: bool = True
     use_scale: bool = True
     use_bias: bool = True
     dtype: Dtype | None = None
@@ -174,15 +179,16 @@ class BatchNorm(flax.linen.Module):
         mask: Bool[Array, " batch"] | Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
         """Normalises `inputs`; with `mask`, rows of mask 0 do not count (padding)."""
-        shape = inputs.shape[-1:]
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        shape, tracked = inputs.shape[-1:], self.track_running_stats
+        if tracked:
+            mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+            var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = inputs.astype(_statistics_dtype(inputs.dtype))
         scale, bias = _scale_and_bias(self, x)
-        if train:
+        if train or not tracked:
             real = jnp.ones(x.shape[0], bool) if mask is None else mask != 0
             x, batch_mean, batch_var = _batch_norm(x, scale, bias, real, self.epsilon)
-            if not self.is_initializing():
+            if tracked and not self.is_initializing():
                 count = _numbers(x, real)
                 unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
                 for running, batch in ((mean, batch_mean), (var, unbiased)):
@@ -251,9 +257,9 @@ def _statistics_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _scale_and_bias(module, x):
+def _scale_and_bias(module, x, axes=1):
     """The learned ones of a norm, or 1 and 0 where it has none, as the type of x."""
-    shape = x.shape[-1:]
+    shape = x.shape[-axes:]
     scale, bias = jnp.ones(shape, x.dtype), jnp.zeros(shape, x.dtype)
     if module.use_scale:
         scale = module.param("scale", module.scale_init, shape, module.param_dtype)
@@ -268,18 +274,21 @@ def norm(
     train: bool,
     mask: Bool[Array, " batch"] | Float[Array, " batch"] | None,
     name: str,
+    groups: int = 32,
+    track_running_stats: bool = True,
 ) -> Float[Array, "batch *spatial channels"]:
     """A norm of a classifier, with the epsilon and momentum of PyTorch.
 
     Called where a module calls its layers; the layer is called `name`. Groups are as
-    many as divide both 32 and the channels, at most.
+    many as divide both `groups` and the channels, at most.
     """
     match kind:
         case "batch":
-            return BatchNorm(epsilon=1e-5, momentum=0.9, name=name)(x, train, mask)
+            return BatchNorm(
+                epsilon=1e-5, track_running_stats=track_running_stats, name=name
+            )(x, train, mask)
         case "group":
-            groups = math.gcd(32, x.shape[-1])
-            return GroupNorm(groups, epsilon=1e-5, name=name)(x)
+            return GroupNorm(math.gcd(groups, x.shape[-1]), epsilon=1e-5, name=name)(x)
         case "instance":
             return InstanceNorm(epsilon=1e-5, name=name)(x)
     return x

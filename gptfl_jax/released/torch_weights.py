@@ -47,6 +47,8 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if path[-1] == "kernel":  # [..., in, out] to [out, in, ...]
             axes = (value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
             value = np.ascontiguousarray(value.transpose(axes))
+        elif _of_a_picture(path, value.ndim):
+            value = np.ascontiguousarray(np.moveaxis(value, -1, 0))
         weights[torch_name(path)] = value
     return weights
 
@@ -153,6 +155,11 @@ def variables_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return weights
 
 
+def _of_a_picture(path, rank):
+    """Whether it is of a norm with a number for each pixel and channel."""
+    return path[-1] in ("scale", "bias") and rank == 3
+
+
 def _layout(path, value, shape, source, described_by):
     name, original = torch_name(path), value.shape
     if path[-1] == "kernel":
@@ -162,6 +169,8 @@ def _layout(path, value, shape, source, described_by):
         elif len(shape) > 2 and value.ndim == 2 and set(shape[:-2]) == {1}:
             value = value.reshape(*value.shape, *shape[:-2])
         value = value.transpose(*range(2, value.ndim), 1, 0)
+    elif _of_a_picture(path, value.ndim):
+        value = np.moveaxis(value, 0, -1)
     if value.shape != shape:
         raise UserError(
             f"{source}: {name} has shape {original}, which does not fit "

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -37,6 +38,11 @@ RESNET20 = (
         ("convnet", (32, 32, 3), {}, CONVNET),
         ("convnet", (32, 32, 3), {"norm": "group"}, CONVNET),
         ("convnet", (32, 32, 3), {"norm": "none"}, CONVNET - 3 * 256),
+        ("convnet", (32, 32, 3), {"norm": "batch"}, CONVNET),
+        (
+            *("convnet", (32, 32, 3), {"norm": "layer"}),
+            CONVNET + 2 * 128 * (32**2 + 16**2 + 8**2 - 3),
+        ),
         ("convnet", (8, 8, 1), {"width": 4, "depth": 1}, 40 + 8 + 16 * 4 * 10 + 10),
         ("cnn", (28, 28, 1), {}, 1_663_370),  # as the paper says
         ("mlp", (28, 28, 1), {}, 199_210),  # as the paper says
@@ -47,6 +53,14 @@ RESNET20 = (
         ("lenet", (32, 32, 3), {"padding": 0}, 61_706 + 2 * 25 * 6),
         ("resnet", (32, 32, 3), {}, RESNET20),
         ("resnet", (32, 32, 3), {"norm": "group"}, RESNET20),
+        ("resnet", (32, 32, 3), {"norm": "instance"}, RESNET20),
+        (
+            "resnet",
+            (32, 32, 3),
+            {"norm": "none"},
+            RESNET20 - 7 * 32 - 6 * 64 - 6 * 128,
+        ),
+        ("resnet", (32, 32, 3), {"track_running_stats": False}, RESNET20),
         ("resnet", (32, 32, 3), {"depth": 56}, 853_018),  # "0.85M" in the paper
     ],
 )
@@ -54,7 +68,9 @@ def test_number_of_parameters(name, shape, options, expected):
     variables = shapes(name, shape, **options)
     assert training.number_of_parameters(variables) == expected
     state = set(variables) - {"params"}
-    batch_norm = name == "resnet" and "norm" not in options
+    default = "batch" if name == "resnet" else ""
+    batch_norm = options.get("norm", default) == "batch"
+    batch_norm &= options.get("track_running_stats", True)
     assert state == ({"batch_stats"} if batch_norm else set())
 
 
@@ -101,22 +117,58 @@ def test_files_of_released_weights_are_written_and_read(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, variables)
 
 
-def test_convnet_by_hand():
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _tiles(x):
+    return x.reshape(2, 2, 2, 2, 2).swapaxes(2, 3).reshape(2, 4, 4)
+
+
+# Options, axes of the norm, what follows it, and what is left of 2 x 2 pixels.
+CONVNETS = [
+    ({}, (1, 2), lambda x: np.maximum(x, 0), lambda x: _tiles(x).mean(2)),
+    (
+        {"norm": "layer", "activation": "sigmoid", "pool": "max"},
+        *((1, 2), _sigmoid, lambda x: _tiles(x).max(2)),
+    ),
+    (
+        {"norm": "batch", "activation": "leaky_relu", "pool": "none"},
+        *((0, 1, 2), lambda x: np.where(x > 0, x, x / 100), lambda x: x),
+    ),
+    (
+        {"norm": "group", "activation": "swish"},
+        *((1, 2), lambda x: x * _sigmoid(x), lambda x: _tiles(x).mean(2)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "axes", "activation", "pool"), CONVNETS)
+def test_convnet_by_hand(options, axes, activation, pool):
     # Width 1, one block: the kernel sums its window; norm and pool follow by hand.
-    model = models.create("convnet", 1, width=1, depth=1)
+    model = models.create("convnet", 1, width=1, depth=1, **options)
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    shape = (4, 4, 1) if options.get("norm") == "layer" else (1,)
+    left = 16 if options.get("pool") == "none" else 4
     params = {
         "conv0": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.full(1, 5.0)},
-        "norm0": {"scale": jnp.full(1, 2.0), "bias": jnp.full(1, 0.5)},
-        "classifier": {"kernel": jnp.ones((4, 1)), "bias": jnp.ones(1)},
+        "norm0": {"scale": jnp.full(shape, 2.0), "bias": jnp.full(shape, 0.5)},
+        "classifier": {"kernel": jnp.ones((left, 1)), "bias": jnp.ones(1)},
     }
     around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = sum(around[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3))
-    mean, var = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
-    y = np.maximum((y - mean) / np.sqrt(var + 1e-5) * 2 + 0.5, 0)
-    expected = y.reshape(2, 2, 2, 2, 2).mean((2, 4)).sum((1, 2)) + 1
-    logits = model.apply({"params": params}, jnp.asarray(x))
-    np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4)
+    y = sum(around[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3))[..., 0]
+    mean, var = y.mean(axes, keepdims=True), y.var(axes, keepdims=True)
+    y = activation((y - mean) / np.sqrt(var + 1e-5) * 2 + 0.5)
+    expected = pool(y).reshape(2, left).sum(1) + 1
+    state = {"norm0": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
+    given = {"params": params, "batch_stats": state}
+    logits, _ = model.apply(given, jnp.asarray(x), True, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convnet_makes_32_pixels_of_28_as_the_original():
+    params = shapes("convnet", (28, 28, 1), padding=3, depth=5)["params"]
+    assert params["classifier"]["kernel"].shape == (128, 10)
 
 
 def test_odd_rows_are_dropped_by_the_pools():
@@ -125,9 +177,10 @@ def test_odd_rows_are_dropped_by_the_pools():
 
 
 def test_resnet_shortcut_pads_channels_on_both_sides():
-    from gptfl_jax.models.resnet import BasicBlock
+    from gptfl_jax.models.resnet import BasicBlock, NamedNorm
 
-    block = BasicBlock(features=4, stride=2, norm="group", groups=1)
+    norm = functools.partial(NamedNorm, "group", 1, True)
+    block = BasicBlock(features=4, stride=2, norm=norm)
     x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 2))
     variables = jax.eval_shape(lambda: block.init(jax.random.key(0), x, False, None))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
@@ -144,10 +197,10 @@ def test_unknown_models_and_options_are_refused():
     taken = "options.layers: convnet takes no such option; it takes width"
     with pytest.raises(UserError, match=taken):
         models.create("convnet", 10, layers=3)
-    with pytest.raises(UserError, match="norm = 'layer': takes instance"):
-        shapes("convnet", (8, 8, 1), norm="layer")
-    with pytest.raises(UserError, match="norm = 'layer': takes batch or group"):
-        shapes("resnet", (8, 8, 1), norm="layer")
+    with pytest.raises(UserError, match="options.norm = 'weight': takes"):
+        models.create("convnet", 10, norm="weight")
+    with pytest.raises(UserError, match="options.norm = 'layer': takes"):
+        models.create("resnet", 10, norm="layer")
     with pytest.raises(UserError, match="depth = 18"):
         shapes("resnet", (8, 8, 1), depth=18)
     with pytest.raises(UserError, match="depth = 4: pictures of 8x8"):

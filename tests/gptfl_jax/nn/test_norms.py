@@ -137,3 +137,25 @@ def test_gradients_of_batch_norm(mask):
 
     check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
     jax.tree.map(check, run(ours), run(known))
+
+
+def test_layer_norm_of_several_axes():
+    x = random(2, 3, 4, 2)
+    layer = nn.LayerNorm(0.1, axes=3)
+    variables = layer.init(jax.random.key(0), x)
+    assert variables["params"]["scale"].shape == (3, 4, 2)
+    np.testing.assert_allclose(
+        layer.apply(variables, x), normalised(x, (1, 2, 3), 0.1), atol=1e-12
+    )
+
+
+def test_batch_norm_without_running_statistics():
+    x, mask = random(3, 4, 2), jnp.asarray([True, False, True])
+    layer = nn.BatchNorm(0.1, track_running_stats=False)
+    variables = layer.init(jax.random.key(0), x, False)
+    assert set(variables) == {"params"}
+    outputs = layer.apply(variables, x, False)
+    np.testing.assert_allclose(outputs, normalised(x, (0, 1), 0.1), atol=1e-12)
+    outputs = layer.apply(variables, x, False, mask)
+    expected = normalised(x[mask], (0, 1), 0.1)
+    np.testing.assert_allclose(outputs[mask], expected, atol=1e-12)
