@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gptfl_jax import user_files
-from gptfl_jax.data.datasets import Dataset, Source, hold_out, select
+from gptfl_jax.data.datasets import Dataset, Source, contents, hold_out, select
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import label_set
 from gptfl_jax.rules import Count, Seed
@@ -45,8 +45,9 @@ def femnist(
     The writers are the natural clients. Pictures are 28x28 grey, dark ink on white.
     The test set is that of the release: `train/` and `test/` of LEAF, or the splits
     all_train and all_test of TensorFlow Federated's 3,400 writers. Of LEAF's unsplit
-    files, `test_fraction` of each writer's pictures is drawn. The classes are in the
-    order of both releases: digits, capitals, small letters.
+    files, `test_fraction` of each writer's pictures is drawn; copies of a picture stay
+    on one side. The classes are in the order of both releases: digits, capitals, small
+    letters.
 
     Args:
         folder: holds `emnist_all.sqlite`; or `train/*.json` and `test/*.json`; or
@@ -82,8 +83,9 @@ def femnist(
                     "number between 0 and 1"
                 )
             data = _together(_in_files(files, writers), names, place)
-            owners = np.unique(data.clients, return_inverse=True)[1]
-            held_out = hold_out(owners.astype(np.int32), test_fraction, split_seed)
+            owners = np.unique(data.clients, return_inverse=True)[1].astype(np.int32)
+            same = contents(data.inputs)
+            held_out = hold_out(owners, test_fraction, split_seed, same)
             if not held_out.any():
                 raise UserError(f"{place}: a picture a writer leaves none to test on")
             return _source(select(data, ~held_out), select(data, held_out))

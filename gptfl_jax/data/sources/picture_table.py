@@ -8,7 +8,14 @@ import numpy as np
 
 from gptfl_jax import user_files
 from gptfl_jax.data import images, tables
-from gptfl_jax.data.datasets import Dataset, LoadReport, Source, hold_out, select
+from gptfl_jax.data.datasets import (
+    Dataset,
+    LoadReport,
+    Source,
+    contents,
+    hold_out,
+    select,
+)
 from gptfl_jax.data.sources.image_folder import read_real
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, same_name
@@ -41,7 +48,7 @@ def picture_table(
     As CelebA by celebrity, or FEMNIST in Parquet files. Tables are .csv, .jsonl, or
     .parquet (`pip install "gptfl-jax[parquet]"`). Without `split_column` the test set
     is drawn: `test_fraction` of each client's pictures, of each class's where there are
-    no clients. Pictures are cropped to the square in their middle and resized. Those
+    no clients; copies of a picture stay on one side. Pictures are cropped to the square in their middle and resized. Those
     that cannot be read are reported and left out.
 
     Args:
@@ -240,9 +247,10 @@ def _drawn(
 ) -> np.ndarray:
     """Where the pictures of the test set are."""
     if data.clients is None:
-        return hold_out(data.labels, fraction, seed)
+        return hold_out(data.labels, fraction, seed, contents(data.inputs))
     names, owners = np.unique(data.clients, return_inverse=True)
     if not clients:
-        return hold_out(owners.astype(np.int32), fraction, seed)
+        owners = owners.astype(np.int32)
+        return hold_out(owners, fraction, seed, contents(data.inputs))
     drawn = hold_out(np.zeros(len(names), np.int32), fraction, seed)
     return drawn[owners]

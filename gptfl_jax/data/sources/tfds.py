@@ -16,6 +16,7 @@ from gptfl_jax.labels import KnownLabels, label_set, same_name
 
 # Sets whose classes are those of a known label set, in any order.
 _LABELS = {
+    "caltech101": "caltech101",
     "cifar10": "cifar10",
     "cifar100": "cifar100",
     "eurosat": "eurosat",
@@ -59,7 +60,8 @@ def tfds(
         test_fraction: share of each class in a test set that is drawn.
         split_seed: of that draw.
         labels: the known label set whose class names, order and prompts apply; empty
-            takes that of the set where there is one.
+            takes that of the set where there is one. Classes that it lacks, as the
+            background of Caltech 101, are left out.
         image_key: the feature that holds the picture.
         label_key: the feature that holds the class.
         client_key: the feature that names an example's client; empty: it has none.
@@ -84,7 +86,9 @@ def tfds(
                 f"{name}: the split {split} has examples without a class; choose "
                 "others by config.data.options.train_split and test_split"
             )
-        return Dataset(pixels, number[numbers], names, clients)
+        data = Dataset(pixels, number[numbers], names, clients)
+        known = data.labels >= 0
+        return data if known.all() else select(data, known)
 
     splits = builder.info.splits or ()
     found = [split for split in ("test", "validation") if split in splits]
@@ -152,7 +156,10 @@ def _feature(builder: Any, name: str, key: str) -> Any:
 def _classes(
     builder: Any, name: str, label_key: str, labels: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names, and the number that each of the set's own numbers becomes."""
+    """The class names, and the number that each of the set's own numbers becomes.
+
+    It is -1 where the known label set has no such class.
+    """
     own = getattr(_feature(builder, name, label_key), "names", None)
     if own is None:
         raise UserError(
@@ -168,9 +175,11 @@ def _classes(
     # Of a set that is not there the names are not known either, only their number.
     if own == tuple(map(str, range(len(classes)))):
         return classes, as_it_is
-    numbers = [[n for n, c in enumerate(classes) if same_name(c, each)] for each in own]
-    if len(own) == len(classes) and all(len(each) == 1 for each in numbers):
-        return classes, np.asarray(numbers, np.int32)[:, 0]
+    number = [[n for n, c in enumerate(classes) if same_name(c, each)] for each in own]
+    found = sorted(n for each in number for n in each)
+    if found == list(range(len(classes))):
+        number = [each[0] if each else -1 for each in number]
+        return classes, np.asarray(number, np.int32)
     if not labels:
         return own, as_it_is
     raise UserError(

@@ -54,7 +54,9 @@ def test_pictures_labels_and_writers_are_those_of_the_release(write, tmp_path):
 
 def test_unsplit_files_give_a_part_of_each_writers_pictures(tmp_path):
     for file in range(2):
-        writers = {f"w{file}{i}": [i, i + 5] * 5 for i in range(3)}
+        # Ten pictures each, and no two alike.
+        first = [30 * file + 10 * i for i in range(3)]
+        writers = {f"w{file}{i}": [*range(n, n + 10)] for i, n in enumerate(first)}
         write_leaf(tmp_path / f"all_data/all_data_{file}.json", writers)
     train, test = sources.load("femnist", str(tmp_path), test_fraction=0.2)[:2]
     for data, count in ((train, 8), (test, 2)):

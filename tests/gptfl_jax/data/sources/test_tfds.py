@@ -23,6 +23,7 @@ class Fields(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     VERSION = tensorflow_datasets.core.Version("1.0.0")
     SPLITS = ("train", "validation")
+    CLASSES = CLASSES
     url_infos = None  # nothing is downloaded
 
     def _info(self):
@@ -32,7 +33,7 @@ class Fields(tensorflow_datasets.core.GeneratorBasedBuilder):
             features=features.FeaturesDict(
                 {
                     "image": features.Image(shape=(None, None, 3)),
-                    "label": features.ClassLabel(names=CLASSES),
+                    "label": features.ClassLabel(names=self.CLASSES),
                     "owner": features.Text(),
                 }
             ),
@@ -50,6 +51,12 @@ class Fields(tensorflow_datasets.core.GeneratorBasedBuilder):
             yield i, {"image": str(path), "label": i, "owner": f"farm {i % 3}"}
 
 
+class Scenes(Fields):
+    """With a class that is in no label set."""
+
+    CLASSES = [*CLASSES[:3], "Clouds", *CLASSES[3:]]
+
+
 class Unsplit(Fields):
     """Four times as many, without a test split: two pictures a class, each twice."""
 
@@ -65,7 +72,7 @@ class Unsplit(Fields):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
-    for kind in (Fields, Unsplit):
+    for kind in (Fields, Scenes, Unsplit):
         kind(data_dir=root, file_format="array_record").download_and_prepare()
     return str(root)
 
@@ -101,6 +108,16 @@ def test_classes_take_the_order_of_a_known_label_set(folder):
         sources.load("tfds", folder, name="fields", labels="food101")
 
 
+def test_classes_that_a_label_set_lacks_are_left_out(folder):
+    source = sources.load("tfds", folder, name="scenes", labels="eurosat")
+    # Of ten pictures of the first ten of eleven classes, that of the fourth.
+    grey = source.train.inputs[:, 0, 0, 0] // 10
+    assert sorted(grey) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    names = [Scenes.CLASSES[n] for n in grey]
+    assert [source.train.class_names[n] for n in source.train.labels] == names
+    assert len(source.train.class_names) == 10
+
+
 def test_splits(folder):
     drawn = sources.load("tfds", folder, name="unsplit")
     greys = [part.inputs[:, 0, 0, 0].tolist() for part in (drawn.train, drawn.test)]
@@ -125,7 +142,12 @@ def test_splits(folder):
 
 @pytest.mark.parametrize(
     ("name", "known", "size"),
-    [("cifar10", "cifar10", 0), ("food101", "food101", 8), ("mnist", "", 0)]
+    [
+        ("caltech101", "caltech101", 8),
+        ("cifar10", "cifar10", 0),
+        ("food101", "food101", 8),
+        ("mnist", "mnist", 0),
+    ]
     + [("oxford_flowers102", "flowers102", 8), ("eurosat", "eurosat", 0)],
 )
 def test_released_sets(name, known, size, tmp_path):
@@ -133,12 +155,10 @@ def test_released_sets(name, known, size, tmp_path):
         source = sources.load("tfds", str(tmp_path), name=name, image_size=size)
     for part in (source.train, source.test):
         assert len(part.inputs) == len(part.labels) == 6
+        assert part.labels.min() >= 0
         assert part.inputs.shape[1] == part.inputs.shape[2]
         assert part.labels.max() < part.num_classes
-    if known:
-        assert source.train.class_names == label_set(known).classes
-    else:
-        assert source.train.class_names == tuple("0123456789")
+    assert source.train.class_names == label_set(known).classes
 
 
 def test_what_is_missing_is_said(folder, tmp_path, monkeypatch):
