@@ -48,8 +48,8 @@ def picture_table(
     As CelebA by celebrity, or FEMNIST in Parquet files. Tables are .csv, .jsonl, or
     .parquet (`pip install "gptfl-jax[parquet]"`). Without `split_column` the test set
     is drawn: `test_fraction` of each client's pictures, of each class's where there are
-    no clients; copies of a picture stay on one side. Pictures are cropped to the square in their middle and resized. Those
-    that cannot be read are reported and left out.
+    no clients; copies of a picture stay on one side. Pictures are cropped to the square
+    in their middle and resized. Those that cannot be read are reported and left out.
 
     Args:
         folder: holds the table.
