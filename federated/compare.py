@@ -31,7 +31,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from federated import experiment, simulate
+from federated import experiment, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
@@ -135,9 +135,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Refuses initial weights that were trained on real data."""
-    if config.federated.init in ("random", "weights"):
+    folder = starts.checkpoints(config, workdir)
+    if folder is None:
         return
-    folder = simulate.initial_folder(config, workdir)
     shape = {"config": {"train?": {"data?": "text"}}}
     try:
         record = artifacts.read_json(

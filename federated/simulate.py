@@ -5,8 +5,9 @@
 The training set is dealt to clients (`config.federated.partition`), a cohort is drawn
 each round, its clients train locally, and the server combines their updates
 (`config.federated.algorithm`, a function of gptfl_jax/fl/algorithms). The weights
-start at random, from stage 2 (`init=synthetic`, GPT-FL), from a released file
-(`init=weights`, `model.weights`), or from a folder of checkpoints.
+start at random, from stage 2 (`init=synthetic`, GPT-FL), from released ones
+(`init=weights` for those of `model.weights`, or their file, address or name), or from a
+folder of checkpoints.
 
 Everything about a run lies in `<workdir>/federated/<run>/`:
 
@@ -37,14 +38,13 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
-from federated import experiment, run_files
+from federated import experiment, run_files, starts
 from gptfl_jax import (
     artifacts,
     choices,
@@ -52,7 +52,6 @@ from gptfl_jax import (
     configuration,
     evaluation,
     interruption,
-    models,
     training,
 )
 from gptfl_jax.data import federated_data
@@ -87,8 +86,7 @@ def run_name(config: ConfigDict) -> str:
     federated = config.federated
     if federated.run:
         return federated.run
-    # Weights from a path: runs/other/pretrain/checkpoints is not a name of a folder.
-    init = federated.init.strip("/").replace("/", "_")
+    init = starts.short_name(federated.init)
     name = f"{choices.stem(federated.algorithm)}-{init}-s{config.seed}"
     if len(name.encode()) > 255:
         raise UserError(
@@ -96,48 +94,6 @@ def run_name(config: ConfigDict) -> str:
             "config.federated.run"
         )
     return name
-
-
-def initial_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """The checkpoints that a run starts from, where its weights are not random."""
-    folder = pathlib.Path(config.federated.init).expanduser()
-    if config.federated.init == "synthetic":
-        folder = workdir / "pretrain"
-    return folder if folder.name == "checkpoints" else folder / "checkpoints"
-
-
-def initial_weights(
-    config: ConfigDict, workdir: pathlib.Path, learner: training.Learner
-) -> training.Variables:
-    """The weights that a run starts from.
-
-    `weights` are those of the file `model.weights`. Of checkpoints,
-    `federated.init_checkpoint` takes the last or the best: stage 2 chooses its best by
-    a validation split of its training set, never by the test set.
-
-    Raises:
-        UserError: the checkpoint or file is missing, or of another model.
-    """
-    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
-    if config.federated.init == "random":
-        return learner.init(key)
-    if config.federated.init == "weights":
-        if not config.model.weights:
-            raise UserError("config.model.weights is empty: federated.init needs it")
-        variables, whole = models.load_weights(
-            config.model.name, learner.init(key), config.model.weights
-        )
-        head = "" if whole else ", but for the last layer, which is random"
-        say(f"initial weights: {config.model.weights}{head}")
-        return jax.tree.map(jnp.asarray, variables)
-    folder = initial_folder(config, workdir)
-    of_workdir = folder.parent.parent
-    artifacts.require(
-        folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
-    )
-    template = {"variables": jax.eval_shape(learner.init, key)}
-    step = "best" if config.federated.init_checkpoint == "best" else None
-    return artifacts.restore_checkpoint(folder, template, step)["variables"]
 
 
 def simulate(
@@ -162,6 +118,7 @@ def simulate(
             was NaN or infinite.
     """
     prepare(config)
+    starts.released_file(config)  # a download fails before the data are read
     if setting is None:
         experiment.check(config.federated)
         setting = experiment.prepare(config)
@@ -173,7 +130,7 @@ def simulate(
             "reads other data than process 0: config.data.folder must hold the same "
             "files on all hosts",
         )
-    variables = initial_weights(config, workdir, setting.learner)
+    variables = starts.initial_weights(config, workdir, setting.learner)
     with artifacts.lock(folder, workdir):
         identity = _identity(config, setting, variables)
         with artifacts.Checkpoints(

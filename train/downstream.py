@@ -14,7 +14,7 @@ Written to `<workdir>/pretrain/` (`train.run` gives another name):
     checkpoints/     variables and optimizer state of the last epochs, and of the one
                      with the highest validation accuracy (the later of equals)
 
-Training starts at random, or from the file of released weights `model.weights`.
+Training starts at random, or from the released weights `model.weights`.
 Started again, a run continues from its last checkpoint and ends with the same weights.
 Stage 3 starts from the last or the best one (`federated.init_checkpoint`).
 """
@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     prepare(config)
     folder = workdir / config.train.run
     with artifacts.lock(folder, workdir):
+        _weights_file(config)  # a download fails before the data are read
         data = load_data(config, workdir)
         train(config, folder, data)
 
@@ -299,11 +300,19 @@ def _stopped(
 
 def _released(config: ConfigDict, variables: training.Variables) -> training.Variables:
     """The weights of `config.model.weights`; a head of other classes is left out."""
-    file = config.model.weights
+    file = _weights_file(config)
     variables, whole = models.load_weights(config.model.name, variables, file)
     head = "" if whole else ", but for the last layer, which is random"
-    say(f"initial weights: {file}{head}")
+    say(f"initial weights: {config.model.weights}{head}")
     return variables
+
+
+def _weights_file(config: ConfigDict) -> pathlib.Path | None:
+    """The file that `config.model.weights` stands for; None where it is empty."""
+    model = config.model
+    if not model.weights:
+        return None
+    return models.find_weights(model.weights, model.name, **model.options.to_dict())
 
 
 def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
@@ -315,8 +324,8 @@ def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
         what = "epochs, over which the cosine schedule lowers the learning rate,"
         settings[what] = epochs
     model = configuration.model_identity(config)
-    if config.model.weights:
-        path = pathlib.Path(config.model.weights).expanduser()
+    path = _weights_file(config)
+    if path is not None:
         with user_files.open_plain(path) as file:
             model["content of the weights"] = hashlib.file_digest(
                 file, "sha256"

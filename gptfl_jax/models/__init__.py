@@ -11,10 +11,13 @@ representation of an example (`Learner.represent`).
 Layers are called as in the files of released weights, with `_0` for `.0`
 (`released.torch_weights`). Where the names differ, the file's `RELEASED` maps theirs to
 ours, and where the layout does, `FLATTENED` says so (`released.classifiers`).
-`load_weights` reads such files, and `released_weights` is what one would hold.
+`load_weights` reads such files, and `released_weights` is what one would hold. Where
+there are files for the classes of ImageNet, `IMAGENET` has their addresses and of which
+options they are.
 """
 
 import os
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +27,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gptfl_jax import choices, families
-from gptfl_jax.released import classifiers
+from gptfl_jax.errors import UserError
+from gptfl_jax.released import classifiers, weight_files
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
@@ -40,6 +44,39 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     return choices.bind(families.MODEL, name, options, num_classes=num_classes)
 
 
+def stands_for_weights(text: str) -> bool:
+    """Whether a text looks like one that `find_weights` takes, be it there or not."""
+    return text == "imagenet" or weight_files.stands_for_file(text)
+
+
+def find_weights(weights: str | os.PathLike, name: str, **options) -> pathlib.Path:
+    """The file of weights that a text stands for, downloaded where that is needed.
+
+    Args:
+        weights: "imagenet" for the file that torchvision releases for the model; or a
+            file, an address or a file in a repository (`weight_files.find`).
+        name, options: of the model, as in `create`.
+
+    Raises:
+        UserError: there is no such file, or it cannot be had.
+    """
+    if weights != "imagenet":
+        return weight_files.find(weights)
+    files = getattr(_module(name), "IMAGENET", {})
+    model = create(name, 1000, **options)
+    for address, needed in files.items():
+        if all(getattr(model, option) == value for option, value in needed.items()):
+            return weight_files.find(address)
+    known = "; ".join(
+        ", ".join(f"{option}={value}" for option, value in needed.items())
+        for needed in files.values()
+    )
+    raise UserError(
+        f"config.model.weights = 'imagenet': there are none for {name} with these "
+        f"options; there are for {known or 'other models'}"
+    )
+
+
 def load_weights(
     name: str, variables: dict[str, PyTree], path: str | os.PathLike
 ) -> tuple[dict[str, Any], bool]:
@@ -51,7 +88,8 @@ def load_weights(
     Args:
         name: as in `create`.
         variables: of the model, such as its `init` gives.
-        path: a `.pth`, `.bin` or `.safetensors` file, read without torch.
+        path: a `.pth`, `.bin` or `.safetensors` file, read without torch; or its
+            address or place in a repository (`weight_files.find`).
 
     Raises:
         UserError: the file is missing, damaged, unsafe or of another model.
@@ -75,7 +113,11 @@ def released_weights(
     return classifiers.released_weights(variables, _names(name))
 
 
+def _module(name):
+    return sys.modules[choices.find(families.MODEL, name).__module__]
+
+
 def _names(name):
-    module = sys.modules[choices.find(families.MODEL, name).__module__]
+    module = _module(name)
     tables = (getattr(module, table, {}) for table in ("RELEASED", "FLATTENED"))
     return classifiers.Names(*tables)

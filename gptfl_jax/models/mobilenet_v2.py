@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.nn import Conv, Norm, norm
-from gptfl_jax.released import classifiers
+from gptfl_jax.released import classifiers, weight_files
 
 RELEASED = {"classifier.1": "classifier"}
 """torchvision's names of our layers, where they differ."""
@@ -30,6 +30,13 @@ _STAGES = (
     (6, 320, 1, 1),
 )
 _STEM, _LAST = 32, 1280
+
+IMAGENET = {
+    weight_files.TORCHVISION + "mobilenet_v2-b0353104.pth": {
+        **{"norm": "batch", "width": 1.0},
+    },
+}
+"""torchvision's file for the classes of ImageNet, and the options it is of."""
 
 _he_normal = variance_scaling(2.0, "fan_out", "normal")
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.nn import Conv, Norm, dense, max_pool, norm
-from gptfl_jax.released import classifiers
+from gptfl_jax.released import classifiers, weight_files
 
 RELEASED = {"fc": "classifier"}
 """torchvision's names of our layers, where they differ."""
@@ -27,6 +27,21 @@ _DEPTHS = {
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
+
+IMAGENET = {
+    weight_files.TORCHVISION + file: {
+        **{"depth": depth, "stem": "imagenet"},
+        **{"norm": "batch", "width": 64},
+    }
+    for depth, file in {
+        18: "resnet18-f37072fd.pth",
+        34: "resnet34-b627a593.pth",
+        50: "resnet50-0676ba61.pth",
+        101: "resnet101-63fe2227.pth",
+        152: "resnet152-394f9c45.pth",
+    }.items()
+}
+"""torchvision's files for the classes of ImageNet, and the options that each is of."""
 
 _he_normal = variance_scaling(2.0, "fan_out", "normal")
 

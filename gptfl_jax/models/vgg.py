@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
 from gptfl_jax.nn import Conv, Norm, adaptive_avg_pool, flatten, max_pool, norm
-from gptfl_jax.released import classifiers
+from gptfl_jax.released import classifiers, weight_files
 
 RELEASED = {
     "classifier.0": "dense.0",
@@ -30,6 +30,24 @@ _DEPTHS = {
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
+
+IMAGENET = {
+    weight_files.TORCHVISION + file: {
+        **{"depth": depth, "norm": kind},
+        **{"width": 64, "pooled": 7, "hidden": 4096},
+    }
+    for (depth, kind), file in {
+        (11, "none"): "vgg11-8a719046.pth",
+        (13, "none"): "vgg13-19584684.pth",
+        (16, "none"): "vgg16-397923af.pth",
+        (19, "none"): "vgg19-dcbb9e9d.pth",
+        (11, "batch"): "vgg11_bn-6002323d.pth",
+        (13, "batch"): "vgg13_bn-abd245e5.pth",
+        (16, "batch"): "vgg16_bn-6c64b313.pth",
+        (19, "batch"): "vgg19_bn-c79401a0.pth",
+    }.items()
+}
+"""torchvision's files for the classes of ImageNet, and the options that each is of."""
 
 _he_normal = variance_scaling(2.0, "fan_out", "normal")
 

@@ -9,7 +9,6 @@ picture has channels. Both tables serve in both directions.
 """
 
 import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.released import hub, torch_weights
+from gptfl_jax.released import hub, torch_weights, weight_files
 
 HEAD = "classifier"
 """The layer that makes the logits."""
@@ -41,14 +40,15 @@ def read(path: str | os.PathLike, names: Names = NO_NAMES) -> dict[str, np.ndarr
     """The weights of a file, under the names that `torch_weights` gives ours.
 
     Args:
-        path: a `.safetensors`, `.pth` or `.bin` file.
+        path: a `.safetensors`, `.pth` or `.bin` file; or what else `weight_files.find`
+            takes.
         names: of the family that the file is of.
 
     Raises:
         UserError: the file is missing, damaged, unsafe or not one of weights.
     """
     found = {}
-    for name, value in hub.read_weights(pathlib.Path(path).expanduser()).items():
+    for name, value in hub.read_weights(weight_files.find(path)).items():
         # Running means that follow a momentum need no count.
         if not name.endswith("num_batches_tracked"):
             found[_renamed(name, names.released)] = value

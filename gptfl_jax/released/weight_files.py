@@ -23,6 +23,9 @@ TAKES = (
 )
 """What stands for a file of weights, in words."""
 
+TORCHVISION = "https://download.pytorch.org/models/"
+"""Where torchvision's released files lie."""
+
 # torchvision's names of files end in the first digits of their SHA-256.
 _NAMED_BY_DIGEST = "download.pytorch.org"
 _DIGEST = re.compile(r"-(?P<digits>[0-9a-f]{8,64})\.\w+")
@@ -55,6 +58,18 @@ def find(reference: str | os.PathLike) -> pathlib.Path:
     if not path.is_file():
         raise UserError(f"{text}: there is no such file of weights; takes {TAKES}")
     return path
+
+
+def stands_for_file(text: str) -> bool:
+    """Whether a text looks like one that `find` takes, be the file there or not."""
+    if web_files.is_address(text) or _IN_REPOSITORY.fullmatch(text):
+        return True
+    path = pathlib.Path(text).expanduser()
+    return (
+        path.is_file()
+        or path.suffix in (".pth", ".bin", ".safetensors")
+        or (path / "model.safetensors").is_file()
+    )
 
 
 def download(address: str) -> pathlib.Path:

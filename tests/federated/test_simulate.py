@@ -5,20 +5,17 @@ import os
 import subprocess
 import sys
 
-import chex
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
 from federated import experiment, simulate
-from gptfl_jax import artifacts, configuration, training
+from gptfl_jax import artifacts, training
 from gptfl_jax.artifacts import CheckpointMismatch, WorkdirInUse
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds, sampling
-from gptfl_jax.released import torch_weights
 
 from .conftest import lines_without_seconds, make_config, weights
 
@@ -251,62 +248,6 @@ def test_natural_clients_are_the_writing_runs(setting):
     ]
 
 
-def test_start_from_stage_2(workdir, setting):
-    config = make_config(init="synthetic", rounds=1)
-    simulate.simulate(config, workdir, setting)
-    by_path = make_config(init=str(workdir / "pretrain"), rounds=1, run="by-path")
-    simulate.simulate(by_path, workdir, setting)
-    root = workdir / "federated"
-    synthetic = lines_without_seconds(root / "fedavg-synthetic-s0")
-    assert synthetic == lines_without_seconds(root / "by-path")
-    # Weights of a federated run are a start as well.
-    onward = make_config(init=str(root / "by-path"), rounds=1, run="onward")
-    simulate.simulate(onward, workdir, setting)
-    first, last = (
-        artifacts.read_metrics(root / "onward" / "metrics.jsonl")[0],
-        artifacts.read_metrics(root / "by-path" / "metrics.jsonl")[-1],
-    )
-    assert first["accuracy"] == last["accuracy"] and first["loss"] == last["loss"]
-
-
-def test_a_federation_starts_from_released_weights(tmp_path, setting):
-    released = jax.tree.map(np.asarray, setting.learner.init(jax.random.key(7)))
-    torch = torch_weights.variables_to_torch(released)
-    file = tmp_path / "released.safetensors"
-    save_file(torch, file)
-    config = make_config(rounds=1)
-    config.model.weights = str(file)
-    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
-
-    def start():
-        return simulate.initial_weights(config, tmp_path, setting.learner)
-
-    chex.assert_trees_all_equal(start(), setting.learner.init(key))
-    config.federated.init = "weights"
-    configuration.validate(config)
-    chex.assert_trees_all_equal(start(), released)
-    # Without a head, and with one of other classes, the head is random.
-    for rows in (0, 3):
-        heads = {
-            f"classifier.{leaf}": torch[f"classifier.{leaf}"][:rows]
-            for leaf in ("weight", "bias")
-        }
-        body = {k: v for k, v in torch.items() if k not in heads}
-        save_file({**body, **heads} if rows else body, file)
-        begun = start()["params"]
-        chex.assert_trees_all_equal(begun["conv0"], released["params"]["conv0"])
-        random = setting.learner.init(key)["params"]["classifier"]
-        chex.assert_trees_all_equal(begun["classifier"], random)
-    simulate.simulate(config, tmp_path, setting)
-    assert (tmp_path / "federated" / "fedavg-weights-s0").is_dir()
-    save_file({k: v for k, v in torch.items() if k != "conv0.bias"}, file)
-    with pytest.raises(UserError, match=r"no weights conv0\.bias.*config\.model"):
-        start()
-    config.model.weights = ""
-    with pytest.raises(ConfigError, match=r"init = 'weights': takes another while"):
-        configuration.validate(config)
-
-
 def test_stage_2_run_again_is_noticed(workdir, setting):
     config = make_config(init="synthetic", rounds=1)
     simulate.simulate(config, workdir, setting)
@@ -315,23 +256,6 @@ def test_stage_2_run_again_is_noticed(workdir, setting):
         checkpoints.save(2, {"variables": other})
     with pytest.raises(CheckpointMismatch, match=r"federated\.initial_weights"):
         simulate.simulate(config, workdir, setting)
-
-
-def test_missing_stage_2_names_its_command(tmp_path, setting):
-    config = make_config(init="synthetic")
-    with pytest.raises(UserError, match=r"python -m train\.downstream .*--workdir="):
-        simulate.simulate(config, tmp_path, setting)
-    config = make_config(init=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"nowhere.* is missing.*train\.downstream"):
-        simulate.simulate(config, tmp_path, setting)
-
-
-def test_initial_weights_of_another_model_are_refused(tmp_path, setting):
-    with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
-        checkpoints.save(1, {"variables": {"params": {"other": np.zeros(3)}}})
-    config = make_config(init="synthetic")
-    with pytest.raises(CheckpointMismatch, match="is of another model"):
-        simulate.simulate(config, tmp_path, setting)
 
 
 def test_folder_of_another_run_is_refused(tmp_path, setting):

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from federated import simulate
+from federated import starts
 from gptfl_jax import (
     artifacts,
     central_training,
@@ -108,7 +108,7 @@ def test_stage_3_starts_from_the_checkpoint_it_asks_for(finished, which):
     config.federated.init_checkpoint = which
     data = downstream.load_data(make_config(), finished)
     learner = downstream.make_learner(make_config(), data)
-    weights = simulate.initial_weights(config, finished, learner)
+    weights = starts.initial_weights(config, finished, learner)
     step = {"last": None, "best": "best"}[which]
     chex.assert_trees_all_equal(weights, weights_of(finished, make_config(), step))
 

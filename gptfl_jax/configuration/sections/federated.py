@@ -21,7 +21,7 @@ FIELDS: dict[str, Field] = {
         "random",
         rules.NAME,
         "initial weights: random, synthetic (stage 2's), weights (those of "
-        "model.weights), or a checkpoint folder",
+        "model.weights), any that model.weights takes, or a checkpoint folder",
     ),
     "init_checkpoint": Field(
         "last",

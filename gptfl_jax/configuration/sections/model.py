@@ -12,8 +12,10 @@ FIELDS: dict[str, Field] = {
     "weights": Field(
         "",
         rules.TEXT,
-        "a released file of the model's weights (.pth, .safetensors) that stage 2 "
-        "starts from, and stage 3 with federated.init=weights; empty: none",
+        "released weights that stage 2 starts from, and stage 3 with "
+        "federated.init=weights: a file (.pth, .safetensors), its address, one in a "
+        "Hugging Face repository (owner/name:file), or imagenet for torchvision's; "
+        "empty: none",
     ),
 }
 

@@ -1,4 +1,6 @@
 import functools
+import importlib
+import pathlib
 import re
 
 import jax
@@ -9,6 +11,7 @@ from safetensors.numpy import save_file
 
 from gptfl_jax import choices, families, models, training
 from gptfl_jax.errors import UserError
+from gptfl_jax.released import weight_files
 
 
 def shapes(name, shape, num_classes=10, **options):
@@ -209,3 +212,24 @@ def test_unknown_models_and_options_are_refused():
         shapes("lenet", (15, 28, 1), padding=0)
     with pytest.raises(UserError, match="from 4x4 pixels"):
         shapes("cnn", (3, 8, 1))
+
+
+def test_files_for_imagenet_are_of_their_models(monkeypatch):
+    monkeypatch.setattr(weight_files, "download", pathlib.Path)
+
+    def file(name, **options):
+        return models.find_weights("imagenet", name, **options).name
+
+    assert file("resnet_imagenet", depth=50) == "resnet50-0676ba61.pth"
+    assert file("vgg", depth=19) == "vgg19-dcbb9e9d.pth"
+    assert file("vgg", depth=16, norm="batch") == "vgg16_bn-6c64b313.pth"
+    assert file("mobilenet_v2") == "mobilenet_v2-b0353104.pth"
+    with pytest.raises(UserError, match="none for resnet_im.* for depth=18, stem=imag"):
+        file("resnet_imagenet", norm="group")
+    with pytest.raises(UserError, match="none for mlp .* for other models"):
+        file("mlp")
+    for name in ("resnet_imagenet", "vgg", "mobilenet_v2"):
+        module = importlib.import_module(f"gptfl_jax.models.{name}")
+        for address, options in module.IMAGENET.items():
+            assert address.startswith("https://download.pytorch.org/models/")
+            assert file(name, **options) == pathlib.PurePath(address).name

@@ -1,0 +1,121 @@
+import chex
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from federated import simulate, starts
+from gptfl_jax import artifacts, configuration, models, web_files
+from gptfl_jax.artifacts import CheckpointMismatch
+from gptfl_jax.errors import ConfigError, UserError
+from gptfl_jax.fl import rounds
+from gptfl_jax.models import convnet
+
+from .conftest import lines_without_seconds, make_config
+
+
+def test_start_from_stage_2(workdir, setting):
+    config = make_config(init="synthetic", rounds=1)
+    simulate.simulate(config, workdir, setting)
+    by_path = make_config(init=str(workdir / "pretrain"), rounds=1, run="by-path")
+    simulate.simulate(by_path, workdir, setting)
+    root = workdir / "federated"
+    synthetic = lines_without_seconds(root / "fedavg-synthetic-s0")
+    assert synthetic == lines_without_seconds(root / "by-path")
+    # Weights of a federated run are a start as well.
+    onward = make_config(init=str(root / "by-path"), rounds=1, run="onward")
+    simulate.simulate(onward, workdir, setting)
+    first, last = (
+        artifacts.read_metrics(root / "onward" / "metrics.jsonl")[0],
+        artifacts.read_metrics(root / "by-path" / "metrics.jsonl")[-1],
+    )
+    assert first["accuracy"] == last["accuracy"] and first["loss"] == last["loss"]
+
+
+def test_a_federation_starts_from_released_weights(tmp_path, setting):
+    released = jax.tree.map(np.asarray, setting.learner.init(jax.random.key(7)))
+    torch = models.released_weights("convnet", released)
+    file = tmp_path / "released.safetensors"
+    save_file(torch, file)
+    config = make_config(rounds=1)
+    config.model.weights = str(file)
+    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
+
+    def start():
+        return starts.initial_weights(config, tmp_path, setting.learner)
+
+    chex.assert_trees_all_equal(start(), setting.learner.init(key))
+    config.federated.init = "weights"
+    configuration.validate(config)
+    chex.assert_trees_all_equal(start(), released)
+    # Without a head, and with one of other classes, the head is random.
+    for rows in (0, 3):
+        heads = {
+            f"classifier.{leaf}": torch[f"classifier.{leaf}"][:rows]
+            for leaf in ("weight", "bias")
+        }
+        body = {k: v for k, v in torch.items() if k not in heads}
+        save_file({**body, **heads} if rows else body, file)
+        begun = start()["params"]
+        chex.assert_trees_all_equal(begun["conv0"], released["params"]["conv0"])
+        random = setting.learner.init(key)["params"]["classifier"]
+        chex.assert_trees_all_equal(begun["classifier"], random)
+    simulate.simulate(config, tmp_path, setting)
+    assert (tmp_path / "federated" / "fedavg-weights-s0").is_dir()
+    save_file({k: v for k, v in torch.items() if k != "features.0.bias"}, file)
+    with pytest.raises(UserError, match=r"no weights conv0\.bias.*config\.model"):
+        start()
+    config.model.weights = ""
+    with pytest.raises(ConfigError, match=r"init = 'weights': takes another while"):
+        configuration.validate(config)
+
+
+def test_missing_stage_2_names_its_command(tmp_path, setting):
+    config = make_config(init="synthetic")
+    with pytest.raises(UserError, match=r"python -m train\.downstream .*--workdir="):
+        simulate.simulate(config, tmp_path, setting)
+    config = make_config(init=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"nowhere.* is missing.*train\.downstream"):
+        simulate.simulate(config, tmp_path, setting)
+
+
+def test_initial_weights_of_another_model_are_refused(tmp_path, setting):
+    with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"variables": {"params": {"other": np.zeros(3)}}})
+    config = make_config(init="synthetic")
+    with pytest.raises(CheckpointMismatch, match="is of another model"):
+        simulate.simulate(config, tmp_path, setting)
+
+
+def test_a_federation_starts_from_what_init_names(
+    tmp_path, setting, web_server, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(web_files, "_FIRST_PAUSE_S", 0.0)
+    released = jax.tree.map(np.asarray, setting.learner.init(jax.random.key(7)))
+    folder = tmp_path / "vgg"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    save_file(models.released_weights("convnet", released), file)
+    address = f"{web_server.url}/some/w.safetensors"
+    web_server.files["/some/w.safetensors"] = file.read_bytes()
+    monkeypatch.setattr(convnet, "IMAGENET", {address: {"depth": 1}}, raising=False)
+    for init in (str(file), str(folder), address, "imagenet"):
+        config = make_config(init=init)
+        begun = starts.initial_weights(config, tmp_path, setting.learner)
+        chex.assert_trees_all_equal(begun, released)
+        assert starts.checkpoints(config, tmp_path) is None
+    assert len(web_server.requests) == 1
+    assert simulate.run_name(make_config(init=address)) == "fedavg-w-s0"
+    for init in ("https://127.0.0.1:1/none", str(tmp_path / "none.pth")):
+        with pytest.raises(UserError, match="none.*(cannot be downloaded|no such)"):
+            simulate.simulate(make_config(init=init), tmp_path)
+    config = make_config(init="imagenet")
+    config.model.options.depth = 2
+    with pytest.raises(UserError, match="none for convnet with these.*for depth=1$"):
+        starts.released_file(config)
+    # A folder of checkpoints is one, whatever it is called.
+    (tmp_path / "w.bin" / "checkpoints").mkdir(parents=True)
+    run = make_config(init=str(tmp_path / "w.bin"))
+    assert starts.released_file(run) is None
+    assert starts.checkpoints(run, tmp_path) == tmp_path / "w.bin" / "checkpoints"
