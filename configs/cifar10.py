@@ -14,11 +14,13 @@ an epoch of SGD. A GPU or TPU is needed. One federation in place of the comparis
     python -m federated.simulate --workdir=runs/cifar10 \
         --config=configs/cifar10.py:init=synthetic,algorithm=fedopt
 
-Variants: `model=vgg19`, `convnet`, `resnet20`, `resnet18` or `resnet50` (with a workdir
-of its own); `samples=3x`, the paper's three synthetic pictures for a real one;
-`alpha=0.5`; `init=random`, `synthetic` or `weights`. `weights=vgg19.pth` starts from a
-file of torchvision's ImageNet weights or of GPT-FL's own: stage 2, as the original's
-VGG-19, and with `init=weights` stage 3.
+Variants: `model=vgg19`, `convnet`, `resnet20`, `resnet18`, `resnet50` or another of
+`presets.PICTURE_MODELS` (with a workdir of its own); `ratio=3`, the paper's three
+synthetic pictures for a real one; `alpha=0.5`; `method=fedopt`, with the original's
+server step of 1e-6; `init=random`, `synthetic`, `imagenet`, `imagenet+synthetic`, or a
+file of weights. ImageNet's are torchvision's, got from the web at the first start;
+`weights=vgg19.pth` takes a file in their place. By `imagenet+synthetic` stage 2 starts
+from them as well, as the original's VGG-19 does.
 
 Published accuracy of VGG-19: 82.2 % by GPT-FL, 78.7 % by the best other method; one
 client a round (`cohort_size=1`) still reaches 80.4 %.
@@ -26,9 +28,11 @@ client a round (`cohort_size=1`) still reaches 80.4 %.
 What differs from the original: bfloat16 for its float16; a tenth of the synthetic
 pictures is held out, to tell the best epoch; all pictures are normalised by ImageNet's
 constants, of which the original takes CIFAR's own for real ones; clients are drawn
-without replacement and weighted by their examples. `faithful=True` holds nothing out,
-draws with replacement and weights alike. The clients' rate is constant: the original's
-cosine over 100 steps, begun anew every round, ends at 0.94 of it after a client's 16.
+without replacement and weighted by their examples; and their rate is constant in a
+round. `faithful=True` does as the original, of these: it holds nothing out, draws with
+replacement, weights alike, lets the rate fall by a cosine over 100 steps, begun anew
+every round (it ends at 0.94 after a client's 16), and starts stage 2 of VGG-19 from
+ImageNet's weights while the baseline starts at random.
 
 The data are in $GPTFL_DATA_DIR/cifar10, or data/cifar10 where that is not set: the
 archive released at https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -42,12 +46,15 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
-
-    `model=` chooses the classifier; `faithful=True` does more as the original.
-    """
-    config = presets.gptfl_pictures("cifar10", arg, model="vgg19", samples="7575")
-    config.federated.partition_options.min_examples = 32
-    config.federated.cutout = 16
-    config.report.targets = (0.7, 0.8)
-    return config
+    """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
+    return presets.gptfl_pictures(
+        "cifar10",
+        arg,
+        model="vgg19",
+        samples="7575",
+        changes={
+            "federated.partition_options": {"alpha": 0.1, "min_examples": 32},
+            "federated.cutout": 16,
+        },
+        targets=(0.7, 0.8),
+    )

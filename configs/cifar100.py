@@ -25,10 +25,7 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
-
-    `model=` chooses the classifier; `faithful=True` does more as the original.
-    """
-    config = presets.gptfl_pictures("cifar100", arg, model="vgg19", samples="758")
-    config.report.targets = (0.35, 0.45)
-    return config
+    """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
+    return presets.gptfl_pictures(
+        "cifar100", arg, model="vgg19", samples="758", targets=(0.35, 0.45)
+    )

@@ -8,7 +8,7 @@
 
 Sentences of a T5 around the class names with an article ("a Highway or Road"); how many
 pictures the original makes of them is not published, here it is three for each real one
-(`samples=3x`). AdamW with weight decay 0.3. ResNet-18 on pictures of 64 pixels.
+(`ratio=3`). AdamW with weight decay 0.3. ResNet-18 on pictures of 64 pixels.
 configs/cifar10.py says the rest, the variants, and what differs from the original,
 which does not normalise these pictures. No published figure is known here.
 
@@ -25,18 +25,14 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
-
-    `model=` chooses the classifier; `faithful=True` does more as the original.
-    """
-    config = presets.gptfl_pictures(
+    """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
+    return presets.gptfl_pictures(
         "eurosat",
         arg,
         model="resnet18",
         samples="3x",
         source="image_folder",
         options={"labels": "eurosat", "test_fraction": 0.2},
+        changes={"train.weight_decay": 0.3},
+        targets=(0.8, 0.9),
     )
-    config.train.weight_decay = 0.3
-    config.report.targets = (0.8, 0.9)
-    return config

@@ -8,7 +8,7 @@
 
 One sentence a class, "a flower photo of {name}", at guidances drawn from 1 to 5; how
 many pictures the original makes of them is not published, here it is three for each
-real one (`samples=3x`). Pictures of 224 pixels, random resized crops.
+real one (`ratio=3`). Pictures of 224 pixels, random resized crops.
 configs/cifar10.py says the rest, the variants, and what differs from the original.
 
 Published accuracy of VGG-19: 70.6 % by GPT-FL, 33.2 % by the best other method.
@@ -27,11 +27,8 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
-
-    `model=` chooses the classifier; `faithful=True` does more as the original.
-    """
-    config = presets.gptfl_pictures(
+    """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
+    return presets.gptfl_pictures(
         "flowers102",
         arg,
         model="vgg19",
@@ -40,6 +37,5 @@ def get_config(arg: str = "") -> ConfigDict:
         source="tfds",
         options={"name": "oxford_flowers102"},
         image_size=224,
+        targets=(0.5, 0.7),
     )
-    config.report.targets = (0.5, 0.7)
-    return config

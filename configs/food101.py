@@ -25,11 +25,8 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
-
-    `model=` chooses the classifier; `faithful=True` does more as the original.
-    """
-    config = presets.gptfl_pictures(
+    """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
+    return presets.gptfl_pictures(
         "food101/images",
         arg,
         model="resnet18",
@@ -42,6 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
             "test_list": "../meta/test.txt",
         },
         image_size=224,
+        targets=(0.4, 0.6),
     )
-    config.report.targets = (0.4, 0.6)
-    return config

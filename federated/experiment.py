@@ -173,7 +173,8 @@ def local_training(federated: ConfigDict) -> LocalTraining:
         clip_norm=federated.clip_norm,
         drop_last=federated.drop_last,
         schedule=_schedule(federated),
-        local_schedule=_COSINE if federated.local_schedule == "cosine" else None,
+        local_schedule=_cosine if federated.local_schedule == "cosine" else None,
+        local_schedule_steps=federated.local_schedule_steps,
     )
 
 
@@ -232,7 +233,9 @@ def check(federated: ConfigDict) -> None:
         )
 
 
-_COSINE = optax.cosine_decay_schedule(1.0, 1)
+def _cosine(done: Array) -> Array:
+    """1 at the start, 0 where all is done, and up again beyond, as torch's."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * done))
 
 
 def _schedule(federated: ConfigDict) -> optax.Schedule | None:

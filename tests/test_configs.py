@@ -44,7 +44,10 @@ def test_config_is_valid_and_so_is_its_config_string(name):
             known = choices.options(families.SOURCE, source)
             option = known.get(dotted.removeprefix("data.options."))
             value = 1 if option is None else option.default
-        configuration.validate(launch.read_config(f"{name}:{argument}={value}"))
+        pairs = f"{argument}={value}"
+        if dotted.startswith("federated.partition_options"):
+            pairs += ",partition=dirichlet_balanced" * ("partition" in module.ARGUMENTS)
+        configuration.validate(launch.read_config(f"{name}:{pairs}"))
     assert f"configs/{name}.py" in module.__doc__
 
 
@@ -96,38 +99,89 @@ def test_picture_configs_have_the_settings_of_the_original(
     }
     assert (config.model.name, config.model.options.depth) == ("vgg", 19)
 
-    faithful = launch.read_config(f"{name}:faithful=True,model=resnet20,samples=3x")
-    assert faithful.federated.sampling == "with_replacement"
-    assert faithful.federated.weighting == "uniform"
-    assert faithful.train.validation_fraction == 0
-    assert (faithful.model.name, faithful.generate.samples_per_class) == (
-        "resnet",
-        "3x",
-    )
-    configuration.validate(faithful)
-    for model in presets.PICTURE_MODELS:
-        variant = launch.read_config(f"{name}:model={model},init=weights,weights=x.pth")
-        configuration.validate(variant)
-        assert variant.model.weights == "x.pth" and variant.federated.init == "weights"
-    with pytest.raises(ConfigError, match="vgg18: no such model in the config string"):
-        launch.read_config(f"{name}:model=vgg18")
+
+PICTURES = (
+    *("cifar10", "cifar100", "flowers102", "food101", "eurosat", "covid"),
+    *("caltech101", "mnist", "femnist"),
+)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_variants_of_picture_configs(name):
+    def read(arg):
+        config = launch.read_config(f"{name}:{arg}")
+        configuration.validate(config)
+        return config
+
+    def starts(config):
+        return {m.rpartition("-")[2]: f.init for m, f in config.compare.methods.items()}
+
+    for model, (module, options) in presets.PICTURE_MODELS.items():
+        config = read(f"model={model}")
+        assert (config.model.name, config.model.options.to_dict()) == (module, options)
+    for init, weights, initial in (
+        *(("random", "", "random"), ("synthetic", "", "synthetic")),
+        *(("vgg19.pth", "", "vgg19.pth"), ("imagenet", "imagenet", "weights")),
+        ("imagenet+synthetic", "imagenet", "synthetic"),
+        ("imagenet,weights=mine.pth", "mine.pth", "weights"),
+    ):
+        config = read(f"init={init}")
+        assert (config.model.weights, config.federated.init) == (weights, initial)
+        expected = {"scratch": "random", "gptfl": "synthetic"}
+        expected |= {"released": "weights"} if weights else {}
+        assert starts(config) == expected
+    for ratio in (1, 2.5, 10):
+        config = read(f"ratio={ratio},method=fedopt")
+        assert config.generate.samples_per_class == f"{ratio}x"
+        assert config.federated.algorithm == "fedopt"
+        options = {"server_learning_rate": 1e-6}
+        assert config.federated.algorithm_options.to_dict() == options
+    config = read("partition=dirichlet_balanced,alpha=0.5")
+    assert config.federated.partition_options.alpha == 0.5
+
+    config = read("model=vgg19,faithful=True")
+    federated = config.federated
+    assert federated.sampling == "with_replacement"
+    assert federated.weighting == "uniform"
+    assert config.train.validation_fraction == 0
+    cosine = federated.local_schedule, federated.local_schedule_steps
+    assert cosine == ("cosine", 100)
+    assert config.model.weights == "imagenet"
+    assert starts(config) == {"scratch": "random", "gptfl": "synthetic"}
+    assert read("model=resnet20,faithful=True").model.weights == ""
+    config = read("faithful=False")
+    assert config.federated.local_schedule == "constant"
+
+    for arg, message in (
+        ("model=vgg20", "vgg20: no such model in the config string"),
+        ("method=sgd", "sgd: no such method in the config string"),
+        ("faithful=yes", "'faithful=yes': takes True or False"),
+        ("ratio=many", "config.generate.samples_per_class = 'manyx': takes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read(arg)
 
 
 def test_further_picture_configs():
     known = {"flowers102": 102, "food101": 101, "eurosat": 10, "covid": 3}
+    known |= {"caltech101": 101, "mnist": 10, "femnist": 62}
     for name, classes in known.items():
         config = launch.read_config(name)
         options = config.data.options.to_dict()
         known = sources.known_labels(config.data.source, **options)
         assert len(label_set(known).classes) == classes
         cropped = config.train.crop_area, config.train.crop_padding
-        assert cropped == ((0.08, 0) if config.data.image_size else (0.0, 4))
+        padding = 2 if "mnist" in name else 4
+        assert cropped == ((0.08, 0) if config.data.image_size else (0.0, padding))
+        # A mirrored letter is another, or none.
+        assert config.train.flip == config.federated.flip == ("mnist" not in name)
         wanted = config.generate.samples_per_class
         if name == "covid":
             assert set(wanted) == set(label_set(known).classes)
             assert sum(wanted.values()) == 15_151
         if name == "food101":
             assert int(wanted) * classes == 75_750
+    assert launch.read_config("femnist:writers=9").data.options.writers == 9
     assert launch.read_config("eurosat").train.weight_decay == 0.3
     # Where there are no sentences to draw from, ucg draws the guidance.
     assert launch.read_config("food101").generate.guidance_choices == ()

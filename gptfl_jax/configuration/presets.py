@@ -1,15 +1,15 @@
 """What config files share: folders, switches, GPT-FL's and FedAudio's settings."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptfl_jax.configuration.text import apply_arguments
-from gptfl_jax.configuration.values import default_config
-from gptfl_jax.errors import unknown
+from gptfl_jax.configuration.text import apply_arguments, set_text, split
+from gptfl_jax.configuration.values import default_config, put
+from gptfl_jax.errors import ConfigError, unknown
 
 STAGES = (
     *("data", "model", "prompts", "generate", "train"),
@@ -17,7 +17,7 @@ STAGES = (
 )
 """The sections of all stages."""
 
-STARTS = {"scratch": "random", "gptfl": "synthetic"}
+STARTS = MappingProxyType({"scratch": "random", "gptfl": "synthetic"})
 """What `config.federated.init` is for the two starts that GPT-FL compares."""
 
 FEDAUDIO_ARGUMENTS = {
@@ -54,21 +54,36 @@ PICTURE_ARGUMENTS = {
     "epochs": "train.epochs",
     "rounds": "federated.rounds",
     "algorithm": "federated.algorithm",
-    "init": "federated.init",
+    "partition": "federated.partition",
     "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
     "cohort_size": "federated.cohort_size",
 }
-"""Config-string names that all of GPT-FL's data sets of pictures take."""
+"""Config-string names of `gptfl_pictures` that are a field each."""
 
 PICTURE_MODELS = {
     "convnet": ("convnet", {}),
-    "resnet20": ("resnet", {}),
+    "resnet8": ("resnet", {"depth": 8}),
+    "resnet20": ("resnet", {"depth": 20}),
     "resnet18": ("resnet_imagenet", {"depth": 18}),
     "resnet50": ("resnet_imagenet", {"depth": 50}),
     "vgg19": ("vgg", {"depth": 19}),
+    "mobilenet_v2": ("mobilenet_v2", {}),
+    "cnn": ("cnn", {}),
+    "lenet": ("lenet", {}),
+    "mlp": ("mlp", {}),
+    "logistic_regression": ("logistic_regression", {}),
 }
-"""GPT-FL's classifiers of pictures: what the config string calls them, and options."""
+"""Classifiers of pictures: what the config string calls them, name and options."""
+
+PICTURE_STARTS = {
+    "imagenet": {"model.weights": "imagenet", "federated.init": "weights"},
+    "imagenet+synthetic": {
+        "model.weights": "imagenet",
+        "federated.init": "synthetic",
+    },
+}
+"""What `init=` in the config string is beside the values of `federated.init`."""
 
 PICTURE_METHODS = {
     "fedavg": {"algorithm": "fedavg"},
@@ -85,25 +100,40 @@ def data_folder(name: str) -> str:
     return os.path.join(os.environ.get("GPTFL_DATA_DIR", "data"), name)
 
 
+def take(arg: str, name: str) -> tuple[str, str | None]:
+    """A config string without `<name>=<value>`, and the value; None: it has none."""
+    named, others = [], []
+    for pair in split(arg):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        (named if key == name else others).append(value if key == name else pair)
+    return ",".join(others), named[-1] if named else None
+
+
 def take_flag(arg: str, name: str) -> tuple[str, bool]:
-    """A config string without `<name>=True`, and whether it was there."""
-    pairs = [pair.strip() for pair in arg.split(",")]
-    others = [pair for pair in pairs if pair.lower() != f"{name}=true"]
-    return ",".join(others), len(others) < len(pairs)
-
-
-def take_model(arg: str, default: str) -> tuple[str, tuple[str, dict[str, Any]]]:
-    """A config string without `model=<name>`, and that one of `PICTURE_MODELS`.
+    """A config string without `<name>=True` or `False`, and whether it is true.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: it is neither.
     """
-    pairs = [pair.strip() for pair in arg.split(",")]
-    named = [pair for pair in pairs if pair.partition("=")[0].strip() == "model"]
-    name = named[-1].partition("=")[2].strip() if named else default
-    if name not in PICTURE_MODELS:
-        raise unknown(name, known=PICTURE_MODELS, what="model in the config string")
-    return ",".join(p for p in pairs if p not in named), PICTURE_MODELS[name]
+    arg, value = take(arg, name)
+    known = {"true": True, "false": False}
+    if value is not None and value.lower() not in known:
+        raise ConfigError(f"config string '{name}={value}': takes True or False")
+    return arg, known.get((value or "").lower(), False)
+
+
+def take_choice(
+    arg: str, name: str, choices: Mapping[str, Any], default: str = ""
+) -> tuple[str, str]:
+    """A config string without `<name>=<value>`, and that key of `choices`.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    arg, value = take(arg, name)
+    if value is not None and value not in choices:
+        raise unknown(value, known=choices, what=f"{name} in the config string")
+    return arg, default if value is None else value
 
 
 def gptfl_pictures(
@@ -116,12 +146,19 @@ def gptfl_pictures(
     source: str = "",
     options: Mapping[str, Any] = MappingProxyType({}),
     image_size: int = 0,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    targets: Sequence[float] = (),
+    arguments: Mapping[str, str] = MappingProxyType(PICTURE_ARGUMENTS),
 ) -> ConfigDict:
     """GPT-FL's settings of its data sets of pictures (arXiv 2306.02210).
 
     Args:
         data_set: its folder, by whose name a source of its own goes.
-        arg: the config string, applied here: `PICTURE_ARGUMENTS`, `model=`, and
+        arg: the config string, applied here: the names in `arguments`, and
+            `model=` one of `PICTURE_MODELS`;
+            `init=` a value of `federated.init`, or one of `PICTURE_STARTS`;
+            `method=` one of `PICTURE_METHODS`, with the original's settings;
+            `ratio=3` for so many synthetic pictures to a real one;
             `faithful=True` for what the original does and we do otherwise.
         model: of `PICTURE_MODELS`, where `arg` names none.
         samples: synthetic pictures a class.
@@ -129,6 +166,10 @@ def gptfl_pictures(
         source: what reads it, where it has no source of its own.
         options: of the source.
         image_size: side of a picture in pixels; 0: the source's own.
+        changes: what the data set has otherwise: values by dotted name, which `arg`
+            may change again.
+        targets: accuracies whose rounds the report gives.
+        arguments: names that `arg` may have, each with the dotted field it sets.
     """
     config = default_config(*STAGES)
     config.data.source = source or data_set
@@ -170,15 +211,36 @@ def gptfl_pictures(
             section.crop_area = 0.08
         else:
             section.crop_padding = 4
+    config.report.targets = tuple(targets)
+    for dotted, value in changes.items():
+        put(config, dotted, value)
 
-    arg, (config.model.name, config.model.options) = take_model(arg, model)
+    arg, model = take_choice(arg, "model", PICTURE_MODELS, model)
+    config.model.name, config.model.options = PICTURE_MODELS[model]
+    arg, method = take_choice(arg, "method", PICTURE_METHODS)
+    for field, value in PICTURE_METHODS.get(method, {}).items():
+        put(config, f"federated.{field}", value)
+    arg, init = take(arg, "init")
+    for dotted, value in PICTURE_STARTS.get(init, {"federated.init": init}).items():
+        put(config, dotted, value or federated.init)
+    arg, ratio = take(arg, "ratio")
+    if ratio is not None:
+        set_text(config, "generate.samples_per_class", f"{ratio}x")
     arg, faithful = take_flag(arg, "faithful")
-    apply_arguments(config, arg, PICTURE_ARGUMENTS)
     if faithful:
         train.validation_fraction = 0.0
         federated.sampling = "with_replacement"
         federated.weighting = "uniform"
-    config.compare.methods = from_each_start(PICTURE_METHODS)
+        federated.local_schedule = "cosine"
+        federated.local_schedule_steps = 100
+        if model == "vgg19":
+            # Of its synthetic start alone: the baseline's is random.
+            config.model.weights = config.model.weights or "imagenet"
+    apply_arguments(config, arg, arguments)
+    starts = dict(STARTS)
+    if config.model.weights and not faithful:
+        starts["released"] = "weights"
+    config.compare.methods = from_each_start(PICTURE_METHODS, starts)
     return config
 
 
@@ -227,11 +289,14 @@ def set_folds(config: ConfigDict, arg: str, option: str, count: int) -> None:
     config.compare.data = {f"fold{fold}": {option: fold} for fold in folds}
 
 
-def from_each_start(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def from_each_start(
+    methods: Mapping[str, Mapping[str, Any]], starts: Mapping[str, str] = STARTS
+) -> dict[str, Any]:
     """Methods to compare, each from random weights and from synthetic data's.
 
     Args:
         methods: fields of `config.federated` by name.
+        starts: what `config.federated.init` is, by name.
 
     Returns:
         the same for `config.compare.methods`, as `<name>-scratch` and `<name>-gptfl`.
@@ -239,5 +304,5 @@ def from_each_start(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         f"{name}-{start}": {**fields, "init": init}
         for name, fields in methods.items()
-        for start, init in STARTS.items()
+        for start, init in starts.items()
     }

@@ -1,7 +1,7 @@
 """Fields as text: the command line, and the string behind a config file's name."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from gptfl_jax.rules import KEYWORDS
 
 
 def apply_arguments(
-    config: ConfigDict, arg: str, aliases: dict[str, str]
+    config: ConfigDict, arg: str, aliases: Mapping[str, str]
 ) -> ConfigDict:
     """Applies a config string to a config.
 
@@ -38,7 +38,7 @@ def apply_arguments(
         ConfigError: a name that `aliases` lacks, or a value the field does not take.
     """
     texts = []
-    for pair in _split(arg):
+    for pair in split(arg):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise ConfigError(
@@ -106,7 +106,7 @@ def _parse(dotted: str, field: Field, text: str) -> Any:
     readings = [value, text]
     if isinstance(field.default, tuple):
         # --config.report.runs=a,b and =a need no quotes, brackets or closing comma.
-        parts = _split(text)
+        parts = split(text)
         readings = [value, tuple(map(_literal, parts)), tuple(parts)]
     for reading in readings:
         if field.valid(reading):
@@ -115,7 +115,7 @@ def _parse(dotted: str, field: Field, text: str) -> Any:
     raise refused(dotted, value, field.takes)
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """Splits at the commas that stand outside brackets and quotes."""
     parts, start, depth, quote = [], 0, 0, ""
     for position, character in enumerate(text):

@@ -1,5 +1,6 @@
 """Configs with their defaults, and their values by dotted name."""
 
+import contextlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,7 +60,9 @@ def put(config: ConfigDict, dotted: str, value: Any) -> None:
         value = ConfigDict(value)
     elif isinstance(value, list):
         value = tuple(value)
-    with holder.ignore_type():
+    # Ours are not type safe; and to ask for it takes as long as all else here.
+    free = holder.ignore_type() if holder.is_type_safe else contextlib.nullcontext()
+    with free:
         holder[key] = value
     field = find(dotted)
     if field is not None and field.chooses is not None:

@@ -47,6 +47,9 @@ class LocalTraining(NamedTuple):
     local_schedule: Callable[[Array], Array] | None = None
     """Done share of a client's steps in this round, 0 to < 1 -> factor. The original
     GPT-FL decays by a cosine within every round: `lambda x: (1 + cos(pi x)) / 2`."""
+    local_schedule_steps: int = 0
+    """Steps of which the share is; 0: those of the client. The original takes 100,
+    whatever the client's number: the share of a large client exceeds 1."""
 
 
 class Progress(NamedTuple):
@@ -140,7 +143,7 @@ class Client(NamedTuple):
             shuffle = order_of_epoch(entry.order_key, epoch)
             rows = self._rows(entry, shuffle, s - epoch * entry.batches)
             key = jax.random.fold_in(entry.step_key, s)
-            share = s.astype(jnp.result_type(float)) / entry.steps
+            share = self._share(s, entry.steps)
             return self._step(context, data, progress, *rows, key, rate, share)
 
         return lax.fori_loop(0, entry.steps, step, progress)
@@ -162,7 +165,7 @@ class Client(NamedTuple):
 
             def step(b, progress, index, mask):
                 key = jax.random.fold_in(entry.step_key, before + b)
-                share = (before + b).astype(jnp.result_type(float)) / entry.steps
+                share = self._share(before + b, entry.steps)
                 return self._step(
                     context, data, progress, index, mask, key, rate, share
                 )
@@ -196,7 +199,7 @@ class Client(NamedTuple):
             shuffle = order_of_epoch(entry.order_key, epoch)
             rows = self._rows(entry, shuffle, s - epoch * entry.batches)
             key = jax.random.fold_in(entry.step_key, s)
-            share = s.astype(jnp.result_type(float)) / jnp.maximum(entry.steps, 1)
+            share = self._share(s, jnp.maximum(entry.steps, 1))
             new = self._step(context, data, progress, *rows, key, rate, share)
             active = s < entry.steps
             return jax.tree.map(lambda x, y: jnp.where(active, x, y), new, progress)
@@ -295,6 +298,11 @@ class Client(NamedTuple):
         start = jnp.zeros((), progress.loss.dtype), zeros
         value, gradient = lax.fori_loop(0, blocks, add, start)
         return (value, progress.model_state), gradient
+
+    def _share(self, step, steps):
+        """What is done before a step, as `local_schedule` takes it."""
+        steps = self.local.local_schedule_steps or steps
+        return step.astype(jnp.result_type(float)) / steps
 
     def _step(self, context, data, progress, index, mask, key, rate, share):
         """One step on the rows of `index`; `share` of the client's steps are done."""

@@ -105,6 +105,7 @@ def test_schedules_over_rounds_and_within_one(monkeypatch, setting):
         return [float(schedule(x)) for x in at]
 
     fields = {"learning_rate_schedule": "cosine", "local_schedule": "cosine"}
+    fields["local_schedule_steps"] = 100
     local, _ = composed(monkeypatch, setting, rounds=8, **fields)
     np.testing.assert_allclose(
         factors(local.schedule, (0, 2, 4, 8)),
@@ -112,10 +113,11 @@ def test_schedules_over_rounds_and_within_one(monkeypatch, setting):
         atol=1e-7,
     )
     np.testing.assert_allclose(
-        factors(local.local_schedule, (0.0, 0.25, 0.5)),
-        [1, (1 + np.sqrt(0.5)) / 2, 0.5],
+        factors(local.local_schedule, (0.0, 0.25, 0.5, 1.5)),
+        [1, (1 + np.sqrt(0.5)) / 2, 0.5, 0.5],
         atol=1e-7,
     )
+    assert local.local_schedule_steps == 100
     fields = {"learning_rate_schedule": "step", "step_rounds": 3, "step_factor": 0.5}
     local, _ = composed(monkeypatch, setting, **fields)
     np.testing.assert_allclose(

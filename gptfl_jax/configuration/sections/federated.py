@@ -92,6 +92,12 @@ FIELDS: dict[str, Field] = {
         "the learning rate over a client's steps within a round, on top of that; "
         "the original GPT-FL decays by a cosine in every round",
     ),
+    "local_schedule_steps": Field(
+        0,
+        rules.whole(0),
+        "steps after which the cosine of local_schedule is 0; 0: all of a client. The "
+        "original takes 100, however many a client has",
+    ),
     "clip_norm": Field(
         0.0, rules.number(least=0), "largest norm of a local gradient; 0: not clipped"
     ),

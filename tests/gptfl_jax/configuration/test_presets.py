@@ -3,19 +3,28 @@
 import pytest
 
 from gptfl_jax.configuration import presets
+from gptfl_jax.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-    ("arg", "rest", "there"),
-    [
-        ("tune=True", "", True),
-        ("seed=3, tune=true,alpha=0.5", "seed=3,alpha=0.5", True),
-        ("seed=3,fortune=True", "seed=3,fortune=True", False),
-        ("", "", False),
-    ],
-)
-def test_a_switch_is_taken_out_of_the_config_string(arg, rest, there):
-    assert presets.take_flag(arg, "tune") == (rest, there)
+def test_names_that_are_no_fields_are_taken_out_of_the_config_string():
+    for arg, rest, value in (
+        ("tune=True", "", "True"),
+        ("seed=3, tune = yes ,alpha=0.5", "seed=3,alpha=0.5", "yes"),
+        ("tune=1,samples={'a': 1, 'b': 2},tune=2", "samples={'a': 1, 'b': 2}", "2"),
+        ("seed=3,fortune=True", "seed=3,fortune=True", None),
+        ("", "", None),
+    ):
+        assert presets.take(arg, "tune") == (rest, value)
+    assert presets.take_flag("tune=true,seed=3", "tune") == ("seed=3", True)
+    assert presets.take_flag("tune=False", "tune") == ("", False)
+    assert presets.take_flag("seed=3", "tune") == ("seed=3", False)
+    with pytest.raises(ConfigError, match="'tune=1': takes True or False"):
+        presets.take_flag("tune=1", "tune")
+    sizes = {"small": 1, "large": 9}
+    assert presets.take_choice("size=small", "size", sizes) == ("", "small")
+    assert presets.take_choice("a=b", "size", sizes, "large") == ("a=b", "large")
+    with pytest.raises(ConfigError, match="huge: no such size"):
+        presets.take_choice("size=huge", "size", sizes)
 
 
 def test_data_are_where_the_environment_says(monkeypatch):

@@ -55,8 +55,14 @@ def test_steps_in_place_of_epochs(problem, options):
     assert int(metrics[0].steps) == 25
 
 
-@pytest.mark.parametrize("options", EXECUTIONS)
-def test_momentum_clipping_and_schedules(problem, options):
+@pytest.mark.parametrize(
+    ("options", "of_steps"),
+    [
+        pytest.param(*each.values, n, id=each.id)
+        for each, n in zip(EXECUTIONS, (0, 3), strict=True)
+    ],
+)
+def test_momentum_clipping_and_schedules(problem, options, of_steps):
     local = LocalTraining(
         optax.sgd(0.3, momentum=0.9),
         batch_size=8,
@@ -64,6 +70,7 @@ def test_momentum_clipping_and_schedules(problem, options):
         clip_norm=0.5,
         schedule=optax.cosine_decay_schedule(1.0, 4),
         local_schedule=lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
+        local_schedule_steps=of_steps,
     )
     algorithm = algorithms.fedavg(problem.learner, local, **options)
     keys, state, _ = run(problem, algorithm, 2)
@@ -75,7 +82,8 @@ def test_momentum_clipping_and_schedules(problem, options):
             batches = problem.batches(key, client, 8, epochs=2)
             for step, batch in enumerate(batches):
                 rate = 0.3 * (1 + np.cos(np.pi * number / 4)) / 2
-                rate *= (1 + np.cos(np.pi * step / len(batches))) / 2
+                done = step / (of_steps or len(batches))
+                rate *= (1 + np.cos(np.pi * done)) / 2
                 g = gradient(y, batch)
                 shrink = min(1, 0.5 / norm(g))
                 clipped += shrink < 1
