@@ -11,9 +11,9 @@ representation of an example (`Learner.represent`).
 Layers are called as in the files of released weights, with `_0` for `.0`
 (`released.torch_weights`). Where the names differ, the file's `RELEASED` maps theirs to
 ours, and where the layout does, `FLATTENED` says so (`released.classifiers`).
-`load_weights` reads such files, and `released_weights` is what one would hold. Where
-there are files for the classes of ImageNet, `IMAGENET` has their addresses and of which
-options they are.
+A function `fitted` makes weights of files for other inputs fit. `load_weights` reads
+such files, and `released_weights` is what one would hold. Where there are files for the
+classes of ImageNet, `IMAGENET` has their addresses and of which options they are.
 """
 
 import os
@@ -95,6 +95,9 @@ def load_weights(
         UserError: the file is missing, damaged, unsafe or of another model.
     """
     weights = classifiers.read(path, _names(name))
+    fitted = getattr(_module(name), "fitted", None)
+    if fitted is not None:
+        weights = fitted(weights, variables)
     return classifiers.fill(variables, weights, os.fspath(path))
 
 

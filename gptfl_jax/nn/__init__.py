@@ -1,7 +1,7 @@
 """Layers that classifiers and generators share. Channels are last everywhere."""
 
 from gptfl_jax.convolution import conv
-from gptfl_jax.nn.layers import Conv, dense, flatten, torch_uniform
+from gptfl_jax.nn.layers import Conv, channel_shuffle, dense, flatten, torch_uniform
 from gptfl_jax.nn.norms import (
     BatchNorm,
     GroupNorm,
@@ -22,6 +22,7 @@ __all__ = [
     "Norm",
     "adaptive_avg_pool",
     "avg_pool",
+    "channel_shuffle",
     "conv",
     "dense",
     "flatten",

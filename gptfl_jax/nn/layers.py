@@ -101,3 +101,10 @@ def dense(
 def flatten(x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch all"]:
     """All numbers of an example in a row, in PyTorch's order: channel by channel."""
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+
+
+def channel_shuffle(
+    x: Float[Array, "*batch_spatial channels"], groups: int
+) -> Float[Array, "*batch_spatial channels"]:
+    """Channel i of group g becomes channel i * groups + g (arXiv 1707.01083)."""
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)

@@ -288,8 +288,9 @@ def read_weights(path: PathLike) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return dict(open_weights(path))
     weights = _read_torch(path)
-    if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
-        weights = weights["state_dict"]
+    for within in ("state_dict", "model"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(within), Mapping):
+            weights = weights[within]
     if not isinstance(weights, Mapping) or not all(
         isinstance(name, str) and isinstance(value, np.ndarray)
         for name, value in weights.items()

@@ -23,9 +23,10 @@ def test_saved_tensors_are_read(zipped, tmp_path):
         )
 
 
-def test_state_dict_of_a_module_is_read(tmp_path):
+@pytest.mark.parametrize("within", ["state_dict", "model"])
+def test_state_dict_of_a_module_is_read(within, tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    torch.save({"state_dict": module.state_dict(), "step": 3}, tmp_path / "x.pth")
+    torch.save({within: module.state_dict(), "step": 3}, tmp_path / "x.pth")
     weights = hub.read_weights(tmp_path / "x.pth")
     assert set(weights) == set(module.state_dict())
     np.testing.assert_array_equal(

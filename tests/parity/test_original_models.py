@@ -88,8 +88,53 @@ def convnet(norm, activation, pool="average"):
     return "convnet", lambda: ConvNet(norm, activation, pools[pool]), given, 20
 
 
+def channels_shuffled(x, groups):
+    batch, channels, *sides = x.shape
+    x = x.view(batch, groups, channels // groups, *sides)
+    return x.transpose(1, 2).reshape(batch, channels, *sides)
+
+
+class ShuffleUnit(nn.Module):
+    def __init__(self, before, after, stride, groups):
+        super().__init__()
+        middle = after // 4
+        self.groups = 1 if before == 24 else groups
+        self.conv1 = nn.Conv2d(before, middle, 1, groups=self.groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, after, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(after)
+        self.stride = stride
+
+    def forward(self, x):
+        y = channels_shuffled(self.bn1(self.conv1(x)).relu(), self.groups)
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y)).relu()))
+        if self.stride == 1:
+            return (x + y).relu()
+        return torch.cat([y, nn.functional.avg_pool2d(x, 3, 2, 1)], 1).relu()
+
+
+class ShuffleNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 24, 1, bias=False), nn.BatchNorm2d(24)
+        before = 24
+        for stage, (after, blocks) in enumerate(((200, 4), (400, 8), (800, 4))):
+            units = [ShuffleUnit(before, after - before, 2, 2)]
+            units += [ShuffleUnit(after, after, 1, 2) for _ in range(blocks - 1)]
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*units))
+            before = after
+        self.classification_layer = nn.Linear(800, CLASSES)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
+        return self.classification_layer(x.mean((2, 3)))
+
+
 CASES = {
     "resnet 20": ("resnet", ResNet20, {"track_running_stats": False}, 32),
+    "shufflenet": ("shufflenet", ShuffleNet, {}, 32),
     "convnet": convnet("instance", "relu"),
     "convnet, group": convnet("group", "swish", "max"),
     "convnet, batch": convnet("batch", "leaky_relu"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptfl_jax.models import mobilenet_v2, resnet_imagenet, vgg
+from gptfl_jax.models import mobilenet_v2, resnet_imagenet, shufflenet_v2, vgg, vit
 
 CLASSES = 7
 
@@ -136,6 +136,123 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+def channels_shuffled(x):
+    batch, channels, *sides = x.shape
+    return x.view(batch, 2, channels // 2, *sides).transpose(1, 2).reshape(x.shape)
+
+
+class ShuffleUnit(nn.Module):
+    def __init__(self, before, after, stride):
+        super().__init__()
+        half = after // 2
+        self.stride = stride
+        if stride == 2:
+            self.branch1 = nn.Sequential(
+                nn.Conv2d(before, before, 3, 2, 1, groups=before, bias=False),
+                nn.BatchNorm2d(before),
+                nn.Conv2d(before, half, 1, bias=False),
+                nn.BatchNorm2d(half),
+                nn.ReLU(),
+            )
+        self.branch2 = nn.Sequential(
+            nn.Conv2d(before if stride == 2 else half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False),
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+        )
+
+    def forward(self, x):
+        if self.stride == 2:
+            first, second = self.branch1(x), x
+        else:
+            first, second = x.chunk(2, 1)
+        return channels_shuffled(torch.cat([first, self.branch2(second)], 1))
+
+
+def conv_norm(before, after, *arguments):
+    return nn.Sequential(
+        nn.Conv2d(before, after, *arguments, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )
+
+
+class ShuffleNetV2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = conv_norm(3, 24, 3, 2, 1)
+        before = 24
+        for stage, (after, blocks) in enumerate(((48, 4), (96, 8), (192, 4))):
+            units = [
+                ShuffleUnit(after if i else before, after, 1 if i else 2)
+                for i in range(blocks)
+            ]
+            setattr(self, f"stage{stage + 2}", nn.Sequential(*units))
+            before = after
+        self.conv5 = conv_norm(before, 1024, 1)
+        self.fc = nn.Linear(1024, CLASSES)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.conv1(x), 3, 2, 1)
+        return self.fc(
+            self.conv5(self.stage4(self.stage3(self.stage2(x)))).mean((2, 3))
+        )
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=1e-6)
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Dropout(0.0),
+            nn.Linear(4 * width, width),
+        )
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.self_attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, depth, width, heads, tokens):
+        super().__init__()
+        self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        layers = {
+            f"encoder_layer_{i}": EncoderBlock(width, heads) for i in range(depth)
+        }
+        self.layers = nn.Sequential()
+        for name, layer in layers.items():
+            self.layers.add_module(name, layer)
+        self.ln = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x):
+        return self.ln(self.layers(x + self.pos_embedding))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, depth=2, width=192, heads=3, patch=8, side=32):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+        self.conv_proj = nn.Conv2d(3, width, patch, patch)
+        self.encoder = Encoder(depth, width, heads, (side // patch) ** 2 + 1)
+        self.heads = nn.Sequential()
+        self.heads.add_module("head", nn.Linear(width, CLASSES))
+
+    def forward(self, x):
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        return self.heads(self.encoder(x)[:, 0])
+
+
 CASES = {
     "resnet 18": (resnet_imagenet, lambda: ResNet((2, 2, 2, 2), False, 8), 45),
     "resnet 34": (resnet_imagenet, lambda: ResNet((3, 4, 6, 3), False, 4), 64),
@@ -149,6 +266,8 @@ CASES = {
     "vgg 16": (vgg, lambda: VGG((2, 2, 3, 3, 3), 4, 16), 224),
     "vgg 19 with norm": (vgg, lambda: VGG((2, 2, 4, 4, 4), 4, 16, True), 32),
     "mobilenet v2": (mobilenet_v2, MobileNetV2, 63),
+    "shufflenet v2": (shufflenet_v2, ShuffleNetV2, 70),
+    "vit": (vit, VisionTransformer, 32),
 }
 
 

@@ -95,10 +95,17 @@ FILES = {
     "mobilenet_v2": ({"width": 0.1}, (32, 32, 3), ("classifier.1", "features.18.0")),
     "resnet": ({"depth": 8, "width": 8}, (8, 8, 3), ("bn1", "layer3.0.bn2", "linear")),
     "resnet_imagenet": ({"width": 2}, (32, 32, 3), ("fc", "layer4.1.conv2")),
+    "shufflenet": ({}, (8, 8, 3), ("classification_layer", "layer3.3.conv3")),
+    "shufflenet_v2": ({"width": 0.5}, (32, 32, 3), ("fc", "stage2.0.branch1.2")),
     "vgg": (
         {"depth": 11, "width": 2, "hidden": 3, "norm": "batch"},
         (32, 32, 3),
         ("classifier.6", "features.1"),
+    ),
+    "vit": (
+        {"depth": 2, "patch": 8},
+        (16, 16, 1),
+        ("heads.head", "encoder.layers.encoder_layer_1.self_attention.out_proj"),
     ),
 }
 
@@ -228,8 +235,11 @@ def test_files_for_imagenet_are_of_their_models(monkeypatch):
         file("resnet_imagenet", norm="group")
     with pytest.raises(UserError, match="none for mlp .* for other models"):
         file("mlp")
-    for name in ("resnet_imagenet", "vgg", "mobilenet_v2"):
+    assert file("vit", size="base") == "vit_b_16-c867db91.pth"
+    assert file("shufflenet_v2", width=2) == "shufflenetv2_x2_0-8be3c8ee.pth"
+    for name in ("resnet_imagenet", "vgg", "mobilenet_v2", "shufflenet_v2", "vit"):
         module = importlib.import_module(f"gptfl_jax.models.{name}")
         for address, options in module.IMAGENET.items():
-            assert address.startswith("https://download.pytorch.org/models/")
+            hosts = ("download.pytorch.org/models/", "dl.fbaipublicfiles.com/deit/")
+            assert address.startswith(tuple(f"https://{host}" for host in hosts))
             assert file(name, **options) == pathlib.PurePath(address).name
