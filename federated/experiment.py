@@ -25,7 +25,13 @@ from gptfl_jax import (
     models,
     training,
 )
-from gptfl_jax.data import datasets, federated_data, partition, sources
+from gptfl_jax.data import (
+    datasets,
+    federated_data,
+    partition,
+    sources,
+    stored_rows,
+)
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import refused
 from gptfl_jax.fl import composition, personalisation, sampling
@@ -274,7 +280,9 @@ def deal(
         return data
 
     def fill(leaf):
-        return np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
+        # Of numbers in memory zeros, of those in files a view of one.
+        nothing = np.broadcast_to(leaf.dtype.type(0), (missing, *leaf.shape[1:]))
+        return stored_rows.join(leaf, nothing)
 
     inputs, labels = jax.tree.map(fill, (data.inputs, data.labels))
     return data._replace(inputs=inputs, labels=labels)
@@ -309,8 +317,7 @@ def _owners(
 
 def _federate(train, owner, num_clients, chosen):
     if not chosen.all():
-        inputs = jax.tree.map(lambda x: x[chosen], train.inputs)
-        train = train._replace(inputs=inputs, labels=train.labels[chosen])
+        train = datasets.select(train, chosen)
     return federated_data.federate(train, owner[chosen], num_clients)
 
 

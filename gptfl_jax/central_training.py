@@ -60,7 +60,7 @@ def fit(
     learner: training.Learner,
     optimizer: optax.GradientTransformation,
     state: training.TrainState,
-    inputs: PyTree[Shaped[np.ndarray, "examples ..."]],
+    inputs: PyTree[Shaped[Any, "examples ..."]],
     labels: Int[np.ndarray, " examples"],
     key: PRNGKeyArray,
     epochs: int,
@@ -96,7 +96,7 @@ def fit(
         batch_size,
         NamedSharding(mesh, P("data")),
     )
-    examples = put((inputs, labels))
+    examples = put(devices.in_memory((inputs, labels)))
     # In loops, convolutions are slow on CPUs.
     chunk = 1 if jax.default_backend() == "cpu" else min(steps, 128)
     for epoch in range(done, epochs):

@@ -118,6 +118,13 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
     return jax.tree.map(put, tree)
 
 
+def in_memory(tree: PyTree) -> PyTree[Array | np.ndarray]:
+    """Arrays as they are; what stands for an array, as rows in files, is read."""
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree
+    )
+
+
 def _is_at(leaf, sharding: NamedSharding) -> bool:
     return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(
         sharding, leaf.ndim

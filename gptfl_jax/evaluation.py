@@ -120,12 +120,12 @@ def split_examples(
         sharding: as in `evaluate_async`; None: everything to the default device.
     """
     if sharding is None:
-        return jax.device_put((inputs, labels))
+        return jax.device_put(devices.in_memory((inputs, labels)))
     if getattr(labels, "sharding", None) == sharding:
         return inputs, labels
 
     def split(leaf, fill):
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
         share = math.ceil(len(leaf) / sharding.mesh.size)
 
         def rows(index):

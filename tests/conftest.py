@@ -17,6 +17,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if "GPTFL_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="gptfl-jax-tests-")
+        os.environ["GPTFL_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # XLA's older code generator compiles the many small programs of these tests in half
     # the time. `make long` and `make parity` run what users run.
     markers, paths = config.option.markexpr, " ".join(config.args)

@@ -1,6 +1,6 @@
 """Data sets as arrays: examples with labels, a source with its split, parts of it."""
 
-import hashlib
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int, Int32, PyTree, Shaped
 
 from gptfl_jax import user_files
 from gptfl_jax.data import audio
+from gptfl_jax.data.stored_rows import Rows, digests_of, join, take
 
 # Channel means and deviations of ImageNet in 0..1, which the original uses for every
 # picture. They are public: normalising by them says nothing about private data.
@@ -17,9 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Dataset(NamedTuple):
-    """Labelled examples in memory."""
+    """Labelled examples, in memory or (`StoredRows`) in files."""
 
-    inputs: PyTree[Shaped[np.ndarray, "examples ..."]]
+    inputs: PyTree[Shaped[Rows, "examples ..."]]
     """uint8 or float32; pictures are uint8 [examples, height, width, channels], sounds
     are (features, lengths)."""
     labels: Int32[np.ndarray, " examples"]
@@ -108,24 +109,18 @@ def hold_out(
 
 
 def contents(
-    inputs: PyTree[Shaped[np.ndarray, "examples ..."]],
+    inputs: PyTree[Shaped[Rows, "examples ..."]],
 ) -> Int[np.ndarray, " examples"]:
     """A number for each example, the same for examples that are equal in every bit."""
-    leaves = jax.tree.leaves(inputs)
-    numbers: dict[bytes, int] = {}
-    found = np.empty(len(leaves[0]), np.int64)
-    for row in range(len(found)):
-        digest = hashlib.blake2b(digest_size=16)
-        for leaf in leaves:
-            digest.update(np.ascontiguousarray(leaf[row]))
-        found[row] = numbers.setdefault(digest.digest(), len(numbers))
-    return found
+    digests = [digests_of(leaf) for leaf in jax.tree.leaves(inputs)]
+    together = functools.reduce(np.strings.add, digests)
+    return np.unique(together, return_inverse=True)[1]
 
 
 def select(dataset: Dataset, rows: Shaped[np.ndarray, " rows"]) -> Dataset:
-    """The examples at `rows` (numbers or a mask)."""
+    """The examples at `rows` (numbers or a mask); those in files are not read."""
     clients = None if dataset.clients is None else dataset.clients[rows]
-    inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.inputs)
+    inputs = jax.tree.map(lambda leaf: take(leaf, rows), dataset.inputs)
     return dataset._replace(inputs=inputs, labels=dataset.labels[rows], clients=clients)
 
 
@@ -137,8 +132,6 @@ def concatenate(first: Dataset, second: Dataset) -> Dataset:
     """
     if first.class_names != second.class_names:
         raise ValueError(f"classes differ: {first.class_names}, {second.class_names}")
-    inputs = jax.tree.map(
-        lambda *leaves: np.concatenate(leaves), first.inputs, second.inputs
-    )
+    inputs = jax.tree.map(join, first.inputs, second.inputs)
     labels = np.concatenate([first.labels, second.labels])
     return Dataset(inputs, labels, first.class_names)

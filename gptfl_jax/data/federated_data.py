@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, PyTree, Shaped
 
 from gptfl_jax.data.datasets import Dataset
+from gptfl_jax.data.stored_rows import Rows, take
 
 # Beside the seed in the generator of `hold_out`.
 _HOLD_OUT = 1
@@ -21,7 +22,7 @@ class FederatedData(NamedTuple):
     Or stream it, cohort by cohort: see `gptfl_jax.fl.streaming`.
     """
 
-    inputs: PyTree[Shaped[Array | np.ndarray, "examples ..."]]
+    inputs: PyTree[Shaped[Array | Rows, "examples ..."]]
     """uint8 or float32."""
     labels: Int32[Array | np.ndarray, " examples"]
     offsets: Int32[Array | np.ndarray, " clients_plus_1"]
@@ -89,7 +90,7 @@ def federate(
 ) -> FederatedData:
     """Sorts a data set by client (within a client the order stays).
 
-    The arrays stay numpy: `jax.device_put` the result, or stream it.
+    The arrays stay on the host: `execution.place` the result, or stream it.
 
     Raises:
         ValueError: a client number outside 0..num_clients - 1, a label that is no
@@ -114,7 +115,7 @@ def federate(
     order = np.argsort(client_of_example, kind="stable")
     sizes = np.bincount(client_of_example, minlength=num_clients)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    inputs = jax.tree.map(lambda x: x[order], dataset.inputs)
+    inputs = jax.tree.map(lambda x: take(x, order), dataset.inputs)
     return FederatedData(inputs, dataset.labels[order], offsets)
 
 

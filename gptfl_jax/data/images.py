@@ -1,17 +1,15 @@
 """Pictures to arrays: decoding, box-filter resizing, and conversion of channels."""
 
-import concurrent.futures
 import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 from jaxtyping import Shaped, UInt8
-from tqdm.auto import tqdm
 
 from gptfl_jax import user_files
 
@@ -204,26 +202,6 @@ def _to_array(image: PIL.Image.Image) -> np.ndarray:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image)
     return np.asarray(image.convert("RGB"))
-
-
-def read_pictures(
-    paths: Sequence[pathlib.Path] | Sequence[Embedded],
-    read: Callable[[Any], Picture],
-    description: str = "",
-) -> Iterable[Picture]:
-    """Reads files in threads, in order, with a progress bar (Pillow frees the GIL).
-
-    At most a few hundred files are in flight, whatever their number.
-    """
-    workers = min(32, (os.cpu_count() or 1) + 4)
-    bar = tqdm(
-        total=len(paths), desc=description, unit="img", disable=None, mininterval=0.5
-    )
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), 512):
-            for picture in pool.map(read, paths[start : start + 512]):
-                bar.update()
-                yield picture
 
 
 def stack(

@@ -1,15 +1,16 @@
 """The samples that stage 1 made, as examples for stages 2 and 3."""
 
+import collections
+import functools
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from gptfl_jax import artifacts
-from gptfl_jax.data import audio, images
+from gptfl_jax.data import audio, images, picture_cache
 from gptfl_jax.data.datasets import Dataset, LoadReport, Sounds, Source
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import same_name
@@ -127,23 +128,38 @@ def synthetic_pictures(
     """
     folder = pathlib.Path(folder)
     files, labels, digests, left_out = _list_synthetic(folder, class_names)
-    digests = {folder / file: digest for file, digest in digests.items()}
-    read = _Reader(image_size, channels, digests)
-    paths = [folder / file for file in files]
-    pictures = list(images.read_pictures(paths, read, "synthetic pictures"))
-    usual = _most_common([p.size for p in pictures if p.pixels is not None])
+    read = functools.partial(
+        images.read_picture,
+        image_size=image_size,
+        channels=channels,
+        modes=("RGB", "L"),
+    )
+    decoded, about = picture_cache.decode_files(
+        [folder / file for file in files],
+        read,
+        [image_size, channels, "RGB or L"],
+        "synthetic pictures",
+    )
+    changed = [
+        found not in ("", digests.get(file, found))
+        for file, found in zip(files, decoded.contents, strict=True)
+    ]
+    good = [i for i, size in enumerate(decoded.sizes) if size and not changed[i]]
+    usual = _most_common([about[index].size for index in good])
     kept = []
-    for index, picture in enumerate(pictures):
-        if picture.pixels is None:
-            left_out.append((files[index], picture.error))
+    for index, (file, picture) in enumerate(zip(files, about, strict=True)):
+        if changed[index]:
+            left_out.append((file, artifacts.CHANGED))
+        elif picture.error:
+            left_out.append((file, picture.error))
         elif picture.size != usual:
             ours, others = ("{}x{}".format(*s) for s in (picture.size, usual))
-            left_out.append((files[index], f"size {ours}, most are {others}"))
+            left_out.append((file, f"size {ours}, most are {others}"))
         else:
             kept.append(index)
     command = "python -m generate.images --config=... --workdir=..."
     _require_any(folder, len(kept), left_out, "pictures", command)
-    pixels = images.stack([pictures[index].pixels for index in kept])
+    pixels = decoded.take(kept)
     dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
     return dataset, LoadReport(len(kept), tuple(left_out))
 
@@ -197,16 +213,6 @@ def _list_synthetic(
     return files, labels, digests, left_out
 
 
-class _Reader(NamedTuple):
-    image_size: int
-    channels: int
-    digests: Mapping[pathlib.Path, str]
-
-    def __call__(self, path: pathlib.Path) -> images.Picture:
-        if artifacts.is_changed(path, self.digests.get(path)):
-            return images.Picture(None, (0, 0), "", artifacts.CHANGED)
-        return images.read_picture(path, self.image_size, self.channels, ("RGB", "L"))
-
-
 def _most_common(values: list) -> object:
-    return max(sorted(set(values)), key=values.count, default=None)
+    counts = collections.Counter(values)
+    return max(sorted(counts), key=counts.get, default=None)

@@ -18,6 +18,7 @@ import numpy as np
 from gptfl_jax import choices, families
 from gptfl_jax.data import images
 from gptfl_jax.data.datasets import Dataset, Source
+from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.errors import UserError
 
 
@@ -51,7 +52,7 @@ def load(
             )
     given = {"folder": folder, "image_size": image_size, "channels": channels}
     source = choices.bind(families.SOURCE, name, checked, **given)
-    if not isinstance(source.train.inputs, np.ndarray):
+    if not isinstance(source.train.inputs, Rows):
         if image_size or channels:
             raise UserError(
                 f"config.data.image_size and config.data.channels: {name} holds no "
@@ -60,7 +61,10 @@ def load(
         return source
 
     def converted(dataset: Dataset) -> Dataset:
-        inputs = images.convert(dataset.inputs, image_size, channels)
+        height, width, depth = dataset.inputs.shape[1:]
+        if height == width == (image_size or width) and depth == (channels or depth):
+            return dataset
+        inputs = images.convert(np.asarray(dataset.inputs), image_size, channels)
         return dataset._replace(inputs=inputs)
 
     source = source._replace(train=converted(source.train), test=converted(source.test))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptfl_jax import user_files
-from gptfl_jax.data import images, tables
+from gptfl_jax.data import images, picture_cache, tables
 from gptfl_jax.data.datasets import (
     Dataset,
     LoadReport,
@@ -18,6 +18,7 @@ from gptfl_jax.data.datasets import (
     hold_out,
     select,
 )
+from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
 from gptfl_jax.rules import Seed
@@ -263,7 +264,7 @@ def read_real(
     image_size: int,
     channels: int,
     part: pathlib.Path,
-) -> tuple[np.ndarray, list[int], tuple[tuple[str, str], ...]]:
+) -> tuple[Rows, list[int], tuple[tuple[str, str], ...]]:
     """Pixels of the pictures that can be read, their places, and what is left out.
 
     Raises:
@@ -272,20 +273,21 @@ def read_real(
     read = functools.partial(
         images.read_picture, image_size=image_size, channels=channels, crop=True
     )
-    pixels, kept, left_out = [], [], []
-    for index, picture in enumerate(images.read_pictures(files, read, part.name)):
-        if picture.pixels is None:
-            left_out.append((str(files[index]), picture.error))
-        else:
-            pixels.append(picture.pixels)
-            kept.append(index)
-    if not pixels:
+    options = [image_size, channels, "cropped"]
+    decoded, about = picture_cache.decode_files(files, read, options, part.name)
+    left_out = tuple(
+        (str(file), picture.error)
+        for file, picture in zip(files, about, strict=True)
+        if picture.error
+    )
+    kept = [index for index, size in enumerate(decoded.sizes) if size]
+    if not kept:
         file, reason = next(iter(left_out), ("", "there is none"))
         raise UserError(
             f"{part}: no picture that can be read; the first: {file} {reason}"
         )
-    if len({p.shape[:2] for p in pixels}) > 1:
+    if len({decoded.sizes[index] for index in kept}) > 1:
         raise UserError(
             f"{part}: pictures of several sizes; set config.data.image_size"
         )
-    return images.stack(pixels), kept, tuple(left_out)
+    return decoded.take(kept), kept, left_out

@@ -1,16 +1,15 @@
 """Any labelled set of pictures of TensorFlow Datasets, read without TensorFlow."""
 
-import concurrent.futures
-import os
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from gptfl_jax import rules, user_files
-from gptfl_jax.data import images
+from gptfl_jax.data import images, picture_cache
 from gptfl_jax.data.datasets import Dataset, Source, contents, hold_out, select
+from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, same_name
 
@@ -75,6 +74,7 @@ def tfds(
         rows = _open(builder, folder, name, split)
         pixels, numbers, clients = _read(
             rows,
+            _contents(_rows_of(builder, split), len(rows)),
             f"{name} {split}",
             image_size,
             channels,
@@ -243,17 +243,43 @@ def _open(builder: Any, folder: str, name: str, split: str) -> Sequence[Any]:
         ) from error
 
 
+def _contents(
+    places: Sequence[_Rows], count: int
+) -> Callable[[Sequence[int]], list[str]] | None:
+    """numbers -> the content of each example: that of its file, and its place there.
+
+    None: it is not known where they lie.
+    """
+    ends = np.cumsum([rows.stop - rows.start for rows in places], dtype=np.int64)
+    if not places or ends[-1] != count:
+        return None
+
+    @functools.cache
+    def files() -> list[str]:
+        return picture_cache.contents_of([rows.file for rows in places])
+
+    def contents(numbers: Sequence[int]) -> list[str]:
+        which = np.searchsorted(ends, numbers, "right")
+        return [
+            f"{files()[at]} {places[at].stop - ends[at] + number}"
+            for at, number in zip(which.tolist(), numbers, strict=True)
+        ]
+
+    return contents
+
+
 def _read(
     rows: Sequence[Any],
+    contents: Callable[[Sequence[int]], list[str]] | None,
     description: str,
     image_size: int,
     channels: int,
     keys: tuple[str, str],
     client_key: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+) -> tuple[Rows, np.ndarray, np.ndarray | None]:
     """Pictures, numbers of their classes, and names of their clients."""
 
-    def read(index: int) -> tuple[np.ndarray, int, str]:
+    def read(index: int) -> tuple[np.ndarray, list]:
         example = rows[index]
         pixels = np.asarray(example[keys[0]])
         if (
@@ -269,27 +295,17 @@ def _read(
         pixels = images.convert(pixels[None], image_size, channels)[0]
         client = example[client_key] if client_key else ""
         client = client.decode() if isinstance(client, bytes) else str(client)
-        return pixels, int(example[keys[1]]), client
+        return pixels, [int(example[keys[1]]), client]
 
-    pixels, labels, clients = None, [], []
-    workers = min(32, (os.cpu_count() or 1) + 4)
-    bar = tqdm(
-        total=len(rows), desc=description, unit="img", disable=None, mininterval=0.5
+    options = ["tfds", image_size, channels, *keys, client_key]
+    decoded = picture_cache.decode(
+        range(len(rows)), contents, read, options, description
     )
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(rows), 512):
-            some = range(start, min(start + 512, len(rows)))
-            for picture, label, client in pool.map(read, some):
-                if pixels is None:
-                    pixels = np.empty((len(rows), *picture.shape), np.uint8)
-                if picture.shape != pixels.shape[1:]:
-                    raise _of_several_sizes(description)
-                pixels[len(labels)] = picture
-                labels.append(label)
-                clients.append(client)
-                bar.update()
+    if len(set(decoded.sizes)) > 1:
+        raise _of_several_sizes(description)
+    labels, clients = zip(*decoded.notes, strict=True)
     return (
-        pixels,
+        decoded.take(range(len(rows))),
         np.asarray(labels, np.int32),
         np.asarray(clients) if client_key else None,
     )

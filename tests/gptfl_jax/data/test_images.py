@@ -75,15 +75,6 @@ def test_palettes_are_resolved(tmp_path):
     assert picture.mode == "P" and picture.pixels[1, 1].tolist() == [9, 8, 7]
 
 
-def test_pictures_come_in_order(tmp_path):
-    paths = []
-    for i in range(40):
-        paths.append(tmp_path / f"{i}.png")
-        PIL.Image.new("L", (1, 1), i).save(paths[-1])
-    read = images.read_pictures(paths, lambda path: images.read_picture(path, 0, 0))
-    assert [picture.pixels.item() for picture in read] == list(range(40))
-
-
 def test_constants_fit_the_channels():
     assert images.normalisation_for((0.5,), 3).tolist() == [0.5] * 3
     assert images.normalisation_for((0.25, 0.5, 0.75), 1).tolist() == [0.5]
@@ -93,7 +84,7 @@ def test_constants_fit_the_channels():
 
 PEAK = """
 import pathlib, resource, sys
-from gptfl_jax.data import images
+from gptfl_jax.data import images, picture_cache
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -101,7 +92,7 @@ def peak_mb():
 before = peak_mb()
 paths = sorted(pathlib.Path(sys.argv[1]).glob("*.png"))
 read = lambda path: images.read_picture(path, 8, 3)
-pictures = list(images.read_pictures(paths, read))
+_, pictures = picture_cache.decode_files(paths, read, [], "")
 assert [p.size for p in pictures] == [(8192, 8192)] * 6, pictures
 print(peak_mb() - before)
 """

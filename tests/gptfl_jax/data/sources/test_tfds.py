@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from gptfl_jax.data import sources
+from gptfl_jax.data import images, picture_cache, sources, stored_rows
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import label_set
 
@@ -90,6 +90,29 @@ def test_what_was_prepared_is_read(folder):
     assert "tensorflow" not in sys.modules
     small = sources.load("tfds", folder, name="fields", image_size=2, channels=1)
     assert small.test.inputs.shape == (10, 2, 2, 1) and small.test.clients is None
+
+
+def test_decoded_pictures_are_kept(folder, tmp_path, monkeypatch):
+    options = {"name": "fields", "client_key": "owner", "channels": 1}
+    whole = sources.load("tfds", folder, **options)
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(picture_cache, "BLOCK", 4)
+    decoded, convert = [], images.convert
+    monkeypatch.setattr(
+        images, "convert", lambda *given: decoded.append(1) or convert(*given)
+    )
+    for _ in range(2):
+        source = sources.load("tfds", folder, **options)
+        assert len(decoded) == 20  # of both splits, once
+        for part, other in zip(source[:2], whole[:2], strict=True):
+            assert isinstance(part.inputs, stored_rows.StoredRows)
+            np.testing.assert_array_equal(part.inputs, other.inputs)
+            assert part.labels.tolist() == other.labels.tolist()
+            assert part.clients.tolist() == other.clients.tolist()
+    options |= {"train_split": "train[30%:]", "test_split": "train[:30%]"}
+    parts = sources.load("tfds", folder, **options)
+    for part, rows in ((parts.train, slice(3, 10)), (parts.test, slice(0, 3))):
+        np.testing.assert_array_equal(part.inputs, whole.train.inputs[rows])
 
 
 def test_classes_take_the_order_of_a_known_label_set(folder):

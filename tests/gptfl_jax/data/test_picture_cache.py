@@ -1,0 +1,261 @@
+import errno
+import os
+import pathlib
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from gptfl_jax import artifacts
+from gptfl_jax.data import images, picture_cache, sources
+from gptfl_jax.data.fingerprint import fingerprint
+from gptfl_jax.data.stored_rows import StoredRows
+from gptfl_jax.data.synthetic import synthetic_pictures
+from gptfl_jax.errors import UserError
+
+from .conftest import save_picture
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    """An empty cache of blocks of four pictures."""
+    monkeypatch.setattr(picture_cache, "BLOCK", 4)
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache/pictures"
+
+
+@pytest.fixture
+def files(tmp_path) -> list[pathlib.Path]:
+    """Ten pictures of 6x4 pixels, of which the third is none."""
+    found = [tmp_path / f"set/{i}.png" for i in range(10)]
+    for i, file in enumerate(found):
+        save_picture(file, np.full((4, 6, 3), 10 * i))
+    found[2].write_bytes(b"no picture")
+    return found
+
+
+VALUES = [0, 10, 30, 40, 50, 60, 70, 80, 90]
+
+
+class Reader:
+    """Decodes to 2x2 pixels, and notes what it decodes."""
+
+    def __init__(self, stop_at=""):
+        self.read, self.stop_at = [], stop_at
+
+    def __call__(self, file):
+        if file.name == self.stop_at:
+            raise KeyboardInterrupt
+        self.read.append(int(file.stem))
+        return images.read_picture(file, 2, 3, crop=True)
+
+
+def decode(files, reader=None, options=(2,)):
+    decoded, about = picture_cache.decode_files(
+        files, reader or Reader(), options, "pictures"
+    )
+    kept = [index for index, size in enumerate(decoded.sizes) if size]
+    assert kept == [0, 1, *range(3, 10)] and set(decoded.sizes) == {(2, 2), None}
+    assert about[2].error.startswith("cannot be decoded") and not about[3].error
+    assert about[0].size == (6, 4) and about[0].mode == "RGB"
+    return decoded.take(kept)
+
+
+def grey(rows):
+    pixels = np.asarray(rows)
+    assert (pixels == pixels[:, :1, :1, :1]).all()
+    return pixels[:, 0, 0, 0].tolist()
+
+
+def test_pictures_are_decoded_once_and_mapped(files, tmp_path, cache, capsys):
+    rows = decode(files)
+    assert grey(rows) == VALUES and isinstance(rows, StoredRows)
+    assert all(isinstance(part.rows, np.memmap) for part in rows._parts)
+    assert (
+        f"pictures: 0.0 MB of decoded pictures are kept in {cache} (GPTFL_CACHE_D"
+        in (capsys.readouterr().out)
+    )
+    again = Reader()
+    assert grey(decode(files, again)) == VALUES and not again.read
+    assert not list(cache.rglob("*.lock")) and capsys.readouterr().out == ""
+    # A set that moves is the same; a picture that changes takes its block with it.
+    (tmp_path / "set").rename(tmp_path / "moved")
+    files = [tmp_path / "moved" / file.name for file in files]
+    assert grey(decode(files, again)) == VALUES and not again.read
+    save_picture(files[5], np.full((4, 6, 3), 55))
+    assert grey(decode(files, again)) == [*VALUES[:4], 55, *VALUES[5:]]
+    assert sorted(again.read) == [4, 5, 6, 7]
+    other = Reader()
+    decode(files, other, options=(3,))
+    assert sorted(other.read) == list(range(10))
+
+
+def test_a_set_of_a_block_is_an_array(files, cache, monkeypatch):
+    monkeypatch.setattr(picture_cache, "BLOCK", 10)
+    rows = decode(files)
+    assert grey(rows) == VALUES and isinstance(rows, np.ndarray)
+    assert not list(cache.rglob("*.npy"))
+
+
+def test_what_was_decoded_before_a_kill_is_kept(files, cache):
+    with pytest.raises(KeyboardInterrupt):
+        decode(files, Reader(stop_at="9.png"))
+    rest = Reader()
+    assert grey(decode(files, rest)) == VALUES
+    assert sorted(rest.read) == [8, 9]
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".npy", lambda whole: whole[:-1]),
+        (".npy", lambda whole: b""),
+        (".npy", lambda whole: whole.replace(b"(4, 2, 2, 3)", b"(3, 2, 2, 3)")),
+        (".npy", lambda whole: whole.replace(b"|u1", b"|i1")),
+        (".json", lambda whole: whole[:-3]),
+        (".json", lambda whole: b'{"digests": [null], "notes": [[]]}'),
+        (".json", None),
+    ],
+)
+def test_half_a_block_is_decoded_again(files, cache, ending, content):
+    decode(files)
+    (path,) = [p for p in cache.rglob("*.npy") if len(np.load(p)) == 4]
+    path = path.with_suffix(ending)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content(path.read_bytes()))
+    again = Reader()
+    assert grey(decode(files, again)) == VALUES
+    assert sorted(again.read) == [4, 5, 6, 7]
+
+
+def test_two_at_once_share_the_work(files):
+    """As two processes do: locks of files know no threads."""
+    both, meeting = Reader(), threading.Barrier(2, timeout=20)
+
+    def one(_):
+        alone, met = threading.Lock(), []
+
+        def read(file):
+            # The first picture of each waits until the other is at a block as well.
+            with alone:
+                met or met.append(meeting.wait())
+            return both(file)
+
+        return grey(decode(files, read))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one, range(2))) == [VALUES, VALUES]
+    assert sorted(both.read) == list(range(10))
+
+
+def full(monkeypatch, folder):
+    free = types.SimpleNamespace(free=50)
+    monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: free)
+
+
+def fails_to_write(monkeypatch, folder):
+    def write(path, content):
+        with artifacts.files.explained(path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(artifacts, "write_bytes", write)
+
+
+def no_folder(monkeypatch, folder):
+    folder.parent.write_text("a file")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (full, "it has 0.0 MB free, of 0.0 MB needed"),
+        (fails_to_write, "No space left on device"),
+        (no_folder, "Not a directory"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_named(
+    files, cache, fault, reason, monkeypatch, capsys
+):
+    fault(monkeypatch, cache)
+    assert grey(decode(files)) == VALUES
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and (
+        f"pictures: decoded pictures are held in memory and not kept in {cache} "
+        f"({reason}): set GPTFL_CACHE_DIR to a folder that takes them" in out
+    )
+    monkeypatch.setattr(picture_cache.os, "sysconf", lambda name: 10)
+    with pytest.raises(
+        UserError, match=r"more than half of the memory.*GPTFL_CACHE_DI"
+    ):
+        decode(files)
+
+
+def test_files_that_look_the_same_are_not_read_again(files, monkeypatch):
+    del files[2]
+    first = picture_cache.contents_of(files)
+    assert first[0] == artifacts.digest(files[0].read_bytes())
+    for file in files:  # long ago
+        os.utime(file, (1e9, 1e9))
+    assert picture_cache.contents_of(files) == first
+    monkeypatch.setattr(picture_cache, "_digest_of_file", lambda file: "read")
+    assert picture_cache.contents_of(files) == first
+    os.utime(files[3], (2e9, 2e9))
+    assert picture_cache.contents_of(files) == ["read"] * 9
+
+
+def test_a_file_that_changes_meanwhile_is_not_kept(files, cache):
+    reader = Reader()
+
+    def read(file):
+        picture = reader(file)
+        if file.name == "9.png" and len(reader.read) <= 10:
+            save_picture(file, np.full((4, 6, 3), 99))
+        return picture
+
+    assert grey(decode(files, read)) == VALUES
+    again = Reader()
+    assert grey(decode(files, again)) == [*VALUES[:-1], 99]
+    assert sorted(again.read) == [8, 9]
+
+
+def test_folders_are_split_as_they_are_in_memory(tmp_path, monkeypatch):
+    for i in range(12):
+        pixels = np.full((4, 4, 3), i // 2) if i % 3 else np.full((4, 4), i // 2)
+        save_picture(tmp_path / f"set/{'cat' if i < 7 else 'dog'}/{i}.png", pixels)
+
+    def load():
+        return sources.load("image_folder", str(tmp_path / "set"), image_size=2)
+
+    found = load()
+    assert isinstance(found.train.inputs, StoredRows)
+    monkeypatch.setattr(picture_cache, "BLOCK", 100)
+    expected = load()
+    for part, other in zip(found[:2], expected[:2], strict=True):
+        assert isinstance(other.inputs, np.ndarray)
+        np.testing.assert_array_equal(part.inputs, other.inputs)
+        np.testing.assert_array_equal(part.labels, other.labels)
+    assert fingerprint(*found[:2]) == fingerprint(*expected[:2])
+    assert found.mean == expected.mean
+
+
+def test_synthetic_pictures_are_those_of_the_manifest(tmp_path):
+    samples = []
+    for i in range(10):
+        file = tmp_path / f"made/cat/{i}.png"
+        save_picture(file, np.full((4, 4, 3), 10 * i))
+        digest = artifacts.digest(file.read_bytes())
+        sample = artifacts.Sample(f"cat/{i}.png", "cat", "", i, None, "test")
+        samples.append(sample._replace(sha256=digest))
+    artifacts.append_samples(tmp_path / "made", samples)
+    data, _ = synthetic_pictures(tmp_path / "made", ("cat",), 2, 1)
+    assert isinstance(data.inputs, StoredRows)
+    assert grey(data.inputs) == list(range(0, 100, 10))
+    save_picture(tmp_path / "made/cat/4.png", np.full((4, 4, 3), 99))
+    save_picture(tmp_path / "made/cat/6.png", np.full((4, 8, 3), 99))
+    data, report = synthetic_pictures(tmp_path / "made", ("cat",), 2, 1)
+    assert grey(data.inputs) == [0, 10, 20, 30, 50, 70, 80, 90]
+    assert report.left_out == tuple((f"cat/{i}.png", artifacts.CHANGED) for i in (4, 6))
