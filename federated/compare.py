@@ -31,7 +31,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from federated import experiment, simulate, starts
+from federated import experiment, plans, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import federated_data
 from gptfl_jax.errors import ConfigError, UserError
@@ -43,6 +43,7 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
     """The configs of all runs, turns outermost and seeds innermost.
 
     Raises:
+        UserError: there is nothing to compare.
         ConfigError: a method has a field that `config.federated` does not take.
     """
     configs = []
@@ -68,23 +69,29 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
             run.federated.run = f"{name}{of_turn}-s{seed}"
             configuration.validate(run)
             configs.append(run)
+    if not configs:
+        raise UserError(
+            "config.compare.methods is empty: name at least one method, as in "
+            "{'fedavg': {'algorithm': 'fedavg'}}"
+        )
     return configs
+
+
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what all the runs would take."""
+    prepare(config)
+    plans.of_runs(runs(config))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates every method with every seed; one that fails does not stop the others.
 
     Raises:
-        UserError: there is nothing to compare, stage 2 has seen what a turn holds out,
+        UserError: as `runs`; stage 2 has seen what a turn holds out,
             or some of the runs failed.
     """
     prepare(config)
     configs = runs(config)
-    if not configs:
-        raise UserError(
-            "config.compare.methods is empty: name at least one method, as in "
-            "{'fedavg': {'algorithm': 'fedavg'}}"
-        )
     methods = {}
     for each in configs:
         fields = {**experiment.plain(each)["federated"], "run": ""}
@@ -99,7 +106,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     partitions: set[str] = set()
     failed = []
     for number, each in enumerate(configs, start=1):
-        name = simulate.run_name(each)
+        name = experiment.run_name(each)
         if source is None or options != each.data.options:
             options, source = each.data.options, experiment.load(each)
             # Of the turn that is over only the programs are kept.
@@ -156,7 +163,7 @@ def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """Entry point of `python -m federated.compare` and `gptfl-compare`."""
-    launch(run, (*experiment.SECTIONS, "compare"))
+    launch(run, (*experiment.SECTIONS, "compare"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
+from federated import starts
 from gptfl_jax import (
     augmentation,
     choices,
@@ -33,12 +34,23 @@ from gptfl_jax.data import (
     stored_rows,
 )
 from gptfl_jax.data.fingerprint import fingerprint
-from gptfl_jax.errors import refused
+from gptfl_jax.errors import UserError, refused
 from gptfl_jax.fl import composition, personalisation, sampling
 from gptfl_jax.fl.execution import clients_mesh, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
 
 SECTIONS = ("data", "model", "federated")
+
+
+class Method(NamedTuple):
+    """Model and method of a config."""
+
+    learner: training.Learner
+    algorithm: composition.Algorithm
+    mesh: Mesh | None
+    """Devices that cohorts and tests are split over; None for a single one."""
+    test_clients: Callable[..., personalisation.ClientCounts]
+    """Of `personalisation.make_evaluation`."""
 
 
 class Setting(NamedTuple):
@@ -63,9 +75,30 @@ class Setting(NamedTuple):
     """Rows that the clients' examples are filled up to, for one compiled shape."""
 
 
-def load(config: ConfigDict) -> datasets.Source:
-    """Loads the data of a config."""
-    return sources.load(
+def run_name(config: ConfigDict) -> str:
+    """Name of a run's folder.
+
+    Raises:
+        UserError: it would be longer than file systems take.
+    """
+    federated = config.federated
+    if federated.run:
+        return federated.run
+    init = starts.short_name(federated.init)
+    name = f"{choices.stem(federated.algorithm)}-{init}-s{config.seed}"
+    if len(name.encode()) > 255:
+        raise UserError(
+            "config.federated.init is too long to name the run's folder after: set "
+            "config.federated.run"
+        )
+    return name
+
+
+def load(
+    config: ConfigDict, read: Callable[..., datasets.Source] = sources.load
+) -> datasets.Source:
+    """Loads the data of a config, by `read`."""
+    return read(
         config.data.source,
         config.data.folder,
         image_size=config.data.image_size,
@@ -82,6 +115,20 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
     """
     if source is None:
         source = load(config)
+    method = compose(config, source)
+    return Setting(
+        source,
+        fingerprint(source.train, source.test),
+        method.learner,
+        method.algorithm,
+        method.mesh,
+        *_test_set(source, method.mesh),
+        method.test_clients,
+    )
+
+
+def compose(config: ConfigDict, source: datasets.Source) -> Method:
+    """Composes model and algorithm of a config, for examples like those of `source`."""
     model = models.create(
         config.model.name, source.train.num_classes, **config.model.options.to_dict()
     )
@@ -103,15 +150,7 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
         mesh=mesh,
         lanes=config.federated.client_lanes or 16,
     )
-    return Setting(
-        source,
-        fingerprint(source.train, source.test),
-        learner,
-        algorithm,
-        mesh,
-        *_test_set(source, mesh),
-        test_clients,
-    )
+    return Method(learner, algorithm, mesh, test_clients)
 
 
 def on(setting: Setting, source: datasets.Source) -> Setting:
@@ -319,6 +358,18 @@ def _federate(train, owner, num_clients, chosen):
     if not chosen.all():
         train = datasets.select(train, chosen)
     return federated_data.federate(train, owner[chosen], num_clients)
+
+
+def is_streamed(federated: ConfigDict, size: int, free: int) -> bool:
+    """Whether the clients' examples stay on the host.
+
+    Args:
+        size: of the examples, in bytes.
+        free: bytes free on a device.
+    """
+    if federated.data_placement != "auto":
+        return federated.data_placement == "stream"
+    return size > free / 2
 
 
 def make_sampler(

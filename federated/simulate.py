@@ -44,10 +44,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
-from federated import experiment, run_files, starts
+from federated import experiment, plans, run_files, starts
 from gptfl_jax import (
     artifacts,
-    choices,
     classifier,
     configuration,
     evaluation,
@@ -77,25 +76,6 @@ class CohortFailed(UserError):
     """No update of a cohort was finite."""
 
 
-def run_name(config: ConfigDict) -> str:
-    """Name of a run's folder.
-
-    Raises:
-        UserError: it would be longer than file systems take.
-    """
-    federated = config.federated
-    if federated.run:
-        return federated.run
-    init = starts.short_name(federated.init)
-    name = f"{choices.stem(federated.algorithm)}-{init}-s{config.seed}"
-    if len(name.encode()) > 255:
-        raise UserError(
-            "config.federated.init is too long to name the run's folder after: set "
-            "config.federated.run"
-        )
-    return name
-
-
 def simulate(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -122,7 +102,7 @@ def simulate(
     if setting is None:
         experiment.check(config.federated)
         setting = experiment.prepare(config)
-    folder = workdir / "federated" / run_name(config)
+    folder = workdir / "federated" / experiment.run_name(config)
     data = experiment.deal(config, setting.source.train, setting.rows)
     if jax.process_count() > 1:
         agree(
@@ -266,18 +246,16 @@ def _is_streamed(
     quiet: bool,
 ) -> bool:
     """Whether the clients' examples stay on the host; says why it decided so."""
-    placement = config.federated.data_placement
-    if placement != "auto":
-        return placement == "stream"
     size, free = size_in_bytes(data), streaming.free_memory(mesh)
+    streamed = experiment.is_streamed(config.federated, size, free)
+    if config.federated.data_placement != "auto":
+        return streamed
     # Processes whose memory differs must compute the same rounds.
-    streamed = bool(
-        np.any(multihost_utils.process_allgather(np.bool_(size > free / 2)))
-    )
+    streamed = bool(np.any(multihost_utils.process_allgather(np.bool_(streamed))))
     how = "streamed, a cohort at a time" if streamed else "kept on the device"
     say(
-        f"{run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, where "
-        f"{free / 1e6:,.1f} MB are free (config.federated.data_placement)",
+        f"{experiment.run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, "
+        f"where {free / 1e6:,.1f} MB are free (config.federated.data_placement)",
         quiet,
     )
     return streamed
@@ -527,7 +505,7 @@ class _Writer:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates the federation of a config and says how it ended."""
     last = simulate(config, workdir)
-    say(outcome(run_name(config), last))
+    say(outcome(experiment.run_name(config), last))
 
 
 def outcome(name: str, last: dict[str, Any]) -> str:
@@ -547,7 +525,7 @@ def outcome(name: str, last: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of `python -m federated.simulate` and `gptfl-federated`."""
-    launch(run, experiment.SECTIONS)
+    launch(run, experiment.SECTIONS, dry_run=plans.of_run)
 
 
 if __name__ == "__main__":

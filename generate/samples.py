@@ -24,9 +24,10 @@ from PIL import Image
 
 from generate import sample_folder
 from generate.prompts import settings as prompt_settings
-from gptfl_jax import artifacts, drawing, interruption, labels, prompting
+from gptfl_jax import artifacts, drawing, interruption, prompting
 from gptfl_jax.artifacts import Sample
-from gptfl_jax.data import sources
+from gptfl_jax.data import sample_counts, sources
+from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import Progress, say
 
@@ -70,65 +71,39 @@ def read_prompts(
     return prompts, made
 
 
-def samples_per_class(config: ConfigDict, classes: Sequence[str]) -> dict[str, int]:
+def samples_per_class(
+    config: ConfigDict,
+    classes: Sequence[str],
+    load: Callable[..., Source] = sources.load,
+) -> dict[str, int]:
     """How many samples each class gets, in the order of `classes`.
 
-    `config.generate.samples_per_class` is a number, or as "3x" a multiple of the
-    class's examples in the real training set, rounded, at least 1; or one of these for
-    each class, by its name (case, articles, `_`, `-` and spaces do not count).
+    Args:
+        load: gives the real data, which are read where a multiple of their number is
+            asked for.
 
     Raises:
-        UserError: a multiple is asked for, and a class is not in the real data; or the
-            names are not those of the classes.
+        UserError: as `sample_counts.samples_per_class`.
     """
+
+    def real_counts() -> dict[str, int]:
+        data = config.data
+        train = load(
+            data.source,
+            data.folder,
+            image_size=data.image_size,
+            channels=data.channels,
+            **data.options,
+        ).train
+        per_label = np.bincount(train.labels, minlength=train.num_classes)
+        return dict(zip(train.class_names, per_label.tolist(), strict=True))
+
     wanted = config.generate.samples_per_class
     if isinstance(wanted, ConfigDict):
-        by_class = _of_classes(wanted.to_dict(), classes)
-    else:
-        by_class = dict.fromkeys(classes, wanted)
-    texts = {name: str(value) for name, value in by_class.items()}
-    multiples = [name for name in classes if texts[name].endswith("x")]
-    real = _real_counts(config.data) if multiples else {}
-    if unknown := [name for name in multiples if not real.get(name)]:
-        raise UserError(
-            f"config.generate.samples_per_class = {texts[unknown[0]]!r} is relative to "
-            f"the real training set, but {config.data.source} has no "
-            f"{', '.join(unknown)}: give a number"
-        )
-    counts = {name: int(text) for name, text in texts.items() if name not in multiples}
-    for name in multiples:
-        ratio = float(texts[name].removesuffix("x"))
-        counts[name] = max(1, math.floor(ratio * real[name] + 0.5))
-    return {name: counts[name] for name in classes}
-
-
-def _of_classes(wanted: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Each class's entry, under a name that need not be spelled as the class."""
-    found = {c: [n for n in wanted if labels.same_name(n, c)] for c in classes}
-    used = {name for names in found.values() for name in names}
-    unclear = [name for name in classes if len(found[name]) != 1]
-    foreign = [name for name in wanted if name not in used]
-    if unclear or foreign:
-        names = ", ".join(unclear or foreign)
-        fault = f"{names} must be named, once" if unclear else f"no class is {names}"
-        raise UserError(
-            f"config.generate.samples_per_class: {fault}; the prompts' classes are "
-            + ", ".join(classes)
-        )
-    return {name: wanted[names[0]] for name, names in found.items()}
-
-
-def _real_counts(data: ConfigDict) -> dict[str, int]:
-    """Examples of each class in the real training set."""
-    train = sources.load(
-        data.source,
-        data.folder,
-        image_size=data.image_size,
-        channels=data.channels,
-        **data.options,
-    ).train
-    per_label = np.bincount(train.labels, minlength=train.num_classes)
-    return dict(zip(train.class_names, per_label.tolist(), strict=True))
+        wanted = wanted.to_dict()
+    return sample_counts.samples_per_class(
+        wanted, classes, real_counts, config.data.source
+    )
 
 
 def plan(

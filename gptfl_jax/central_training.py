@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
-from gptfl_jax import devices, training
+from gptfl_jax import devices, planning, training
 
 # Folded into the key; the numbers are part of what a seed means.
 _INITIAL_WEIGHTS, _ORDER, _STEPS = range(3)
@@ -97,8 +97,7 @@ def fit(
         NamedSharding(mesh, P("data")),
     )
     examples = put(devices.in_memory((inputs, labels)))
-    # In loops, convolutions are slow on CPUs.
-    chunk = 1 if jax.default_backend() == "cpu" else min(steps, 128)
+    chunk = _steps_at_once(steps)
     for epoch in range(done, epochs):
         rows = order(np.int32(epoch))
         carry = state, put(np.float32(0))
@@ -109,6 +108,62 @@ def fit(
             after_steps(count)
         state, total = carry
         yield Epoch(epoch + 1, state, float(total) / num_examples)
+
+
+def _steps_at_once(steps: int) -> int:
+    # In loops, convolutions are slow on CPUs.
+    return 1 if jax.default_backend() == "cpu" else min(steps, 128)
+
+
+class Lowered(NamedTuple):
+    """What `fit` compiles, for arrays of some shapes."""
+
+    state: training.TrainState
+    """Shapes, on the devices that `fit` uses."""
+    examples: PyTree[jax.ShapeDtypeStruct]
+    """(inputs, labels), likewise."""
+    steps: jax.stages.Lowered
+
+
+def lower(
+    learner: training.Learner,
+    optimizer: optax.GradientTransformation,
+    example: PyTree[jax.ShapeDtypeStruct],
+    num_examples: int,
+    batch_size: int,
+    key: PRNGKeyArray,
+) -> Lowered:
+    """The program of the steps of `fit`, without its arrays.
+
+    Args:
+        example: shape and type of one, as `training.example_of` gives it.
+        num_examples: how many there are.
+        batch_size, key: as `fit` takes them.
+    """
+    mesh = devices.for_steps(batch_size)
+
+    def everywhere(tree):
+        return planning.shapes(tree, mesh)
+
+    order, advance = make_epoch(
+        learner,
+        optimizer,
+        np.asarray(jax.random.key_data(key)),
+        num_examples,
+        batch_size,
+        NamedSharding(mesh, P("data")),
+    )
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    state = everywhere(
+        jax.eval_shape(lambda key: training.init_state(learner, optimizer, key), key)
+    )
+    label = jax.ShapeDtypeStruct((), jnp.int32)
+    examples = planning.rows((example, label), num_examples, mesh)
+    rows = everywhere(jax.eval_shape(order, number))
+    total = everywhere(jax.ShapeDtypeStruct((), jnp.float32))
+    steps = _steps_at_once(math.ceil(num_examples / batch_size))
+    lowered = advance.lower((state, total), examples, rows, number, steps)
+    return Lowered(state, examples, lowered)
 
 
 def make_epoch(

@@ -108,6 +108,31 @@ def evaluate_async(
     return devices.add_up(counts, mesh) if devices.apart(mesh) else counts
 
 
+def lower(
+    learner: Learner,
+    variables: Variables,
+    inputs: PyTree,
+    labels: PyTree,
+    num_classes: int,
+    batch_size: int = 512,
+    sharding: NamedSharding | None = None,
+) -> jax.stages.Lowered:
+    """The program of `evaluate_async`, for arrays of these shapes.
+
+    Args:
+        variables: shapes, on all devices.
+        inputs, labels: shapes of the examples as `split_examples` places them.
+    """
+    if sharding is None:
+        return _count_all.lower(
+            learner, variables, inputs, labels, num_classes, batch_size
+        )
+    rows = math.ceil(batch_size / sharding.mesh.size)
+    return _count_shares.lower(
+        learner, variables, inputs, labels, num_classes, rows, sharding
+    )
+
+
 def split_examples(
     inputs: PyTree, labels: Int[ArrayLike, " examples"], sharding: NamedSharding | None
 ) -> tuple[PyTree[Array], Int32[Array, " padded"]]:

@@ -27,6 +27,7 @@ from jaxtyping import (
     Shaped,
 )
 
+from gptfl_jax import planning
 from gptfl_jax.errors import UserError
 
 Variables = dict[str, Any]
@@ -395,3 +396,33 @@ def example_of(inputs: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
 def number_of_parameters(variables: Variables) -> int:
     """Trained numbers in the model."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def operations(
+    learner: Learner, variables: Variables, example: PyTree, batch_size: int
+) -> tuple[float, float]:
+    """Floating-point operations of a gradient and of a prediction.
+
+    Args:
+        variables: their shapes.
+        example: shape and type of one, as `example_of` gives it.
+        batch_size: examples at once.
+    """
+
+    def gradient(params, others, batch, key):
+        def loss(params):
+            return learner.loss({**others, "params": params}, batch, key)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    label, weight = (
+        jax.ShapeDtypeStruct((batch_size,), dtype) for dtype in (jnp.int32, jnp.float32)
+    )
+    inputs = planning.rows(example, batch_size)
+    params, others = variables["params"], {**variables}
+    del others["params"]
+    key = jax.eval_shape(jax.random.key, 0)
+    return (
+        planning.flops(gradient, params, others, Batch(inputs, label, weight), key),
+        planning.flops(learner.predict, variables, inputs),
+    )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from gptfl_jax import artifacts
 from gptfl_jax.data import audio, images, picture_cache
@@ -162,6 +163,17 @@ def synthetic_pictures(
     pixels = decoded.take(kept)
     dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
     return dataset, LoadReport(len(kept), tuple(left_out))
+
+
+def labels_of_synthetic(
+    folder: str | os.PathLike, class_names: Sequence[str]
+) -> Int32[np.ndarray, " examples"]:
+    """The labels of what stage 1 made, without reading it.
+
+    Raises:
+        UserError: there is no such folder, or a manifest line leaves it.
+    """
+    return np.asarray(_list_synthetic(pathlib.Path(folder), class_names)[1], np.int32)
 
 
 def _require_any(

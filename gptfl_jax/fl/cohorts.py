@@ -92,6 +92,13 @@ def _schedule(local, size):
     return whole, batches, steps, epochs * a_pass + more * batch_size
 
 
+def steps_of(
+    local: LocalTraining, sizes: Int[Array, " clients"]
+) -> Int32[Array, " clients"]:
+    """Steps a round of clients with so many examples."""
+    return jax.vmap(lambda size: _schedule(local, size)[2])(sizes)
+
+
 def _client_keys(key, client, occurrence):
     client_key = jax.random.fold_in(jax.random.fold_in(key, client), occurrence)
     return jax.random.split(client_key)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
-from gptfl_jax import devices
+from gptfl_jax import devices, planning
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import mean
@@ -111,6 +111,19 @@ def takes_repeats(state: ServerState) -> bool:
     return not (state.own and jax.tree.leaves(state.shared))
 
 
+class LoweredRound(NamedTuple):
+    """What a round compiles, for arrays of some shapes."""
+
+    state: ServerState
+    """Shapes, on the devices where rounds leave them."""
+    programs: dict[str, jax.stages.Lowered]
+    """By what they do."""
+    bytes_down: int
+    """That a client of the cohort downloads."""
+    bytes_up: int
+    """That it uploads."""
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm, in the shape of an optax transformation."""
 
@@ -127,6 +140,9 @@ class Algorithm(NamedTuple):
     read on the host, and on several CPU devices a round is several programs: there it
     cannot itself be compiled; where the server keeps some that goes with it, no client
     may be in a cohort twice."""
+    lower: Callable[[Variables, FederatedData, int], LoweredRound]
+    """(variables, data, cohort size) -> the programs of `round`; shapes in place of
+    arrays, as `gptfl_jax.planning.shapes` gives them, the data's on the devices."""
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
     it keeps some of its own."""
@@ -213,9 +229,7 @@ def compose(
     def first_own(variables: Variables, shared: Any) -> PyTree:
         return rule.init_own(Context(variables, shared, None))
 
-    def init(variables: Variables, num_clients: int) -> ServerState:
-        if isinstance(num_clients, bool) or num_clients < 1:
-            raise ValueError(f"num_clients {num_clients}: takes a whole number >= 1")
+    def fresh(variables: Variables) -> ServerState:
         params, _ = split(variables)
         shared = rule.init_shared(params)
         own = jax.eval_shape(first_own, variables, shared)
@@ -224,7 +238,7 @@ def compose(
             own = ClientStates({}, (jnp.zeros((), bool), zeros))
         else:
             own = ()
-        state = ServerState(
+        return ServerState(
             variables=variables,
             optimizer_state=server.init(params),
             shared=shared,
@@ -232,8 +246,12 @@ def compose(
             round=jnp.zeros((), jnp.int32),
             own=own,
         )
+
+    def init(variables: Variables, num_clients: int) -> ServerState:
+        if isinstance(num_clients, bool) or num_clients < 1:
+            raise ValueError(f"num_clients {num_clients}: takes a whole number >= 1")
         # Where rounds leave it, so that the second one is not compiled again.
-        return devices.replicate(state, home)
+        return devices.replicate(fresh(variables), home)
 
     def train_part(
         variables: Variables,
@@ -360,6 +378,54 @@ def compose(
         known = own.rows | dict(zip(ids, _unstack(rows), strict=True))
         return new._replace(own=own._replace(rows=known)), metrics
 
+    def lower(
+        variables: Variables, data: FederatedData, cohort_size: int
+    ) -> LoweredRound:
+        state = planning.shapes(jax.eval_shape(fresh, variables), home)
+        rows = ()
+        if state.own:
+            row = jax.eval_shape(lambda x: x, state.own.empty)
+            rows = planning.rows(row, cohort_size, home)
+        bare = state._replace(own=())
+        cohort = jax.ShapeDtypeStruct((cohort_size,), jnp.int32)
+        key = jax.eval_shape(jax.random.key, 0)
+        sent = bare.variables, bare.shared, bare.round, rows
+        train = train_part if mesh is None else on_mesh
+        part, own, known = jax.eval_shape(train, *sent, data, cohort, key)
+        if collectives:
+            lowered = round_of_all.lower(bare, rows, data, cohort, key)
+            programs = {"a round": lowered}
+        else:
+            split = P(AXIS)
+            part = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((home.size, *x.shape[1:]), x.dtype),
+                part,
+            )
+            programs = {
+                "training": train_apart.lower(
+                    *planning.shapes(sent, mesh), data, cohort, key
+                ),
+                "the server's step": update_apart.lower(
+                    bare,
+                    rows,
+                    planning.shapes(part, home, split),
+                    planning.shapes(own, home, split),
+                    planning.shapes(known, home),
+                    key,
+                ),
+            }
+            part = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part
+            )
+        table, sizes, _ = known
+        result = jax.eval_shape(trainer.combine, part, own, table, sizes, key)
+        return LoweredRound(
+            state,
+            programs,
+            size_in_bytes(rule.sent_down(state.variables, state.shared)),
+            size_in_bytes(jax.eval_shape(rule.sent_up, result.message)),
+        )
+
     def start(state: ServerState, client: int) -> Variables:
         own = first_own(state.variables, state.shared)
         if state.own and client in state.own.rows:
@@ -367,7 +433,7 @@ def compose(
             own = jax.tree.map(lambda x, y: jnp.where(known, x, y), row, own)
         return rule.begin(Context(state.variables, state.shared, own))
 
-    return Algorithm(init, round, start)
+    return Algorithm(init, round, lower, start)
 
 
 @jax.jit

@@ -56,6 +56,7 @@ def launch(
     run: Callable[[ConfigDict, pathlib.Path], None],
     sections: Sections,
     argv: Sequence[str] | None = None,
+    dry_run: Callable[[ConfigDict, pathlib.Path], None] | None = None,
 ) -> None:
     """Runs a program: command line, check of the config, start of JAX, `run`.
 
@@ -69,12 +70,13 @@ def launch(
         sections: the sections of `configuration.SCHEMA` that `run` reads; a tuple
             among them is a choice of one.
         argv: the command line without the program's name; None: that of the process.
+        dry_run: what to do in place of `run` under --dry_run; None: it is refused.
     """
     program = _program_name(run)
     argv = sys.argv[1:] if argv is None else list(argv)
     with contextlib.redirect_stdout(_Plain(sys.stdout)):
         try:
-            _run(run, program, sections, argv)
+            _run(run, dry_run, program, sections, argv)
         except UserError as error:
             print(printable(f"{program}: {error}"), file=sys.stderr)
             _leave(2)
@@ -104,7 +106,13 @@ def _short(path: Any) -> str:
     return text if len(text) <= 160 else f"{text[:140]}... ({len(text):,} letters)"
 
 
-def _run(run: Callable, program: str, sections: Sections, argv: list[str]) -> None:
+def _run(
+    run: Callable,
+    dry_run: Callable | None,
+    program: str,
+    sections: Sections,
+    argv: list[str],
+) -> None:
     """Do what a command line asks for."""
     asked = help.asked(argv)
     if asked:
@@ -113,6 +121,8 @@ def _run(run: Callable, program: str, sections: Sections, argv: list[str]) -> No
         print(help.text(about, program, sections, config, everything=asked == "all"))
         return
     command = read_command(argv)
+    if command.dry_run and dry_run is None:
+        raise UserError("--dry_run: this program does no long work, and takes none")
     config = configured(command, sections)
     if command.distributed:
         go_on_in_a_child(program)
@@ -128,7 +138,7 @@ def _run(run: Callable, program: str, sections: Sections, argv: list[str]) -> No
                 "was started with another config than process 0: start the same "
                 "command, with the same files, on all hosts",
             )
-            run(config, command.workdir)
+            (dry_run if command.dry_run else run)(config, command.workdir)
 
 
 def prepare(config: ConfigDict) -> None:

@@ -23,6 +23,7 @@ class Command(NamedTuple):
     workdir: pathlib.Path
     cpu_devices: int | None
     compilation_cache: bool
+    dry_run: bool
     distributed: bool
     coordinator_address: str | None
     num_processes: int | None
@@ -55,6 +56,14 @@ def define_flags() -> flags.FlagValues:
         True,
         "Keep what is compiled for the next start, in the user's cache folder or that "
         "of JAX_COMPILATION_CACHE_DIR; --nocompilation_cache: do not.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Only say what the run would take: memory of a device, operations, steps. Data "
+        "are read where they are there, weights are not; nothing is written to the "
+        "workdir.",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -135,6 +144,7 @@ def read_command(argv: Sequence[str]) -> Command:
         workdir=pathlib.Path(values.workdir).expanduser(),
         cpu_devices=values.cpu_devices,
         compilation_cache=values.compilation_cache,
+        dry_run=values.dry_run,
         distributed=distributed,
         coordinator_address=values.coordinator_address,
         num_processes=values.num_processes,

@@ -21,7 +21,7 @@ def test_compare_runs_every_method_with_every_seed(
     }
     config.compare.seeds = (0, 2)
     configs = compare.runs(config)
-    assert [simulate.run_name(each) for each in configs] == [
+    assert [experiment.run_name(each) for each in configs] == [
         *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
     ]
     # Seeds and initial weights share compiled programs, step sizes do not.
@@ -64,7 +64,7 @@ def test_compare_in_turns(workdir, setting, monkeypatch):
     configuration.validate(config)
     configs = compare.runs(config)
     # Turns outermost: one set of data is in memory at a time.
-    assert [simulate.run_name(each) for each in configs] == [
+    assert [experiment.run_name(each) for each in configs] == [
         *("gptfl-early-s0", "gptfl-early-s2", "scratch-early-s0", "scratch-early-s2"),
         *("gptfl-late-s0", "gptfl-late-s2", "scratch-late-s0", "scratch-late-s2"),
     ]
@@ -87,7 +87,7 @@ def test_compare_in_turns(workdir, setting, monkeypatch):
     assert len(prepared) == 1 and len(loaded) == 2
     # The padding to a common number of rows is not seen.
     for each in (configs[1], configs[-1]):
-        name = simulate.run_name(each)
+        name = experiment.run_name(each)
         with each.ignore_type():
             each.federated.run = "alone"
         alone = experiment.on(setting, load(each))

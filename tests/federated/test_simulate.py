@@ -413,7 +413,7 @@ def test_a_run_is_not_named_after_a_path_that_is_too_long():
     with pytest.raises(
         UserError, match=r"init is too long.*set config\.federated\.run"
     ):
-        simulate.run_name(config)
+        experiment.run_name(config)
 
 
 def test_cohort_larger_than_the_clients_is_refused(tmp_path, setting):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from federated import simulate, starts
+from federated import experiment, simulate, starts
 from gptfl_jax import artifacts, configuration, models, web_files
 from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.errors import ConfigError, UserError
@@ -106,7 +106,7 @@ def test_a_federation_starts_from_what_init_names(
         chex.assert_trees_all_equal(begun, released)
         assert starts.checkpoints(config, tmp_path) is None
     assert len(web_server.requests) == 1
-    assert simulate.run_name(make_config(init=address)) == "fedavg-w-s0"
+    assert experiment.run_name(make_config(init=address)) == "fedavg-w-s0"
     for init in ("https://127.0.0.1:1/none", str(tmp_path / "none.pth")):
         with pytest.raises(UserError, match="none.*(cannot be downloaded|no such)"):
             simulate.simulate(make_config(init=init), tmp_path)

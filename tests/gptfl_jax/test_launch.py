@@ -55,8 +55,12 @@ def run(config, workdir):
     print("dtype", jax.numpy.zeros(1, float).dtype)
 
 
+def dry_run(config, workdir):
+    print("would run", config.federated.rounds, "rounds")
+
+
 if __name__ == "__main__":
-    launch(run, ("data", "federated"))
+    launch(run, ("data", "federated"), dry_run=dry_run)
 '''
 
 CONFIG = """\
@@ -531,3 +535,13 @@ def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):
 def test_config_strings_are_checked_by_the_config_file(folder):
     message = refusal(launch.read_config, f"{folder}/mine.py:raet=1")
     assert "raet: no such name in the config string; did you mean rate?" in message
+
+
+def test_dry_run_takes_the_place_of_the_run(folder, capsys):
+    flags = "--config=mine.py", "--workdir=runs/x", "--dry_run"
+    code, output, errors = outcome(start(folder, *flags))
+    assert code == 0, errors
+    assert output.endswith("would run 7 rounds\n") and not (folder / "runs").exists()
+    with pytest.raises(SystemExit):
+        launch.launch(generator.run, ("federated",), flags)
+    assert "--dry_run: this program does no long work" in capsys.readouterr().err
