@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -35,18 +36,20 @@ from gptfl_jax import (
     artifacts,
     augmentation,
     central_training,
+    choices,
     classifier,
     configuration,
     devices,
     evaluation,
     interruption,
     models,
+    planning,
     training,
     user_files,
 )
-from gptfl_jax.data import datasets, sources
+from gptfl_jax.data import datasets, outline, sample_counts, sources
 from gptfl_jax.data.fingerprint import fingerprint
-from gptfl_jax.data.synthetic import load_synthetic
+from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress, say
@@ -136,12 +139,11 @@ def make_learner(config: ConfigDict, data: Data) -> training.Learner:
     )
 
 
-def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
-    """The loop over epochs."""
+def make_optimizer(
+    config: ConfigDict, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of the config, and its learning rate by step."""
     settings = config.train
-    num_examples = len(data.train.labels)
-    steps_per_epoch = math.ceil(num_examples / settings.batch_size)
-    learner = make_learner(config, data)
     schedule = training.make_schedule(
         settings.schedule,
         settings.learning_rate,
@@ -155,9 +157,24 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
+    return optimizer, schedule
 
+
+def _tests_split() -> NamedSharding | None:
+    """How examples to test on lie on the devices."""
     every_device = devices.all_along("data")
-    tests_split = NamedSharding(every_device, P("data")) if every_device else None
+    return NamedSharding(every_device, P("data")) if every_device else None
+
+
+def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
+    """The loop over epochs."""
+    settings = config.train
+    num_examples = len(data.train.labels)
+    steps_per_epoch = math.ceil(num_examples / settings.batch_size)
+    learner = make_learner(config, data)
+    optimizer, schedule = make_optimizer(config, steps_per_epoch)
+
+    tests_split = _tests_split()
     key = jax.random.fold_in(jax.random.key(config.seed), _STAGE)
     begin = central_training.initial_state(learner, optimizer, key, settings.batch_size)
 
@@ -359,9 +376,163 @@ def _report(tests: dict[int, dict[str, Any]], best_epoch: int, data: Data) -> No
         )
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take."""
+    prepare(config)
+    say(planning.table(plan(config, workdir)))
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+    """What a run takes.
+
+    Real data that are not there count as the released ones; synthetic data that are not
+    made yet, as `generate.samples_per_class` has it.
+    """
+    settings = config.train
+    data, origin = _outlined(config, workdir)
+    count = len(data.train.labels)
+    steps = math.ceil(count / settings.batch_size)
+    learner = make_learner(config, data)
+    optimizer, _ = make_optimizer(config, steps)
+    example = training.example_of(data.train.inputs)
+    lowered = central_training.lower(
+        learner, optimizer, example, count, settings.batch_size, jax.random.key(0)
+    )
+    split = _tests_split()
+    variables = jax.eval_shape(learner.init, jax.eval_shape(jax.random.key, 0))
+    mesh = split.mesh if split else None
+    label = jax.ShapeDtypeStruct((), np.int32)
+    held_out = [
+        planning.rows((example, label), len(each.labels), mesh, "data")
+        for each in (data.test, data.validation)
+        if each
+    ]
+    test = evaluation.lower(
+        learner,
+        planning.shapes(variables, mesh),
+        *held_out[0],
+        data.test.num_classes,
+        settings.eval_batch_size,
+        split,
+    )
+    gradient, prediction = training.operations(
+        learner, variables, example, settings.batch_size
+    )
+    tested = sum(len(each.labels) for each in (data.test, data.validation) if each)
+    tests = math.ceil(settings.epochs / settings.eval_every)
+    shape = " and ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(example))
+    parameters = training.number_of_parameters(variables)
+    held = len(data.validation.labels) if data.validation else 0
+    facts = [
+        (
+            "model",
+            f"{choices.stem(config.model.name)}, {planning.amount(parameters)} "
+            "parameters",
+        ),
+        (
+            "data",
+            f"{count:,} training, {held:,} validation and {len(data.test.labels):,} "
+            f"test examples of {shape}, {data.test.num_classes} classes",
+        ),
+        *(("", text) for text in origin),
+        (
+            "steps",
+            f"{settings.epochs} epochs of {steps:,} steps of {settings.batch_size} "
+            f"examples by {settings.optimizer}, {tests} tests",
+        ),
+    ]
+    return planning.Plan(
+        f"train.downstream, {settings.run}",
+        facts,
+        resident=(
+            # With a copy on the host, to save when told to stop.
+            planning.Resident("training state", lowered.state),
+            planning.Resident(
+                "training examples",
+                lowered.examples,
+                "lower config.data.image_size",
+                in_place=True,
+            ),
+            planning.Resident("examples to test on", held_out),
+        ),
+        programs=(
+            planning.Program(
+                "training steps", lowered.steps, "lower config.train.batch_size"
+            ),
+            planning.Program("a test", test, "lower config.train.eval_batch_size"),
+        ),
+        work=(
+            planning.Work("training steps", gradient, settings.epochs * steps),
+            planning.Work(
+                f"tests of {settings.batch_size} examples",
+                prediction,
+                tests * tested / settings.batch_size,
+            ),
+        ),
+    )
+
+
+def _outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]]:
+    """The data, of whose training and validation sets only the sizes are right."""
+    source, lacking = outline.load(
+        config.data.source,
+        config.data.folder,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        **config.data.options,
+    )
+    origin = [f"real: sizes as released, since it is not there: {lacking}"]
+    origin = origin if lacking else []
+    labels, names = source.train.labels, source.train.class_names
+    if config.train.data != "real":
+        try:
+            made = labels_of_synthetic(workdir / "synthetic", names)
+        except UserError:
+            origin.append("synthetic: not made yet, counted as they will be")
+            made = _to_be_made(config, source)
+        both = config.train.data == "both"
+        labels = np.concatenate([labels, made]) if both else made
+    held_out = np.zeros(len(labels), bool)
+    if config.train.validation_fraction:
+        held_out = datasets.hold_out(
+            labels, config.train.validation_fraction, config.seed
+        )
+
+    def part(labels):
+        def like(leaf):
+            return np.broadcast_to(leaf[:1] * 0, (len(labels), *leaf.shape[1:]))
+
+        inputs = jax.tree.map(like, source.train.inputs)
+        return datasets.Dataset(inputs, labels, names)
+
+    validation = part(labels[held_out]) if held_out.any() else None
+    return Data(part(labels[~held_out]), validation, source), origin
+
+
+def _to_be_made(config: ConfigDict, source: datasets.Source) -> np.ndarray:
+    """Labels of as many synthetic examples as stage 1 will make."""
+    names, labels = source.train.class_names, source.train.labels
+    if "generate" not in config:
+        return labels
+    wanted = config.generate.samples_per_class
+    if isinstance(wanted, ConfigDict):
+        wanted = wanted.to_dict()
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    # A label set may name a class of which there is no example, as silence.
+    wanted_of = [name for name, number in zip(names, counts, strict=True) if number]
+    planned = sample_counts.samples_per_class(
+        wanted,
+        wanted_of,
+        lambda: dict(zip(names, counts, strict=True)),
+        config.data.source,
+    )
+    numbers = [planned.get(name, 0) for name in names]
+    return np.repeat(np.arange(len(names), dtype=np.int32), numbers)
+
+
 def main() -> None:
     """Console script `gptfl-train`."""
-    launch(run, ("data", "model", "train"))
+    launch(run, ("data", "model", "train"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

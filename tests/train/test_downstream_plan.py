@@ -1,0 +1,75 @@
+"""What --dry_run says of stage 2."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gptfl_jax import central_training, configuration
+from gptfl_jax.data import sources
+from train import downstream
+
+
+def make_config(**train):
+    config = configuration.default_config("data", "model", "generate", "train")
+    config.model.options = {"width": 4, "depth": 1}
+    config.generate.samples_per_class = "2x"
+    config.train.update({"epochs": 3, "batch_size": 16, "eval_every": 2, **train})
+    configuration.validate(config)
+    return config
+
+
+@pytest.mark.parametrize("data", ["synthetic", "both"])
+def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
+    config = make_config(data=data, validation_fraction=0.1)
+    plan = downstream.plan(config, tmp_path)
+    real = len(sources.load("sklearn_digits").train.labels)
+    count = real * (2 if data == "synthetic" else 3)
+    facts = dict(plan.facts)
+    assert facts[""] == "synthetic: not made yet, counted as they will be"
+    held_out = int(facts["data"].split(" training, ")[1].split()[0])
+    assert held_out == pytest.approx(0.1 * count, abs=5)  # of each class, rounded
+    steps, tests = plan.work
+    assert steps.times == 3 * math.ceil((count - held_out) / 16)
+    assert tests.times * 16 == 2 * (held_out + 382)  # epochs 2 and 3
+    assert not list(tmp_path.iterdir())
+
+    outlined, _ = downstream._outlined(config, tmp_path)
+    learner = downstream.make_learner(config, outlined)
+    optimizer, _ = downstream.make_optimizer(config, 10)
+    state = central_training.initial_state(learner, optimizer, jax.random.key(0), 16)
+    resident = {each.name: each.arrays for each in plan.resident}
+    same = jax.tree.map(
+        lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype),
+        state,
+        resident["training state"],
+    )
+    assert jax.tree.all(same)
+    _, labels = resident["training examples"]
+    assert labels.shape == (count - held_out,)
+
+
+def test_the_steps_of_a_plan_are_those_of_the_run(tmp_path):
+    config = make_config(data="real")
+    data, _ = downstream._outlined(config, tmp_path)
+    learner = downstream.make_learner(config, data)
+    optimizer, _ = downstream.make_optimizer(config, 10)
+    key = jax.random.key(1)
+    inputs, labels = (
+        np.asarray(x)[:16] for x in (data.train.inputs, data.train.labels)
+    )
+    begin = central_training.initial_state(learner, optimizer, key, 16)
+    example = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    lowered = central_training.lower(learner, optimizer, example, 16, 16, key)
+    order = np.arange(16, dtype=np.int32)[None]
+    carry = begin, np.float32(0)
+    (after, total) = lowered.steps.compile()(
+        carry, (inputs, labels), order, np.int32(0)
+    )
+    begin = central_training.initial_state(learner, optimizer, key, 16)
+    (epoch,) = central_training.fit(
+        learner, optimizer, begin, inputs, labels, key, 1, 16
+    )
+    np.testing.assert_allclose(total / 16, epoch.loss, rtol=1e-6)
+    assert int(after.step) == int(epoch.state.step) == 1
