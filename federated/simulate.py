@@ -47,8 +47,8 @@ from ml_collections import ConfigDict
 from federated import experiment, plans, run_files, starts
 from gptfl_jax import (
     artifacts,
-    classifier,
     configuration,
+    description,
     evaluation,
     interruption,
     training,
@@ -270,7 +270,7 @@ def _record(
     """Saves what the run is about to do."""
     artifacts.write_run_record(folder, config)
     if jax.process_index() == 0:
-        classifier.describe(
+        description.describe(
             config.model.name, config.model.options.to_dict(), setting.source
         ).save(folder)
         content = {

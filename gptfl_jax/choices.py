@@ -236,12 +236,18 @@ def _module(family: Family, place: str) -> ModuleType:
 
 def options(family: Family, function: Callable) -> dict[str, Option]:
     """The options of a choice, by name."""
+    found = parameters(function)
+    return {name: each for name, each in found.items() if name not in family.given}
+
+
+def parameters(function: Callable) -> dict[str, Option]:
+    """What a function takes, by name: defaults, rules and what its docstring says."""
     helps = _help_texts(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        if name in family.given or name.startswith("_"):
+        if name.startswith("_"):
             continue
         found[name] = Option(
             parameter.default,

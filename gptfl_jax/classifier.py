@@ -13,78 +13,17 @@ from jaxtyping import Float32, Int32, PyTree
 
 from gptfl_jax import (
     artifacts,
-    choices,
     convolution,
+    description,
     evaluation,
-    models,
+    exports,
     training,
 )
 from gptfl_jax.data import audio, images
-from gptfl_jax.data.datasets import Source
+from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
-
-FILE = "classifier.json"
-"""In the folder of a run: what `load` needs besides the weights."""
-
-_SHAPE = {
-    "model": {"name": "text", "options": {"*": "anything"}},
-    "class_names": ["text"],
-    "inputs": [{"shape": ["whole"], "dtype": "text"}],
-    "mean": ["number"],
-    "std": ["number"],
-    "sounds": {"*?": "anything"},
-}
-
-
-class Description(NamedTuple):
-    """What a classifier is apart from its weights.
-
-    Attributes:
-        model: name, as `config.model.name`.
-        options: of the model.
-        class_names: in the order of the logits.
-        example: the raw input of one example, without a batch axis.
-        mean, std: of `training.Normalisation`.
-        sounds: how recordings become inputs; None: the inputs are no sounds.
-    """
-
-    model: str
-    options: dict[str, Any]
-    class_names: tuple[str, ...]
-    example: PyTree[jax.ShapeDtypeStruct]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    sounds: audio.FeatureSettings | None = None
-
-    def save(self, folder: PathLike) -> None:
-        """Writes it to `classifier.json` of a run's folder."""
-        content = {
-            "model": {"name": self.model, "options": self.options},
-            "class_names": self.class_names,
-            "inputs": [
-                {"shape": leaf.shape, "dtype": str(np.dtype(leaf.dtype))}
-                for leaf in jax.tree.leaves(self.example)
-            ],
-            "mean": self.mean,
-            "std": self.std,
-            "sounds": {} if self.sounds is None else self.sounds._asdict(),
-        }
-        artifacts.write_json(pathlib.Path(folder) / FILE, content)
-
-
-def describe(model: str, options: dict[str, Any], source: Source) -> Description:
-    """The classifier that a run trains on a source's data."""
-    return Description(
-        model,
-        options,
-        source.train.class_names,
-        training.example_of(source.train.inputs),
-        source.mean,
-        source.std,
-        source.sounds.settings if source.sounds else None,
-    )
 
 
 class Classifier(NamedTuple):
@@ -93,16 +32,27 @@ class Classifier(NamedTuple):
     Attributes:
         learner: the model with its input processing.
         variables: its weights.
-        class_names: in the order of the logits.
-        example: the raw input of one example, without a batch axis.
-        sounds: how recordings become inputs; None: the inputs are no sounds.
+        description: what else it is.
     """
 
     learner: training.Learner
     variables: training.Variables
-    class_names: tuple[str, ...]
-    example: PyTree[jax.ShapeDtypeStruct]
-    sounds: audio.FeatureSettings | None = None
+    description: Description
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.description.class_names
+
+    @property
+    def example(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The raw input of one example, without a batch axis."""
+        return self.description.example
+
+    @property
+    def sounds(self) -> audio.FeatureSettings | None:
+        """How recordings become inputs; None: the inputs are no sounds."""
+        return self.description.sounds
 
     def probabilities(
         self, inputs: PyTree, batch_size: int = 512
@@ -168,6 +118,17 @@ class Classifier(NamedTuple):
                 raise UserError(f"{path}: {picture.error}")
         return np.stack([picture.pixels for picture in pictures])
 
+    def save_weights(self, folder: PathLike) -> None:
+        """Writes weights and config to a folder, for PyTorch and for `load_classifier`.
+
+        Of a model that torchvision has, `load_state_dict` takes them; what the files
+        hold is in `gptfl_jax/exports.py`.
+
+        Raises:
+            UserError: the model was given as an object, not by name.
+        """
+        exports.write(folder, self.description, self.variables)
+
     def export(
         self,
         path: PathLike,
@@ -212,10 +173,11 @@ def _are_paths(inputs: Any) -> bool:
 def load_classifier(
     folder: PathLike, *, step: int | str | None = None, model: str = ""
 ) -> Classifier:
-    """The classifier that a run of stage 2 or 3 has trained.
+    """The classifier that a run of stage 2 or 3 has trained, or that was exported.
 
     Args:
-        folder: of the run, as `runs/digits/federated/fedavg-random-s0`.
+        folder: of the run, as `runs/digits/federated/fedavg-random-s0`, or one that
+            `train.export` or `Classifier.save_weights` has written.
         step: round or epoch of a checkpoint, or "best"; None: the last.
         model: file or module of a model of your own. It is not taken from the folder's
             records, which anyone may have written: a file that they name is not run.
@@ -225,55 +187,16 @@ def load_classifier(
             `model` does not name.
     """
     folder = pathlib.Path(folder)
+    if exports.is_export(folder) and not (folder / "checkpoints").exists():
+        about, learner, variables = exports.read(folder, model)
+        return Classifier(learner, jax.device_put(variables), about)
     artifacts.require(folder / "checkpoints", "python -m federated.simulate ...")
     remedy = "start the run again: it is written anew"
     try:
-        content = artifacts.read_json(folder / FILE, _SHAPE, remedy)
+        about = description.read(folder / description.FILE, remedy, model)
     except FileNotFoundError:
-        raise UserError(f"{folder}: has no {FILE}; {remedy}") from None
-    name = model or content["model"]["name"]
-    if not model and choices.is_own(name):
-        raise UserError(
-            f"{folder}: its model is {name!r}, code of your own. Say so to run it: "
-            f"load_classifier(..., model={name!r})"
-        )
-    leaves = [
-        jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
-        for leaf in content["inputs"]
-    ]
-    sounds = content["sounds"]
-    description = Description(
-        name,
-        content["model"]["options"],
-        tuple(content["class_names"]),
-        tuple(leaves) if len(leaves) > 1 else leaves[0],
-        tuple(content["mean"]),
-        tuple(content["std"]),
-        audio.FeatureSettings(**sounds) if sounds else None,
-    )
-    learner = make_learner(description)
+        raise UserError(f"{folder}: has no {description.FILE}; {remedy}") from None
+    learner = description.make_learner(about)
     template = {"variables": jax.eval_shape(learner.init, jax.random.key(0))}
     saved = artifacts.restore_checkpoint(folder / "checkpoints", template, step)
-    return Classifier(
-        learner,
-        saved["variables"],
-        description.class_names,
-        description.example,
-        description.sounds,
-    )
-
-
-def make_learner(description: Description, **options: Any) -> training.Learner:
-    """The model of a description, with its input processing.
-
-    Args:
-        options: of `training.make_learner`, as `augmentation` and `dtype`.
-    """
-    return training.make_learner(
-        models.create(
-            description.model, len(description.class_names), **description.options
-        ),
-        description.example,
-        normalisation=training.Normalisation(description.mean, description.std),
-        **options,
-    )
+    return Classifier(learner, saved["variables"], about)

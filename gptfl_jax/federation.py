@@ -46,6 +46,7 @@ from gptfl_jax.data.federated_data import (
 )
 from gptfl_jax.data.federated_data import federate as deal
 from gptfl_jax.data.partition import partition as partition_of
+from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
@@ -261,6 +262,15 @@ def simulate(
         UserError: an unknown choice or option, or updates that are all NaN.
     """
     num_classes = len(federation.class_names)
+    about = Description(
+        model if isinstance(model, str) else "",
+        dict(model_options),
+        federation.class_names,
+        federation.example,
+        federation.mean,
+        federation.std,
+        federation.sounds.settings if federation.sounds else None,
+    )
     if isinstance(model, str):
         model = models.create(model, num_classes, **model_options)
     learner = training.make_learner(
@@ -320,13 +330,7 @@ def simulate(
             if "accuracy" in line:
                 bar.note(f"accuracy {line['accuracy']:.3f}")
             state = done.observed[1]
-    classifier = Classifier(
-        learner,
-        state.variables,
-        federation.class_names,
-        federation.example,
-        federation.sounds.settings if federation.sounds else None,
-    )
+    classifier = Classifier(learner, state.variables, about)
     metrics = pandas.DataFrame(lines).set_index("round")
     return Run(name or called, metrics, classifier, state)
 
@@ -445,8 +449,9 @@ def train(
             f"the classes are {', '.join(dataset.class_names)}, those of the "
             f"federation {', '.join(like.class_names)}: they must be the same"
         )
-    if isinstance(model, str):
-        model = models.create(model, dataset.num_classes, **model_options)
+    name = model if isinstance(model, str) else ""
+    if name:
+        model = models.create(name, dataset.num_classes, **model_options)
     example = training.example_of(dataset.inputs)
     mean, std = (
         _constants_for(dataset.inputs) if like is None else (like.mean, like.std)
@@ -476,8 +481,11 @@ def train(
         ):
             bar.note(f"loss {epoch.loss:.3f}")
     sounds = like.sounds.settings if like is not None and like.sounds else None
-    variables = epoch.state.variables
-    return Classifier(learner, variables, dataset.class_names, example, sounds)
+    about = Description(
+        *(name, dict(model_options), dataset.class_names),
+        *(example, mean, std, sounds),
+    )
+    return Classifier(learner, epoch.state.variables, about)
 
 
 def generate(

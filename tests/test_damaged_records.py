@@ -8,12 +8,14 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import pytest
 
 from federated import compare, run_files
 from federated.report import figures, page, rows, runs, tables
 from generate import sample_folder, samples, text_models
-from gptfl_jax import artifacts, configuration
+from gptfl_jax import artifacts, configuration, description, exports
+from gptfl_jax.data import audio
 from gptfl_jax.errors import UserError
 
 from . import mutations
@@ -82,6 +84,14 @@ def synthetic(workdir):
     sample_folder.SampleFolder(folder, plan, {"steps": 2}, lambda _: True).open()
 
 
+def classifier(workdir):
+    description.read(workdir / "c" / "classifier.json", "train it again")
+
+
+def exported(workdir):
+    description.read(workdir / "c" / "config.json", "make it with", "", "gptfl_jax")
+
+
 def checkpoints(workdir):
     with artifacts.Checkpoints(workdir / "c", {"m": 1}, read_only=True) as saved:
         saved.best_step()
@@ -112,6 +122,16 @@ RECORDS = {
         ("binary", "deep lists", "file: null", "seed: a fraction", "sha256: a list"),
     ),
     "settings.json": Record("synthetic/settings.json", synthetic),
+    "classifier.json": Record("c/classifier.json", classifier),
+    "config.json": Record(
+        "c/config.json",
+        exported,
+        refused=(
+            *("binary", "gptfl_jax/inputs/0/dtype: text", "gptfl_jax/mean: a list"),
+            *("gptfl_jax/model/name: text", "gptfl_jax/sounds/hop: null"),
+            *("gptfl_jax/model/options/width: a fraction", "gptfl_jax: missing"),
+        ),
+    ),
     "identity.json": Record("c/identity.json", checkpoints),
 }
 
@@ -144,6 +164,13 @@ def workdir(tmp_path_factory):
     artifacts.write_json(workdir / "synthetic" / "settings.json", {"steps": 2})
     with artifacts.Checkpoints(workdir / "c", {"m": 1}, best="a") as saved:
         saved.save(1, {"x": 1}, {"a": 1.0})
+    example = jax.ShapeDtypeStruct((8, 8, 1), "uint8")
+    about = description.Description(
+        *("convnet", {"width": 4}, ("a", "b"), example, (0.5,), (0.5,)),
+        audio.FeatureSettings(),
+    )
+    about.save(workdir / "c")
+    artifacts.write_json(workdir / "c" / "config.json", exports.config_of(about))
     return workdir
 
 

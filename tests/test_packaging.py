@@ -112,6 +112,8 @@ def test_every_console_script_loads_from_the_wheel(installed, tmp_path):
         "gptfl-generate-speech": "generate.speech:main",
         "gptfl-train": "train.downstream:main",
         "gptfl-train-generator": "train.generator:main",
+        "gptfl-weights": "train.weights:main",
+        "gptfl-export": "train.export:main",
         "gptfl-federated": "federated.simulate:main",
         "gptfl-compare": "federated.compare:main",
         "gptfl-report": "federated.report:main",

@@ -37,8 +37,8 @@ from gptfl_jax import (
     augmentation,
     central_training,
     choices,
-    classifier,
     configuration,
+    description,
     devices,
     evaluation,
     interruption,
@@ -196,7 +196,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 )
             artifacts.write_run_record(folder, config)
             if jax.process_index() == 0:
-                classifier.describe(
+                description.describe(
                     config.model.name, config.model.options.to_dict(), data.source
                 ).save(folder)
         log = folder / "metrics.jsonl"

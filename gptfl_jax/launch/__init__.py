@@ -10,7 +10,8 @@ A program is a module with
         launch(run, ("data", "train"))
 
 Its module docstring is what `--help` says it does. `run` can be called from Python,
-too: `prepare` does there what the command line does.
+too: `prepare` does there what the command line does. A program without a config has
+flags of its own (`launch_function`).
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,12 @@ from ml_collections import ConfigDict
 from gptfl_jax import compilation_cache, configuration, interruption
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import help
-from gptfl_jax.launch.command_line import Command, configured, read_command
+from gptfl_jax.launch.command_line import (
+    Command,
+    configured,
+    read_arguments,
+    read_command,
+)
 from gptfl_jax.launch.config_files import (
     Sections,
     find_config,
@@ -46,6 +52,7 @@ __all__ = [
     "find_config",
     "installed_configs",
     "launch",
+    "launch_function",
     "prepare",
     "printable",
     "read_config",
@@ -74,9 +81,41 @@ def launch(
     """
     program = _program_name(run)
     argv = sys.argv[1:] if argv is None else list(argv)
+    with _ended_by_a_line(program):
+        _run(run, dry_run, program, sections, argv)
+
+
+def launch_function(
+    run: Callable[..., None], argv: Sequence[str] | None = None
+) -> None:
+    """Runs a program that needs no config: its flags are what a function takes.
+
+    A flag's default is the parameter's, and its help stands under `Args:`. Errors end
+    it as in `launch`.
+
+    Args:
+        run: takes texts, by name.
+        argv: the command line without the program's name; None: that of the process.
+    """
+    program = _program_name(run)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with _ended_by_a_line(program):
+        if help.asked(argv):
+            about = sys.modules[run.__module__].__doc__ or ""
+            print(help.text_of_function(about, run))
+            return
+        arguments = read_arguments(run, argv)
+        with interruption.watched(program):
+            _quieten()
+            run(**arguments)
+
+
+@contextlib.contextmanager
+def _ended_by_a_line(program: str) -> Iterator[None]:
+    """Ends the process as `launch` says, where what is done within fails."""
     with contextlib.redirect_stdout(_Plain(sys.stdout)):
         try:
-            _run(run, dry_run, program, sections, argv)
+            yield
         except UserError as error:
             print(printable(f"{program}: {error}"), file=sys.stderr)
             _leave(2)

@@ -1,15 +1,16 @@
 """The command line, taken apart: flags, and fields of the config."""
 
 import difflib
+import inspect
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from gptfl_jax import configuration
+from gptfl_jax import choices, configuration
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch.config_files import Sections, read_config
 from gptfl_jax.rules import is_utf8
@@ -112,22 +113,9 @@ def read_command(argv: Sequence[str]) -> Command:
     """
     overrides, others = take_overrides(argv)
     values = define_flags()
-    try:
-        rest = values(["", *others])[1:]
-    except flags.UnrecognizedFlagError as error:
-        name = error.flagname
-        near = difflib.get_close_matches(name, list(values), n=1)
-        hint = f"did you mean --{near[0]}?" if near else "see --help"
-        raise UserError(f"--{name}: no such flag; {hint}") from None
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+    _parse(values, others)
     for name in ("config", "workdir"):
-        if not values[name].value:
-            raise UserError(f"--{name} is missing; see --help")
-        if not is_utf8(values[name].value):
-            raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
+        _require(values, name)
     by_hand = (values.coordinator_address, values.num_processes, values.process_id)
     if any(value is not None for value in by_hand) and None in by_hand:
         raise UserError(
@@ -151,6 +139,45 @@ def read_command(argv: Sequence[str]) -> Command:
         process_id=values.process_id,
         heartbeat_timeout_s=values.heartbeat_timeout_s,
     )
+
+
+def read_arguments(function: Callable, argv: Sequence[str]) -> dict[str, str]:
+    """What a command line gives a function that takes texts, by name.
+
+    Raises:
+        UserError: a flag that is no parameter, or one that is missing.
+    """
+    known = choices.parameters(function)
+    values = flags.FlagValues()
+    for name, (default, _, help) in known.items():
+        needed = default is inspect.Parameter.empty
+        flags.DEFINE_string(name, None if needed else default, help, flag_values=values)
+    _parse(values, argv)
+    for name, (default, _, _) in known.items():
+        if default is inspect.Parameter.empty or values[name].value:
+            _require(values, name)
+    return {name: values[name].value for name in known}
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    try:
+        rest = values(["", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        near = difflib.get_close_matches(name, list(values), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        raise UserError(f"--{name}: no such flag; {hint}") from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+
+
+def _require(values: flags.FlagValues, name: str) -> None:
+    if not values[name].value:
+        raise UserError(f"--{name} is missing; see --help")
+    if not is_utf8(values[name].value):
+        raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
 
 
 def take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

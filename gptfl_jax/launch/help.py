@@ -3,7 +3,7 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -82,6 +82,20 @@ def text(
     for dotted, field in read.items():
         if field.options_of is not None:
             lines += _options(field.options_of, read, config, dotted, everything)
+    return "\n".join(lines)
+
+
+def text_of_function(about: str, function: Callable) -> str:
+    """What a program without a config does, and its flags.
+
+    Args:
+        about: the program's docstring.
+        function: what it calls with its flags.
+    """
+    lines = [textwrap.dedent(about).strip(), "", "Flags:"]
+    for name, (default, _, help) in choices.parameters(function).items():
+        needed = default is inspect.Parameter.empty
+        lines += _entry(f"--{name}" if needed else f"--{name}={default}", help)
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from jaxtyping import PyTree
 
 from gptfl_jax import choices, families
 from gptfl_jax.errors import UserError
-from gptfl_jax.released import classifiers, weight_files
+from gptfl_jax.released import classifiers, gptfl, weight_files
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
@@ -46,26 +46,35 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
 
 def stands_for_weights(text: str) -> bool:
     """Whether a text looks like one that `find_weights` takes, be it there or not."""
-    return text == "imagenet" or weight_files.stands_for_file(text)
+    named = text == "imagenet" or text in gptfl.RELEASES
+    return named or weight_files.stands_for_file(text)
 
 
 def find_weights(weights: str | os.PathLike, name: str, **options) -> pathlib.Path:
     """The file of weights that a text stands for, downloaded where that is needed.
 
     Args:
-        weights: "imagenet" for the file that torchvision releases for the model; or a
-            file, an address or a file in a repository (`weight_files.find`).
+        weights: "imagenet" for the file that torchvision releases for the model; the
+            name of one that GPT-FL's authors do (`gptfl.RELEASES`); or a file, an
+            address or a file in a repository (`weight_files.find`).
         name, options: of the model, as in `create`.
 
     Raises:
         UserError: there is no such file, or it cannot be had.
     """
+    if weights in gptfl.RELEASES:
+        release = gptfl.RELEASES[weights]
+        if name != release.model or not _has(name, options, release.options):
+            raise UserError(
+                f"{weights}: of another model than config.model; take "
+                f"{gptfl.fields(release)}"
+            )
+        return gptfl.find(weights)
     if weights != "imagenet":
         return weight_files.find(weights)
     files = getattr(_module(name), "IMAGENET", {})
-    model = create(name, 1000, **options)
     for address, needed in files.items():
-        if all(getattr(model, option) == value for option, value in needed.items()):
+        if _has(name, options, needed):
             return weight_files.find(address)
     known = "; ".join(
         ", ".join(f"{option}={value}" for option, value in needed.items())
@@ -114,6 +123,12 @@ def released_weights(
         UserError: no such module.
     """
     return classifiers.released_weights(variables, _names(name))
+
+
+def _has(name, options, needed):
+    """Whether a model has these values of options."""
+    model = create(name, 1000, **options)
+    return all(getattr(model, option) == value for option, value in needed.items())
 
 
 def _module(name):

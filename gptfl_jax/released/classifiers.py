@@ -35,6 +35,9 @@ class Names(NamedTuple):
 
 NO_NAMES = Names()
 
+# torch's of several GPUs and of compiled models, and that of GPT-FL's ResNets.
+_WRAPPERS = ("module.", "_orig_mod.", "backbone.")
+
 
 def read(path: str | os.PathLike, names: Names = NO_NAMES) -> dict[str, np.ndarray]:
     """The weights of a file, under the names that `torch_weights` gives ours.
@@ -48,7 +51,8 @@ def read(path: str | os.PathLike, names: Names = NO_NAMES) -> dict[str, np.ndarr
         UserError: the file is missing, damaged, unsafe or not one of weights.
     """
     found = {}
-    for name, value in hub.read_weights(weight_files.find(path)).items():
+    weights = _unwrapped(hub.read_weights(weight_files.find(path)))
+    for name, value in weights.items():
         # Running means that follow a momentum need no count.
         if not name.endswith("num_batches_tracked"):
             found[_renamed(name, names.released)] = value
@@ -68,6 +72,16 @@ def released_weights(
     weights = _reordered(weights, names, theirs=False)
     back = {ours: theirs for theirs, ours in reversed(names.released.items())}
     return {_renamed(name, back): value for name, value in weights.items()}
+
+
+def _unwrapped(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights without the name that a wrapper of the whole model puts before theirs."""
+    for wrapper in _WRAPPERS:
+        if weights and all(name.startswith(wrapper) for name in weights):
+            return {
+                name.removeprefix(wrapper): value for name, value in weights.items()
+            }
+    return weights
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:

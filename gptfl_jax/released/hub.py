@@ -371,11 +371,22 @@ def _read_torch(path: pathlib.Path) -> Any:
 
 def write_weights(path: PathLike, weights: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file, whole or not at all."""
+    artifacts.write_bytes(path, packed(weights))
+
+
+def packed(
+    weights: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The content of a safetensors file.
+
+    Args:
+        metadata: texts that it holds beside the weights.
+    """
     # ascontiguousarray would give numbers an axis.
     contiguous = {name: np.asarray(value, order="C") for name, value in weights.items()}
     # The metadata is what PyTorch's readers look for.
-    data = safetensors.numpy.save(contiguous, metadata={"format": "pt"})
-    artifacts.write_bytes(path, data)
+    about = {"format": "pt", **(metadata or {})}
+    return safetensors.numpy.save(contiguous, metadata=about)
 
 
 def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ import pytest
 import gptfl_jax as gf
 from federated import simulate
 from gptfl_jax import artifacts, configuration, drawing
-from gptfl_jax.classifier import Classifier, Description, describe, make_learner
+from gptfl_jax.classifier import Classifier
 from gptfl_jax.data import audio
+from gptfl_jax.description import Description, describe, make_learner
 from gptfl_jax.errors import UserError
 
 
@@ -99,13 +100,8 @@ def test_sounds_are_read_as_the_model_takes_them(tmp_path):
         "audio_cnn", {}, ("low", "high"), example, (), (), settings
     )
     learner = make_learner(description)
-    classifier = Classifier(
-        learner,
-        learner.init(jax.random.key(0)),
-        description.class_names,
-        example,
-        settings,
-    )
+    variables = learner.init(jax.random.key(0))
+    classifier = Classifier(learner, variables, description)
     wave = np.sin(np.arange(8000) / 8000 * 2 * np.pi * 440).astype(np.float32)
     path = tmp_path / "a.wav"
     path.write_bytes(audio.encode_wav(wave, 8000))

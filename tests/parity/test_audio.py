@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from gptfl_jax import training
+from gptfl_jax import description, exports, training
 from gptfl_jax.data import audio
+from gptfl_jax.description import Description
 from gptfl_jax.models import audio_conv_rnn
 
 
@@ -60,6 +62,25 @@ def test_released_weights(data_folder):
         with jax.default_matmul_precision("highest"):
             logits = model.apply(variables, jnp.asarray(x))
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_exported_weights(tmp_path):
+    learner = description.make_learner(
+        about := Description(
+            "audio_conv_rnn",
+            {"widths": (4, 5), "features": 3, "hidden": 7, "masked": False},
+            tuple("abcdefgh"),
+            jax.ShapeDtypeStruct((30, 6), np.float32),
+        )
+    )
+    variables = learner.init(jax.random.key(0))
+    exports.write(tmp_path, about, variables)
+    theirs = ConvRnn(6, (4, 5), 3, 7, 8)
+    theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    x = np.random.default_rng(0).normal(size=(4, 30, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(learner.predict(variables, x), expected, atol=1e-4)
 
 
 def test_gradients():

@@ -1,12 +1,17 @@
 """torchvision's classifiers, written here by its names, and files of their weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from gptfl_jax import exports
+from gptfl_jax.description import Description
 from gptfl_jax.models import mobilenet_v2, resnet_imagenet, shufflenet_v2, vgg, vit
 
 CLASSES = 7
@@ -272,7 +277,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_files_of_torch_give_the_logits_of_torch(case, tmp_path):
+def test_files_pass_between_torch_and_jax(case, tmp_path):
     ours, make, side = CASES[case]
     torch.manual_seed(0)
     theirs = make().eval()
@@ -284,9 +289,33 @@ def test_files_of_torch_give_the_logits_of_torch(case, tmp_path):
     model, variables = ours.read_weights(tmp_path / "weights.pth")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, side, side, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-    with jax.default_matmul_precision("highest"):
-        logits = jax.jit(model.apply)(variables, jnp.asarray(x))
-    assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    apply = jax.jit(model.apply)
+
+    def compare(theirs, variables):
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+        with jax.default_matmul_precision("highest"):
+            logits = apply(variables, jnp.asarray(x))
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        return expected
+
+    first = compare(theirs, variables)
+    # Other weights, as after a federation, go to torch.
+    variables = jax.tree.map(
+        lambda leaf: np.asarray(leaf * rng.uniform(0.9, 1.1, leaf.shape), leaf.dtype),
+        variables,
+    )
+    name = ours.__name__.rpartition(".")[2]
+    example = jax.ShapeDtypeStruct(x.shape[1:], np.uint8)
+    options = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("num_classes", "parent", "name")
+    }
+    classes = tuple(map(str, range(CLASSES)))
+    about = Description(name, options, classes, example)
+    exports.write(tmp_path, about, variables)
+    fresh = make().eval()
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert np.abs(compare(fresh, variables) - first).max() > 1e-3
