@@ -20,11 +20,17 @@ from PIL import Image
 
 from generate import samples
 from generate.samples import samples_per_class
-from gptfl_jax import drawing, user_files
+from gptfl_jax import drawing, planning, prompting, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
-from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.generators import placement
+from gptfl_jax.generators.pictures import sampling
+from gptfl_jax.generators.pictures.stable_diffusion import (
+    StableDiffusion,
+    networks_of,
+)
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 from gptfl_jax.released import hub
 
 
@@ -127,8 +133,76 @@ def _settings(
     return samples.settings(config, names, others, prompts)
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take."""
+    prepare(config)
+    say(planning.table(plan(config, workdir)))
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+    """What a run takes: the networks by their config files, the pictures by the config.
+
+    Raises:
+        UserError: the model is unknown, or the classes.
+    """
+    options = config.generate
+    outline = samples.outline(config, workdir)
+    made = outline.made
+    if not made and config.prompts.method == "ucg":
+        made = {"guidance_choices": prompting.UCG_GUIDANCE}
+    guidance = guidance_scales(config, made)
+    networks = networks_of(options.model, options.dtype)
+    shape = networks.latent_shape(options.height or None, options.width or None)
+    mesh = placement.mesh()
+    guided = len(guidance) > 1 or guidance[0] > 1
+    lowered = sampling.lower(
+        networks,
+        shape,
+        mesh,
+        batch=outline.batch,
+        num_steps=options.num_steps,
+        guided=guided,
+    )
+    factor = networks.vae.config.factor
+    sizes = {
+        name: planning.amount(planning.parameters(tree))
+        for name, tree in lowered.params.items()
+    }
+    facts = [
+        (
+            "model",
+            f"{options.model} in {options.dtype}: UNet {sizes['unet']}, text encoder "
+            f"{sizes['text_encoder']}, autoencoder {sizes['vae']} parameters",
+        ),
+        *outline.facts(config, "pictures"),
+        (
+            "sampling",
+            f"{shape[0] * factor} x {shape[1] * factor} pixels, {options.num_steps} "
+            f"steps, {'with' if guided else 'without'} guidance",
+        ),
+    ]
+    smaller = "lower config.generate.batch_size, or height and width"
+    return planning.Plan(
+        "generate.images",
+        facts,
+        resident=[
+            planning.Resident(
+                "weights", lowered.params, "set config.generate.dtype='bfloat16'"
+            )
+        ],
+        programs=[
+            planning.Program(name, program, smaller)
+            for name, program in lowered.programs.items()
+        ],
+        work=[
+            planning.Work(name, flops, times * outline.batches)
+            for name, (flops, times) in lowered.flops.items()
+        ],
+    )
+
+
 def main() -> None:
-    launch(run, sections=("data", "prompts", "generate"))
+    launch(run, sections=("data", "prompts", "generate"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

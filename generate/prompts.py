@@ -14,6 +14,7 @@ file has the command and versions.
 
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,18 +34,33 @@ _ROWS_SHOWN = 20
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the prompts, prints what was kept and dropped, and writes the file."""
     prepare(config)
+    request = _request(config, label_set_of_config(config))
+    with artifacts.lock(workdir):
+        if jax.process_index() == 0:
+            _make(config, request, workdir)
+        wait_for_processes("prompts made")
+
+
+def label_set_of_config(
+    config: ConfigDict,
+    class_names: Callable[..., tuple[str, ...]] = sources.class_names,
+) -> labels.LabelSet:
+    """The classes that prompts are made of.
+
+    Args:
+        class_names: gives those of a source that is no known data set.
+    """
     known = sources.known_labels(config.data.source, **config.data.options)
-    label_set = labels.label_set_of(_classes(config), known)
-    request = prompting.Request(
+    return labels.label_set_of(_classes(config, class_names), known)
+
+
+def _request(config: ConfigDict, label_set: labels.LabelSet) -> prompting.Request:
+    return prompting.Request(
         label_set,
         config.prompts.template,
         tuple(config.prompts.domains),
         config.prompts.imported_file,
     )
-    with artifacts.lock(workdir):
-        if jax.process_index() == 0:
-            _make(config, request, workdir)
-        wait_for_processes("prompts made")
 
 
 def _make(
@@ -100,14 +116,14 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return {"data.source": config.data.source, **fields}
 
 
-def _classes(config: ConfigDict) -> tuple[str, ...]:
+def _classes(config: ConfigDict, class_names: Callable) -> tuple[str, ...]:
     """The names asked for; a known data set need not be there to be named."""
     if config.prompts.classes:
         return tuple(config.prompts.classes)
     if config.data.source in labels.known_data_sets():
         return labels.label_set(config.data.source).classes
     data = config.data
-    return sources.class_names(data.source, data.folder, **data.options)
+    return class_names(data.source, data.folder, **data.options)
 
 
 def _content(

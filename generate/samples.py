@@ -23,9 +23,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from generate import sample_folder
+from generate.prompts import label_set_of_config
 from generate.prompts import settings as prompt_settings
 from gptfl_jax import artifacts, drawing, interruption, prompting
 from gptfl_jax.artifacts import Sample
+from gptfl_jax.data import outline as data_outline
 from gptfl_jax.data import sample_counts, sources
 from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
@@ -69,6 +71,56 @@ def read_prompts(
                 f"{value!r}: put it back, or make the prompts again with `{command}`"
             )
     return prompts, made
+
+
+class Outline(NamedTuple):
+    """What will be made, before the prompts need be."""
+
+    counts: dict[str, int]
+    """Samples of each class."""
+    prompts: dict[str, list[str]]
+    """Of each class; where they are not made yet, how it is called."""
+    made: dict[str, Any]
+    """How they were made; empty where they are not yet."""
+    batch: int
+    """Samples this process makes at once."""
+    batches: int
+    """That it makes of them."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def facts(self, config: ConfigDict, plural: str) -> list[tuple[str, str]]:
+        """What a plan says of it."""
+        low, high = min(self.counts.values()), max(self.counts.values())
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        prompts = "" if self.made else "; their prompts are not made yet"
+        return [
+            (plural, f"{self.total:,} of {len(self.counts)} classes, {each} a class"),
+            ("batches", f"{self.batches:,} of {self.batch} {plural}{prompts}"),
+        ]
+
+
+def outline(config: ConfigDict, workdir: pathlib.Path) -> Outline:
+    """What a config asks for; of data that are not there the released sizes count.
+
+    Raises:
+        UserError: as `samples_per_class`; the classes are unknown.
+    """
+    if (workdir / "prompts.json").exists():
+        prompts, made = read_prompts(workdir, config)
+    else:
+        made = {}
+        phrases = label_set_of_config(config, data_outline.class_names).phrases
+        prompts = {name: [phrase] for name, phrase in phrases.items()}
+    counts = samples_per_class(
+        config, list(prompts), lambda *a, **k: data_outline.load(*a, **k)[0]
+    )
+    total = sum(counts.values())
+    batches = share(range(total), config.generate.batch_size)
+    size = len(batches[0]) if batches else 0
+    return Outline(counts, prompts, made, size, len(batches))
 
 
 def samples_per_class(

@@ -126,7 +126,8 @@ def flops(function: Callable[..., Any], *arguments: PyTree) -> float:
     """
     with convolution.form("lax"):
         # A function of its own: what was traced in another form is not taken.
-        return _flops(jax.make_jaxpr(lambda *xs: function(*xs))(*arguments))
+        traced = jax.make_jaxpr(lambda *xs: function(*xs))(*shapes(arguments))
+        return _flops(traced)
 
 
 def _flops(jaxpr: core.ClosedJaxpr) -> float:

@@ -88,6 +88,21 @@ def load(
     return source, ""
 
 
+def class_names(name: str, folder: str = "", /, **options) -> tuple[str, ...]:
+    """As `sources.class_names`, but of the label set where the files are missing."""
+    if "download" in options:
+        options |= {"download": False}
+    try:
+        return sources.class_names(name, folder, **options)
+    except ConfigError:
+        raise
+    except UserError:
+        known = sources.known_labels(name, **options)
+        if known not in labels.known_data_sets():
+            raise
+        return labels.label_set(known).classes
+
+
 def _outline(
     name: str,
     known: str,

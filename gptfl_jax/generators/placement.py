@@ -71,6 +71,11 @@ def split(rows: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, rows)
 
 
+def part_size(count: int, most: int) -> int:
+    """The largest part of at most `most` rows that divides `count` rows evenly."""
+    return next(n for n in range(min(most, count), 0, -1) if count % n == 0)
+
+
 def in_parts(
     run: Callable[[Array], Array], rows: Array, most: int
 ) -> Shaped[Array, "rows ..."]:
@@ -79,7 +84,7 @@ def in_parts(
     What a part needs between its inputs and its outputs is free for the next one.
     """
     count = len(rows)
-    size = next(n for n in range(min(most, count), 0, -1) if count % n == 0)
+    size = part_size(count, most)
     if size == count or jax.default_backend() != "cpu":
         return run(rows)
     # Programs in flight would run side by side, each with memory of its own.

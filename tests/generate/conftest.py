@@ -15,7 +15,8 @@ from gptfl_jax.generators.diffusion.solvers import DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.pictures.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.pictures.sampling import Networks
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.generators.speech import hifigan, speecht5
 from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.speech.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech

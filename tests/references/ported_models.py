@@ -13,7 +13,8 @@ import numpy as np
 
 from gptfl_jax.generators.diffusion import solvers, unet, vae
 from gptfl_jax.generators.pictures import clip_text
-from gptfl_jax.generators.pictures.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.pictures.sampling import Networks
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.generators.speech import hifigan, speecht5
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.generators.text import t5

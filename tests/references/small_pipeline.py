@@ -8,7 +8,7 @@ from gptfl_jax.generators.diffusion.solvers import DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.pictures.stable_diffusion import Networks
+from gptfl_jax.generators.pictures.sampling import Networks
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [*LETTERS, *(f"{c}</w>" for c in LETTERS)]

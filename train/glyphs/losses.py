@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
-from gptfl_jax.generators.pictures.stable_diffusion import Networks
+from gptfl_jax.generators.pictures.sampling import Networks
 
 
 def vae_loss(

@@ -5,8 +5,6 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
 (arXiv 2207.12598).
 """
 
-import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Int, Key, UInt8
 
 from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
-from gptfl_jax.generators.diffusion import blocks, solvers, vae
+from gptfl_jax.generators.diffusion import vae
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import (
     UNet2DCondition,
     UNetConfig,
-    project_context,
 )
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures import clip_text
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
+from gptfl_jax.generators.pictures.sampling import Networks, Start, sample
+from gptfl_jax.generators.placement import EVERYWHERE
 from gptfl_jax.released import hub, torch_weights
 from gptfl_jax.released.model_config import building
 
@@ -65,39 +63,6 @@ _COMPONENTS = {
         vae.current_name,
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The three networks of a pipeline; `UNet2DCondition` and the others, unbound."""
-
-    text_encoder: CLIPTextModel
-    unet: UNet2DCondition
-    vae: AutoencoderKL
-
-    def shapes(self) -> dict[str, Any]:
-        """Parameters of each network, as `jax.ShapeDtypeStruct`s."""
-        config, levels = self.unet.config, len(self.unet.config.block_out_channels)
-        side, pixels = 2 ** (levels - 1), self.vae.config.factor
-        key = jax.random.key(0)
-
-        def shape(network, *inputs):
-            inputs = [jax.ShapeDtypeStruct(*each) for each in inputs]
-            return jax.eval_shape(network.init, key, *inputs)["params"]
-
-        return {
-            "text_encoder": shape(self.text_encoder, ((1, 1), jnp.int32)),
-            "unet": shape(
-                self.unet,
-                ((1, side, side, config.in_channels), jnp.float32),
-                ((1,), jnp.int32),
-                ((1, 1, config.cross_attention_dim), jnp.float32),
-            ),
-            "vae": shape(
-                self.vae,
-                ((1, pixels, pixels, self.vae.config.in_channels), jnp.float32),
-            ),
-        }
 
 
 class StableDiffusion:
@@ -181,16 +146,7 @@ class StableDiffusion:
         if isinstance(solver, str) and solver not in samplers:
             raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
         folder, files = _fetch(path_or_id, revision)
-        configs = {}
-        for name, component in _COMPONENTS.items():
-            path = folder / name / "config.json"
-            configs[name] = component.config.from_json(hub.read_json(path), str(path))
-        networks = Networks(
-            **{
-                name: component.network(configs[name], dtype=jnp.dtype(dtype))
-                for name, component in _COMPONENTS.items()
-            }
-        )
+        networks = _read_networks(folder, dtype)
         with building(folder):
             all_shapes = networks.shapes()
         params = {}
@@ -251,7 +207,7 @@ class StableDiffusion:
         if isinstance(prompts, str) or not batch:
             raise ValueError("prompts: takes a list of at least one prompt")
         config, factor = self.networks.unet.config, self.networks.vae.config.factor
-        shape = self._latent_shape(height, width)
+        shape = self.networks.latent_shape(height, width)
         if latents is not None:
             latents = jnp.asarray(latents, jnp.float32)
             if height is None and width is None and latents.ndim == 4:
@@ -287,9 +243,9 @@ class StableDiffusion:
                 raise ValueError(
                     f"{len(negative_prompts)} negative prompts for {batch} prompts"
                 )
-        start = _Start(tokens, negative_tokens, guidance, keys, latents)
+        start = Start(tokens, negative_tokens, guidance, keys, latents)
         schedule = self.solver.schedule(num_steps)
-        images = _sample(
+        images = sample(
             self.networks, shape, self._mesh, self.params, self._split(start), schedule
         )
         return images[:batch]
@@ -332,24 +288,6 @@ class StableDiffusion:
         # Last: a folder with an index is a whole one.
         artifacts.write_json(folder / "model_index.json", index)
 
-    def _latent_shape(self, height, width):
-        factor = self.networks.vae.config.factor
-        config = self.networks.unet.config
-        sides = []
-        own = blocks.per_level(config.sample_size, 2)
-        for name, value, default in (
-            ("height", height, own[0]),
-            ("width", width, own[1]),
-        ):
-            value = default * factor if value is None else value
-            if value <= 0 or value % factor:
-                raise UserError(
-                    f"{name} = {value}: takes a multiple of {factor}, by which the "
-                    "model's autoencoder shrinks images"
-                )
-            sides.append(value // factor)
-        return (*sides, config.in_channels)
-
     def _tokenize(self, prompts) -> Int[np.ndarray, "prompts length"]:
         longest = self.networks.text_encoder.config.max_position_embeddings
         tokens = self.tokenizer(
@@ -379,131 +317,87 @@ class StableDiffusion:
         return start if shared is None else start._replace(negative_tokens=shared)
 
 
-class _Start(NamedTuple):
-    """What a batch starts from; every row belongs to a sample.
-
-    `negative_tokens` is None without guidance, and one row when it is the same for all.
-    One of `keys` and `latents` is None.
-    """
-
-    tokens: Any
-    negative_tokens: Any
-    guidance: Any
-    keys: Any
-    latents: Any
-
-
-class _State(NamedTuple):
-    """The sampler's state between two steps."""
-
-    sample: Float[Array, "batch height width channels"]
-    clean: Float[Array, "batch height width channels"]
-
-
-def _sample(networks, shape, mesh, params, start, schedule):
-    """Images, by the loop that suits the backend."""
-    one_prompt = start.negative_tokens is not None and len(start.negative_tokens) == 1
-    specs = jax.tree.map(lambda _: SPLIT, start)
-    if one_prompt:
-        specs = specs._replace(negative_tokens=EVERYWHERE)
-    programs = _programs(networks, shape, mesh, specs)
-    if jax.default_backend() != "cpu":
-        return programs.whole(params, start, schedule)
-    # Convolutions inside a loop of XLA's are 15 to 20 times slower on a CPU.
-    context, state = programs.begin(params, start)
-    for i in range(len(schedule.timesteps)):
-        row = jax.tree.map(lambda column, i=i: column[i], schedule)
-        state = programs.step(params["unet"], row, context, start.guidance, state)
-    if mesh.size > 1:
-        return programs.end(params["vae"], state.sample)
-    config = networks.vae.config
-    height, width = (size * config.factor for size in shape[:2])
-    return placement.in_parts(
-        lambda sample: programs.end(params["vae"], sample),
-        state.sample,
-        config.pictures_at_once(height, width),
-    )
-
-
-class _Programs(NamedTuple):
-    whole: Callable
-    begin: Callable
-    step: Callable
-    end: Callable
-
-
-@functools.lru_cache(maxsize=32)
-def _programs(networks, shape, mesh, specs) -> _Programs:
-    """The compiled parts of sampling, each split over the devices of `mesh`."""
-
-    def begin(params, start):
-        def encode(tokens):
-            variables = {"params": params["text_encoder"]}
-            return networks.text_encoder.apply(variables, tokens)
-
-        context = encode(start.tokens)
-        if start.negative_tokens is not None:
-            negative = encode(start.negative_tokens)
-            negative = jnp.broadcast_to(negative, context.shape)
-            context = jnp.concatenate([negative, context])
-        projected = project_context(params["unet"], context, networks.unet.dtype)
-        sample = start.latents
-        if sample is None:
-            sample = jax.vmap(lambda key: jax.random.normal(key, shape))(start.keys)
-        return (context, projected), _State(sample, jnp.zeros_like(sample))
-
-    def step(params, row, context, guidance, state):
-        sample, clean = state
-        context, projected = context
-        guided = len(context) > len(sample)
-        inputs = jnp.concatenate([sample, sample]) if guided else sample
-        timesteps = row.timesteps[None]
-        variables = {"params": params, "context": projected}
-        output = networks.unet.apply(variables, inputs, timesteps, context)
-        output = output.astype(jnp.float32)
-        if guided:
-            negative, positive = jnp.split(output, 2)
-            strength = guidance[:, None, None, None]
-            output = negative + strength * (positive - negative)
-        return _State(*solvers.step(row, sample, output, clean))
-
-    def end(params, sample):
-        latents = sample / networks.vae.config.scaling_factor
-        images = networks.vae.apply({"params": params}, latents, method="decode")
-        images = jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
-        return jnp.round(images * 255).astype(jnp.uint8)
-
-    def whole(params, start, schedule):
-        context, state = begin(params, start)
-
-        def body(state, row):
-            return step(params["unet"], row, context, start.guidance, state), None
-
-        state, _ = jax.lax.scan(body, state, schedule)
-        return end(params["vae"], state.sample)
-
-    def program(function, *in_specs, donate=()):
-        return placement.compiled(function, mesh, in_specs, donate=donate)
-
-    return _Programs(
-        whole=program(whole, EVERYWHERE, specs, EVERYWHERE),
-        begin=program(begin, EVERYWHERE, specs),
-        step=program(step, EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT, donate=(4,)),
-        end=program(end, EVERYWHERE, SPLIT),
-    )
-
-
 # Files ------------------------------------------------------------------------------
 
+# What the config files of releases say, for plans where they cannot be read.
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+}
+_OPENCLIP_H = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "hidden_act": "gelu",
+}
+_VERSION_1 = {"cross_attention_dim": 768}
+_VERSION_2 = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+# By the end of a repository's name.
+_RELEASES = {
+    "stable-diffusion-v1-4": (_CLIP_L, _VERSION_1),
+    "stable-diffusion-v1-5": (_CLIP_L, _VERSION_1),
+    "stable-diffusion-2-base": (_OPENCLIP_H, _VERSION_2),
+    "stable-diffusion-2-1-base": (_OPENCLIP_H, _VERSION_2),
+    "stable-diffusion-2": (_OPENCLIP_H, _VERSION_2 | {"sample_size": 96}),
+    "stable-diffusion-2-1": (_OPENCLIP_H, _VERSION_2 | {"sample_size": 96}),
+}
 
-def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
-    """The pipeline's folder, and the file with each network's weights."""
+
+def networks_of(
+    path_or_id: str | pathlib.Path, dtype: DTypeLike = jnp.float32
+) -> Networks:
+    """The networks of a pipeline by its config files alone, without weights.
+
+    Of the releases of Stable Diffusion these need not be there.
+
+    Raises:
+        UserError: as `StableDiffusion.from_pretrained`.
+    """
+    try:
+        return _read_networks(_find(path_or_id, None), dtype)
+    except hub.ModelNotFound:
+        release = _RELEASES.get(pathlib.PurePath(path_or_id).name)
+        if release is None:
+            raise
+    options = dict(zip(("text_encoder", "unet", "vae"), (*release, _VAE), strict=True))
+    return _make_networks(
+        {name: c.config(**options[name]) for name, c in _COMPONENTS.items()}, dtype
+    )
+
+
+def _read_networks(folder: pathlib.Path, dtype: DTypeLike) -> Networks:
+    configs = {}
+    for name, component in _COMPONENTS.items():
+        path = folder / name / "config.json"
+        configs[name] = component.config.from_json(hub.read_json(path), str(path))
+    return _make_networks(configs, dtype)
+
+
+def _make_networks(configs: Mapping[str, Any], dtype: DTypeLike) -> Networks:
+    return Networks(
+        **{
+            name: component.network(configs[name], dtype=jnp.dtype(dtype))
+            for name, component in _COMPONENTS.items()
+        }
+    )
+
+
+def _find(path_or_id, revision) -> pathlib.Path:
+    """The pipeline's folder, with all but the weights."""
     patterns = ["model_index.json", "config.json", "scheduler/*", "tokenizer/*"]
     patterns += [f"{name}/config.json" for name in _COMPONENTS]
-    stems = {name: [f"{name}/{c.stem}"] for name, c in _COMPONENTS.items()}
-    for name, component in _COMPONENTS.items():
-        if component.library == "transformers":  # so it names its `.bin` files
-            stems[name].append(f"{name}/pytorch_model")
     folder = hub.snapshot(path_or_id, patterns, revision)
     kind, index = hub.kind(folder), folder / "model_index.json"
     usable = not kind or "StableDiffusion" in kind
@@ -512,6 +406,16 @@ def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]
             f"{index if index.is_file() else path_or_id}: {kind} is no Stable "
             "Diffusion pipeline: name another model, as 'glyphs'"
         )
+    return folder
+
+
+def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+    """The pipeline's folder, and the file with each network's weights."""
+    stems = {name: [f"{name}/{c.stem}"] for name, c in _COMPONENTS.items()}
+    for name, component in _COMPONENTS.items():
+        if component.library == "transformers":  # so it names its `.bin` files
+            stems[name].append(f"{name}/pytorch_model")
+    folder = _find(path_or_id, revision)
     return folder, hub.fetch_weights(folder, path_or_id, stems, revision)
 
 

@@ -14,7 +14,7 @@ from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures import clip_text, stable_diffusion
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.pictures.stable_diffusion import Networks
+from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.released import torch_weights
 
 

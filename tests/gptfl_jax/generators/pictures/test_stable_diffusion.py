@@ -21,8 +21,9 @@ from small_pipeline import LENGTH, SOLVER, VOCABULARY, networks, parameters
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion.solvers import DDIM
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.pictures import stable_diffusion
-from gptfl_jax.generators.pictures.stable_diffusion import Networks, StableDiffusion
+from gptfl_jax.generators.pictures import sampling
+from gptfl_jax.generators.pictures.sampling import Networks
+from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.released import hub
 
 
@@ -162,10 +163,10 @@ def test_the_loop_of_accelerators_gives_the_same(pipeline, keys, monkeypatch):
     on_host = images(pipeline, PROMPTS, key=keys)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     calls = []
-    sample = stable_diffusion._programs
+    sample = sampling.programs_of
     monkeypatch.setattr(
-        stable_diffusion,
-        "_programs",
+        sampling,
+        "programs_of",
         lambda *args: sample(*args)._replace(step=calls.append, begin=calls.append),
     )
     assert_same(images(pipeline, PROMPTS, key=keys), on_host)
