@@ -21,6 +21,7 @@ from gptfl_jax import (
     augmentation,
     choices,
     configuration,
+    devices,
     evaluation,
     families,
     models,
@@ -360,16 +361,16 @@ def _federate(train, owner, num_clients, chosen):
     return federated_data.federate(train, owner[chosen], num_clients)
 
 
-def is_streamed(federated: ConfigDict, size: int, free: int) -> bool:
+def is_streamed(federated: ConfigDict, examples: PyTree, mesh: Mesh | None) -> bool:
     """Whether the clients' examples stay on the host.
 
     Args:
-        size: of the examples, in bytes.
-        free: bytes free on a device.
+        examples: as the clients have them.
+        mesh: devices that they would lie on.
     """
     if federated.data_placement != "auto":
         return federated.data_placement == "stream"
-    return size > free / 2
+    return not devices.room_for(examples, mesh).enough
 
 
 def make_sampler(

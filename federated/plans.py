@@ -81,7 +81,7 @@ def plan(
     bare = source.train._replace(inputs=np.zeros((len(source.train.labels), 0)))
     dealt = experiment.deal(config, bare)
     sizes = np.diff(dealt.offsets)
-    data, copies, streamed = _placed(federated, example, dealt, mesh)
+    data, copies, streamed = _placed(federated, source.train.inputs, dealt, mesh)
     lowered = method.algorithm.lower(variables, data, federated.cohort_size)
 
     sharding = split_over_clients(mesh)
@@ -182,14 +182,12 @@ def _smaller_training(federated: ConfigDict) -> str:
     )
 
 
-def _placed(federated, example, dealt, mesh):
+def _placed(federated, inputs, dealt, mesh):
     """(shapes of what a round is given, copies of it, whether it is streamed)."""
-    label = jax.ShapeDtypeStruct((), np.int32)
+    label, example = jax.ShapeDtypeStruct((), np.int32), training.example_of(inputs)
     examples = len(dealt.labels)
     rows = planning.rows((example, label), examples, mesh)
-    free = streaming.free_memory(mesh)
-    size = planning.bytes_on_device(rows)
-    streamed = experiment.is_streamed(federated, size, free)
+    streamed = experiment.is_streamed(federated, inputs, mesh)
     starts = None
     if streamed:
         sizes = np.diff(dealt.offsets)

@@ -39,7 +39,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
@@ -49,6 +48,7 @@ from gptfl_jax import (
     artifacts,
     configuration,
     description,
+    devices,
     evaluation,
     interruption,
     training,
@@ -57,7 +57,6 @@ from gptfl_jax.data import federated_data
 from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
-from gptfl_jax.fl.diagnostics import size_in_bytes
 from gptfl_jax.fl.execution import place, split_over_clients
 from gptfl_jax.launch import agree, launch, prepare
 from gptfl_jax.progress import Progress, say
@@ -246,16 +245,15 @@ def _is_streamed(
     quiet: bool,
 ) -> bool:
     """Whether the clients' examples stay on the host; says why it decided so."""
-    size, free = size_in_bytes(data), streaming.free_memory(mesh)
-    streamed = experiment.is_streamed(config.federated, size, free)
+    streamed = experiment.is_streamed(config.federated, data, mesh)
     if config.federated.data_placement != "auto":
         return streamed
-    # Processes whose memory differs must compute the same rounds.
-    streamed = bool(np.any(multihost_utils.process_allgather(np.bool_(streamed))))
+    room = devices.room_for(data, mesh)
     how = "streamed, a cohort at a time" if streamed else "kept on the device"
     say(
-        f"{experiment.run_name(config)}: examples are {how}: {size / 1e6:,.1f} MB, "
-        f"where {free / 1e6:,.1f} MB are free (config.federated.data_placement)",
+        f"{experiment.run_name(config)}: examples are {how}: {room.need / 1e6:,.1f} "
+        f"MB, where {room.free / 1e6:,.1f} MB are free "
+        "(config.federated.data_placement)",
         quiet,
     )
     return streamed

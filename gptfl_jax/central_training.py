@@ -1,22 +1,33 @@
 """Central training, an epoch at a time."""
 
+import collections
+import contextlib
 import functools
+import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax import devices, planning, training
+from gptfl_jax.prefetch import ahead
 
 # Folded into the key; the numbers are part of what a seed means.
 _INITIAL_WEIGHTS, _ORDER, _STEPS = range(3)
+
+# Bytes that are sent at a time, but for a single step that takes more.
+_MOST_SENT = 1 << 28
+# Threads that read rows: most of the time they wait for a disk, or copy.
+_READERS = 4
 
 
 class Epoch(NamedTuple):
@@ -28,6 +39,8 @@ class Epoch(NamedTuple):
     """Overwritten by the next epoch: copy what you keep."""
     loss: float
     """Mean over the examples, each at the step that used it."""
+    waited_s: float = 0.0
+    """Seconds in which the devices had nothing to do until examples came."""
 
 
 def initial_state(
@@ -67,6 +80,7 @@ def fit(
     batch_size: int,
     *,
     done: int = 0,
+    streamed: bool = False,
     before_step: Callable[[], None] = lambda: None,
     after_steps: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Epoch]:
@@ -78,6 +92,8 @@ def fit(
         batch_size: examples a step, over all devices; the last of an epoch has the
             rest.
         done: epochs that `state` has behind it.
+        streamed: the examples stay on the host, in memory or in files, and a thread
+            sends those of the steps to come. The result is the same.
         before_step: called before each step that is sent to the device; may raise.
         after_steps: called with the number of steps sent.
 
@@ -88,7 +104,7 @@ def fit(
     steps = math.ceil(num_examples / batch_size)
     mesh = devices.for_steps(batch_size)
     put = functools.partial(devices.replicate, mesh=mesh)
-    order, advance = make_epoch(
+    order, advance, advance_on = make_epoch(
         learner,
         optimizer,
         np.asarray(jax.random.key_data(key)),
@@ -96,8 +112,15 @@ def fit(
         batch_size,
         NamedSharding(mesh, P("data")),
     )
-    examples = put(devices.in_memory((inputs, labels)))
     chunk = _steps_at_once(steps)
+    if streamed:
+        chunk = min(chunk, _steps_sent(training.example_of(inputs), batch_size))
+        yield from _epochs_streamed(
+            *(order, advance_on, state, inputs, labels, range(done, epochs), mesh),
+            *(range(0, steps, chunk), before_step, after_steps),
+        )
+        return
+    examples = put((inputs, labels))
     for epoch in range(done, epochs):
         rows = order(np.int32(epoch))
         carry = state, put(np.float32(0))
@@ -108,6 +131,95 @@ def fit(
             after_steps(count)
         state, total = carry
         yield Epoch(epoch + 1, state, float(total) / num_examples)
+
+
+def _epochs_streamed(
+    order: Callable,
+    advance_on: Callable,
+    state: training.TrainState,
+    inputs: PyTree,
+    labels: Int[np.ndarray, " examples"],
+    epochs: range,
+    mesh: Mesh,
+    firsts: range,
+    before_step: Callable[[], None],
+    after_steps: Callable[[int], None],
+) -> Iterator[Epoch]:
+    """`fit` with a thread that sends the examples, from each of `firsts` to the next.
+
+    The devices hold those of two computations that were started, and of two to come.
+    """
+
+    def tables():
+        for epoch in epochs:
+            yield from np.split(np.asarray(order(np.int32(epoch))), firsts[1:])
+
+    with contextlib.ExitStack() as stack:
+        readers = stack.enter_context(ThreadPoolExecutor(_READERS, "rows"))
+        send = functools.partial(_send, inputs, labels, mesh=mesh, readers=readers)
+        batches = stack.enter_context(contextlib.closing(ahead(send, tables())))
+        for epoch in epochs:
+            carry = state, devices.replicate(np.float32(0), mesh)
+            started, waited = collections.deque(), 0.0
+            for coming in itertools.islice(batches, len(firsts)):
+                before_step()
+                if not coming.done():
+                    jax.block_until_ready(started)
+                    clock = time.perf_counter()
+                    wait([coming])
+                    waited += time.perf_counter() - clock
+                batch = coming.result()
+                carry, mark = advance_on(carry, batch)
+                started.append(mark)
+                if len(started) > 1:
+                    jax.block_until_ready(started.popleft())
+                after_steps(len(batch.mask))
+            state, total = carry
+            yield Epoch(epoch + 1, state, float(total) / len(labels), waited)
+
+
+def _send(
+    inputs: PyTree,
+    labels: Int[np.ndarray, " examples"],
+    table: Int32[np.ndarray, "steps rows"],
+    mesh: Mesh,
+    readers: Executor,
+) -> training.Batch:
+    """The examples of some steps, [steps, rows, ...], on the devices.
+
+    Each process reads what its own devices get.
+    """
+    split = NamedSharding(mesh, P(None, "data"))
+
+    def put(x):
+        def of_device(index):
+            rows = table[index[:2]]
+            result = devices.zeros_in_place((*rows.shape, *x.shape[1:]), x.dtype)
+            flat = result.reshape(-1, *x.shape[1:])
+            parts = np.array_split(np.arange(len(flat)), min(_READERS, len(flat)))
+            numbers = rows.reshape(-1).clip(0)
+
+            def read(part):
+                flat[part[0] : part[-1] + 1] = x[numbers[part]]
+
+            list(readers.map(read, parts))
+            return result
+
+        return jax.make_array_from_callback(
+            (*table.shape, *x.shape[1:]), split, of_device
+        )
+
+    mask = (table >= 0).astype(np.float32)
+    return training.Batch(
+        jax.tree.map(put, inputs),
+        put(labels),
+        jax.make_array_from_callback(mask.shape, split, lambda index: mask[index]),
+    )
+
+
+def _steps_sent(example: PyTree[jax.ShapeDtypeStruct], batch_size: int) -> int:
+    row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(example))
+    return max(1, _MOST_SENT // max(1, batch_size * row))
 
 
 def _steps_at_once(steps: int) -> int:
@@ -121,7 +233,7 @@ class Lowered(NamedTuple):
     state: training.TrainState
     """Shapes, on the devices that `fit` uses."""
     examples: PyTree[jax.ShapeDtypeStruct]
-    """(inputs, labels), likewise."""
+    """(inputs, labels), likewise; streamed: what is sent at a time, a `Batch`."""
     steps: jax.stages.Lowered
 
 
@@ -132,26 +244,28 @@ def lower(
     num_examples: int,
     batch_size: int,
     key: PRNGKeyArray,
+    streamed: bool = False,
 ) -> Lowered:
     """The program of the steps of `fit`, without its arrays.
 
     Args:
         example: shape and type of one, as `training.example_of` gives it.
         num_examples: how many there are.
-        batch_size, key: as `fit` takes them.
+        batch_size, key, streamed: as `fit` takes them.
     """
     mesh = devices.for_steps(batch_size)
 
     def everywhere(tree):
         return planning.shapes(tree, mesh)
 
-    order, advance = make_epoch(
+    split = NamedSharding(mesh, P("data"))
+    order, advance, advance_on = make_epoch(
         learner,
         optimizer,
         np.asarray(jax.random.key_data(key)),
         num_examples,
         batch_size,
-        NamedSharding(mesh, P("data")),
+        split,
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state = everywhere(
@@ -162,6 +276,19 @@ def lower(
     rows = everywhere(jax.eval_shape(order, number))
     total = everywhere(jax.ShapeDtypeStruct((), jnp.float32))
     steps = _steps_at_once(math.ceil(num_examples / batch_size))
+    if streamed:
+        steps = min(steps, _steps_sent(example, batch_size))
+        mask = jax.ShapeDtypeStruct((), jnp.float32)
+        examples = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (steps, rows.shape[1], *x.shape),
+                x.dtype,
+                sharding=NamedSharding(mesh, P(None, "data")),
+            ),
+            training.Batch(example, label, mask),
+        )
+        lowered = advance_on.lower((state, total), examples)
+        return Lowered(state, examples, lowered)
     lowered = advance.lower((state, total), examples, rows, number, steps)
     return Lowered(state, examples, lowered)
 
@@ -183,6 +310,8 @@ def make_epoch(
         advance: ((state, sum of losses), (inputs, labels), order, first, count) -> the
             carry after steps first, ..., first + count - 1. One step is computed
             without a loop, which CPUs need (convolutions in XLA loops are slow there).
+        advance_on: (carry, examples of some steps [steps, rows, ...]) -> (the carry
+            after them, something that is there when they are done).
     """
     steps = math.ceil(num_examples / batch_size)
     parts = math.prod(split.mesh.shape.values())
@@ -205,20 +334,35 @@ def make_epoch(
     )
     def advance(carry, examples, table, first, count):
         def step(carry, index):
-            state, total = carry
             chosen = jax.lax.with_sharding_constraint(table[index], split)
             inputs, labels = jax.tree.map(lambda x: x[chosen.clip(0)], examples)
             batch = training.Batch(inputs, labels, (chosen >= 0).astype(jnp.float32))
-            batch = jax.lax.with_sharding_constraint(batch, split)
-            key = jax.random.fold_in(_purpose(key_data, _STEPS), state.step)
-            state, loss = training.train_step(learner, optimizer, state, batch, key)
-            return (state, total + (loss * batch.mask.sum()).astype(total.dtype)), None
+            return step_on(carry, batch), None
 
         if count == 1:
             return step(carry, first)[0]
         return jax.lax.scan(step, carry, first + jnp.arange(count))[0]
 
-    return order, advance
+    @functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=NamedSharding(split.mesh, P())
+    )
+    def advance_on(carry, batches):
+        if len(batches.mask) == 1:
+            carry = step_on(carry, jax.tree.map(lambda x: x[0], batches))
+        else:
+            carry, _ = jax.lax.scan(
+                lambda carry, batch: (step_on(carry, batch), None), carry, batches
+            )
+        return carry, carry[1] + 1
+
+    def step_on(carry, batch):
+        state, total = carry
+        batch = jax.lax.with_sharding_constraint(batch, split)
+        key = jax.random.fold_in(_purpose(key_data, _STEPS), state.step)
+        state, loss = training.train_step(learner, optimizer, state, batch, key)
+        return state, total + (loss * batch.mask.sum()).astype(total.dtype)
+
+    return order, advance, advance_on
 
 
 def _purpose(key_data: np.ndarray, purpose: int):

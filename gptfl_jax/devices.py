@@ -18,15 +18,18 @@ import collections
 import functools
 import itertools
 import math
+import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 # XLA uses an array in place, on every CPU device, if it begins at such an address.
 _ALIGNMENT = 64
@@ -91,13 +94,74 @@ def leaders(mesh: Mesh) -> Mesh:
     return Mesh(np.array(list(first.values())), mesh.axis_names)
 
 
+class Room(NamedTuple):
+    """Whether examples may lie on the devices."""
+
+    enough: bool
+    """The same on every process."""
+    need: int
+    """Bytes of the examples on a device."""
+    free: int
+    """Bytes free on this process's fullest device."""
+
+
+def room_for(tree: PyTree, mesh: Mesh | None, shares: int = 1) -> Room:
+    """Whether the devices have room for examples: they may take half of what is free.
+
+    On a CPU, rows in files may take a sixteenth: in memory they would be there twice,
+    as the system keeps what was read of a file.
+
+    Args:
+        tree: arrays, or what stands for them as rows in files do.
+        mesh: of the devices; None: one.
+        shares: into so many parts the examples are split, for a device each.
+    """
+    need = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) // shares
+    free = free_memory(mesh)
+    share = 16 if in_files(tree) and jax.default_backend() == "cpu" else 2
+    enough = need <= free // share
+    if jax.process_count() > 1:
+        # Processes whose memory differs must compute the same.
+        enough = bool(np.all(multihost_utils.process_allgather(np.bool_(enough))))
+    return Room(enough, need, free)
+
+
+def in_files(tree: PyTree) -> bool:
+    """Whether a leaf is no array but stands for one, as rows in files do."""
+    return any(_stands_for_an_array(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _stands_for_an_array(leaf) -> bool:
+    numpy = (np.ndarray, np.generic)
+    return hasattr(leaf, "__array__") and not isinstance(leaf, (jax.Array, *numpy))
+
+
+def free_memory(mesh: Mesh | None = None) -> int:
+    """Bytes free on the fullest of this process's devices.
+
+    Where a device does not know, as a CPU, its share of the machine's memory.
+    """
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    free = []
+    for device in devices:
+        stats = device.memory_stats() or {}
+        if "bytes_limit" in stats:
+            free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+        else:
+            machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free.append(machine // len(devices))
+    return min(free)
+
+
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
     """Puts a tree on each device of a mesh; every process holds the whole tree.
 
-    The CPU devices of a process share one copy of what comes from numpy.
+    The CPU devices of a process share one copy of what comes from numpy. Rows in files
+    are read some at a time where the devices have memory of their own.
     """
     if mesh is None:
-        return jax.device_put(tree)
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.device_put(jax.tree.map(functools.partial(_read, to=one), tree))
     sharding = NamedSharding(mesh, P())
     if apart(mesh):
         at_home = NamedSharding(leaders(mesh), P())
@@ -105,6 +169,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
             return to_everywhere(tree, mesh)
 
     def put(leaf):
+        leaf = _read(leaf, sharding)
         if getattr(leaf, "sharding", None) == sharding:
             return leaf
         if apart(mesh) and not isinstance(leaf, jax.Array):
@@ -118,11 +183,39 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:
     return jax.tree.map(put, tree)
 
 
-def in_memory(tree: PyTree) -> PyTree[Array | np.ndarray]:
-    """Arrays as they are; what stands for an array, as rows in files, is read."""
-    return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree
+def _read(leaf, to: jax.sharding.Sharding):
+    """Rows in files as an array: of numpy or, some at a time, on the devices."""
+    if not _stands_for_an_array(leaf):
+        return leaf
+    if jax.default_backend() == "cpu" or not to.is_fully_addressable:
+        return np.asarray(leaf)
+    return put_in_parts(leaf, to)
+
+
+def put_in_parts(
+    rows, to: jax.sharding.Sharding, most_bytes: int = 1 << 28
+) -> Shaped[Array, "rows ..."]:
+    """Puts rows in files on devices, each of which gets all, without all in memory.
+
+    Args:
+        rows: what has `shape` and `dtype`, and whose slices are arrays.
+        most_bytes: of the rows that are in memory at a time.
+    """
+    count = len(rows)
+    some = min(count, max(1, most_bytes // max(1, rows.nbytes // max(1, count))))
+    result = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=to)(
+        rows.shape, rows.dtype
     )
+    for start in range(0, count, some):
+        start = min(start, count - some)  # the last reach back: one shape
+        part = jax.device_put(rows[start : start + some], to)
+        result = _write(result, part, np.int32(start))
+    return result
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(whole, part, start):
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 
 
 def _is_at(leaf, sharding: NamedSharding) -> bool:

@@ -1,5 +1,6 @@
 """How well a classifier predicts labels, over data sets and devices."""
 
+import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from jaxtyping import (
 
 from gptfl_jax import devices
 from gptfl_jax.devices import replicate
+from gptfl_jax.prefetch import ahead
 from gptfl_jax.training import Batch, Learner, Variables, cross_entropy
 
 
@@ -86,7 +88,8 @@ def evaluate_async(
 
     Each device counts its share of the examples, a batch at a time, in one program;
     then the counts are added, on CPU devices of one process without making one wait
-    for another (`gptfl_jax.devices`).
+    for another (`gptfl_jax.devices`). Rows in files are sent a batch at a time, in as
+    many programs, and this returns when the last has been sent.
 
     Args:
         inputs, labels: best as `split_examples` gives them: others are copied to the
@@ -95,6 +98,10 @@ def evaluate_async(
         sharding: how to split the examples over the devices of a mesh:
             `NamedSharding(mesh, P("data"))`.
     """
+    if devices.in_files(inputs):
+        return _evaluate_streamed(
+            learner, variables, inputs, labels, num_classes, batch_size, sharding
+        )
     if sharding is None:
         inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
         return _count_all(learner, variables, inputs, labels, num_classes, batch_size)
@@ -135,19 +142,29 @@ def lower(
 
 def split_examples(
     inputs: PyTree, labels: Int[ArrayLike, " examples"], sharding: NamedSharding | None
-) -> tuple[PyTree[Array], Int32[Array, " padded"]]:
+) -> tuple[PyTree, Int32[Array | np.ndarray, " padded"]]:
     """Puts on each device the share of a test set that it is to evaluate.
 
     Rows that make up a multiple of the number of devices are zero, their labels -1.
-    What is split already stays as it is. Every process holds all examples.
+    What is split already stays as it is, and so do rows in files for which there is no
+    room (`devices.room_for`). Every process holds all examples.
 
     Args:
         sharding: as in `evaluate_async`; None: everything to the default device.
     """
-    if sharding is None:
-        return jax.device_put(devices.in_memory((inputs, labels)))
-    if getattr(labels, "sharding", None) == sharding:
+    if sharding is not None and getattr(labels, "sharding", None) == sharding:
         return inputs, labels
+    if devices.in_files(inputs):
+        mesh = sharding and sharding.mesh
+        shares = mesh.size if mesh else 1
+        if not devices.room_for(inputs, mesh, shares).enough:
+            return inputs, labels
+    return _put_split(inputs, labels, sharding)
+
+
+def _put_split(inputs, labels, sharding):
+    if sharding is None:
+        return replicate((inputs, labels), None)
 
     def split(leaf, fill):
         leaf = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
@@ -165,6 +182,40 @@ def split_examples(
 
     labels = np.asarray(labels, np.int32)
     return jax.tree.map(lambda leaf: split(leaf, 0), inputs), split(labels, -1)
+
+
+def _evaluate_streamed(
+    learner, variables, inputs, labels, num_classes, batch_size, sharding
+):
+    count = len(labels)
+    size = min(batch_size, count)
+    if sharding is not None:
+        variables = replicate(variables, sharding.mesh)
+
+    def send(start):
+        # As in `_count_all`: the last reaches back, and masks what was counted before.
+        begin = min(start, count - size)
+        rows = np.arange(begin, begin + size)
+        truth = np.where(rows >= start, labels[rows], -1).astype(np.int32)
+        batch = jax.tree.map(lambda leaf: leaf[begin : begin + size], inputs)
+        return _put_split(batch, truth, sharding)
+
+    total, sent = None, []
+    with contextlib.closing(ahead(send, range(0, count, size))) as batches:
+        for batch in batches:
+            counts = evaluate_async(
+                learner, variables, *batch.result(), num_classes, batch_size, sharding
+            )
+            total = counts if total is None else _add(total, counts)
+            sent.append(total)
+            if len(sent) > 2:  # batches that the devices hold
+                jax.block_until_ready(sent.pop(0))
+    return total
+
+
+@jax.jit
+def _add(first: Counts, second: Counts) -> Counts:
+    return jax.tree.map(jnp.add, first, second)
 
 
 @functools.partial(

@@ -46,7 +46,9 @@ from gptfl_jax.data.federated_data import (
 )
 from gptfl_jax.data.federated_data import federate as deal
 from gptfl_jax.data.partition import partition as partition_of
+from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.description import Description
+from gptfl_jax.devices import for_steps, room_for
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
@@ -172,10 +174,10 @@ def federate(
 
 
 def _constants_for(
-    inputs: PyTree[np.ndarray],
+    inputs: PyTree,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's mean and deviation for uint8 pictures; empty for other inputs."""
-    is_picture = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8
+    is_picture = isinstance(inputs, Rows) and inputs.dtype == np.uint8
     if not (is_picture and inputs.ndim == 4 and inputs.shape[-1] in (1, 3)):
         return (), ()
     mean, std = (
@@ -312,16 +314,19 @@ def simulate(
         due = test and (last or number % eval_every == 0)
         return test(state.variables) if due else None, state if last else None
 
+    streamed = not room_for(federation.data, mesh).enough
     lines, sent = [], {"bytes_up": 0, "bytes_down": 0}
     with Progress(rounds, "round", name=name or called) as bar:
         for done in rounds_of.rounds(
             made,
             made.init(variables, federation.num_clients),
-            place(federation.data, mesh),
+            federation.data if streamed else place(federation.data, mesh),
             lambda before: sampler(rounds_of.key_of(seed, rounds_of.COHORTS), before),
             rounds_of.key_of(seed, rounds_of.CLIENTS),
             rounds,
             observe=observe,
+            streamed=streamed,
+            mesh=mesh,
         ):
             line = _line(done, sent, name or called)
             lines.append(line)
@@ -477,6 +482,7 @@ def train(
             key,
             epochs,
             batch_size,
+            streamed=not room_for(dataset.inputs, for_steps(batch_size)).enough,
             after_steps=bar.update,
         ):
             bar.note(f"loss {epoch.loss:.3f}")

@@ -10,7 +10,9 @@ Written to `<workdir>/pretrain/` (`train.run` gives another name):
     run.json         the command, the config, versions
     classifier.json  what `gptfl_jax.load_classifier` needs besides the weights
     metrics.jsonl    a line an evaluation: epoch (`step`), train_loss, accuracy,
-                     macro_f1 and loss on the test set, the validation set's, seconds
+                     macro_f1 and loss on the test set, the validation set's, seconds;
+                     where examples are streamed, the seconds that the devices waited
+                     for them in this epoch
     checkpoints/     variables and optimizer state of the last epochs, and of the one
                      with the highest validation accuracy (the later of equals)
 
@@ -59,7 +61,10 @@ from gptfl_jax.progress import Progress, say
 _STAGE = 2
 
 # Fields that may change when a run is continued.
-_FREE_TO_CHANGE = ("run", "eval_every", "eval_batch_size", "checkpoint_every")
+_FREE_TO_CHANGE = (
+    *("run", "eval_every", "eval_batch_size", "checkpoint_every"),
+    "data_placement",
+)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -211,6 +216,15 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             if d
         ]
 
+        streamed = _is_streamed(config, data)
+        if settings.data_placement == "auto":
+            room = _room(config, data)
+            how = "streamed, ahead of the steps" if streamed else "kept on the device"
+            say(
+                f"examples are {how}: {room.need / 1e6:,.1f} MB, where "
+                f"{room.free / 1e6:,.1f} MB are free (config.train.data_placement)"
+            )
+
         def stop_where_told():
             if interruption.should_save():
                 raise _stopped(saved, *last_whole, settings.epochs, best)
@@ -219,7 +233,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
             settings.epochs * steps_per_epoch, "step", done * steps_per_epoch
         )
         with interruption.deferred("step"), bar:
-            for epoch, state, train_loss in central_training.fit(
+            for epoch, state, train_loss, waited in central_training.fit(
                 learner,
                 optimizer,
                 begin,
@@ -229,6 +243,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 settings.epochs,
                 settings.batch_size,
                 done=done,
+                streamed=streamed,
                 before_step=stop_where_told,
                 after_steps=bar.update,
             ):
@@ -267,6 +282,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                     train_loss=train_loss,
                     **scalars,
                     learning_rate=float(schedule(epoch * steps_per_epoch)),
+                    **({"seconds_waited": waited} if streamed else {}),
                     seconds=time.perf_counter() - started,
                 )
                 bar.note(
@@ -288,6 +304,18 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 f"back from a copy, or delete {folder} to train again"
             )
         _report(lines, best_epoch, data)
+
+
+def _is_streamed(config: ConfigDict, data: Data) -> bool:
+    """Whether the training set stays on the host."""
+    if config.train.data_placement != "auto":
+        return config.train.data_placement == "stream"
+    return not _room(config, data).enough
+
+
+def _room(config: ConfigDict, data: Data) -> devices.Room:
+    mesh = devices.for_steps(config.train.batch_size)
+    return devices.room_for(data.train.inputs, mesh)
 
 
 def _stopped(
@@ -395,8 +423,10 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     learner = make_learner(config, data)
     optimizer, _ = make_optimizer(config, steps)
     example = training.example_of(data.train.inputs)
+    streamed = _is_streamed(config, data)
     lowered = central_training.lower(
-        learner, optimizer, example, count, settings.batch_size, jax.random.key(0)
+        *(learner, optimizer, example, count, settings.batch_size, jax.random.key(0)),
+        streamed,
     )
     split = _tests_split()
     variables = jax.eval_shape(learner.init, jax.eval_shape(jax.random.key, 0))
@@ -432,7 +462,8 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         (
             "data",
             f"{count:,} training, {held:,} validation and {len(data.test.labels):,} "
-            f"test examples of {shape}, {data.test.num_classes} classes",
+            f"test examples of {shape}, {data.test.num_classes} classes"
+            + (", streamed ahead of the steps" if streamed else ""),
         ),
         *(("", text) for text in origin),
         (
@@ -450,7 +481,10 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
             planning.Resident(
                 "training examples",
                 lowered.examples,
-                "lower config.data.image_size",
+                "set config.train.data_placement='stream', or lower "
+                "config.data.image_size",
+                # Of two computations that were started, and of two to come.
+                copies=4 if streamed else 1,
                 in_place=True,
             ),
             planning.Resident("examples to test on", held_out),

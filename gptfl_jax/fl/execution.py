@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax.data.federated_data import FederatedData
-from gptfl_jax.devices import all_along, in_memory, replicate
+from gptfl_jax.devices import all_along, replicate
 from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
 from gptfl_jax.fl.cohorts import Cohort, balance
 from gptfl_jax.fl.local_training import Client, LocalTraining, Progress
@@ -40,7 +40,7 @@ def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
 
     Rounds read them there; data left elsewhere would be copied every round.
     """
-    return replicate(in_memory(data), mesh)
+    return replicate(data, mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,7 +14,6 @@ import concurrent.futures
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -100,23 +99,6 @@ def capacities(
         result.append(math.ceil(usual))
         usual *= 2
     return np.array([*result, most])
-
-
-def free_memory(mesh: Mesh | None = None) -> int:
-    """Bytes free on the fullest of this process's devices.
-
-    Where a device does not know, as a CPU, its share of the machine's memory.
-    """
-    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    free = []
-    for device in devices:
-        stats = device.memory_stats() or {}
-        if "bytes_limit" in stats:
-            free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-        else:
-            machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            free.append(machine // len(devices))
-    return min(free)
 
 
 def _sender(

@@ -199,7 +199,7 @@ def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, caps
     assert "examples are kept on the device: 0.1 MB" in capsys.readouterr().out
     data = experiment.deal(device, setting.source.train)
     size = sum(x.nbytes for x in jax.tree.leaves(data))
-    monkeypatch.setattr(simulate.streaming, "free_memory", lambda mesh: 2 * size - 1)
+    monkeypatch.setattr(simulate.devices, "free_memory", lambda mesh: 2 * size - 1)
     monkeypatch.delattr(simulate, "place")
     simulate.simulate(make_config(), tmp_path / "b", setting)
     said = capsys.readouterr().out

@@ -1,12 +1,14 @@
 """Metrics against scikit-learn, and evaluations split over devices."""
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from gptfl_jax import evaluation, training
+from gptfl_jax import devices, evaluation, training
+from gptfl_jax.data import stored_rows
 
 
 class Given(nn.Module):
@@ -55,6 +57,33 @@ def test_a_classifier_of_one_class_is_certain():
     nobody = evaluation.Counts(np.array([[0]]), np.float32(0.0))
     assert evaluation.metrics(nobody)[:2] == (0.0, 0.0)
     assert np.isnan(evaluation.metrics(nobody).macro_f1)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_rows_in_files_are_counted_alike(batch_size, monkeypatch, tmp_path):
+    generator = np.random.default_rng(2)
+    inputs = generator.standard_normal((50, 4)).astype(np.float32)
+    labels = generator.integers(0, 6, 50).astype(np.int32)
+    learner = training.make_learner(nn.Dense(6), training.example_of(inputs))
+    variables = learner.init(jax.random.key(0))
+    np.save(tmp_path / "rows.npy", inputs)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    rows = stored_rows.StoredRows([stored_rows.Part(mapped)])
+    given = learner, variables
+
+    def counts(inputs, labels):
+        return evaluation.evaluate_async(*given, inputs, labels, 6, batch_size)
+
+    expected = counts(inputs, labels)
+    chex.assert_trees_all_equal(counts(rows, labels), expected)
+    # They stay where they are unless there is room for them.
+    monkeypatch.setattr(devices, "free_memory", lambda mesh: 16 * rows.nbytes)
+    placed = evaluation.split_examples(rows, labels, None)
+    assert all(isinstance(each, jax.Array) for each in placed)
+    chex.assert_trees_all_equal(counts(*placed), expected)
+    monkeypatch.setattr(devices, "free_memory", lambda mesh: 16 * rows.nbytes - 1)
+    left = evaluation.split_examples(rows, labels, None)
+    assert left[0] is rows and left[1] is labels
 
 
 def test_counts_add_up():

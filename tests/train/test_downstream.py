@@ -158,6 +158,22 @@ def test_a_run_that_is_cut_short_ends_the_same(
         )
 
 
+def test_examples_sent_ahead_of_the_steps_give_the_same(finished, tmp_path, capsys):
+    config = make_config(data_placement="stream")
+    downstream.run(config, tmp_path)
+    lines = metrics_of(tmp_path, drop=("seconds", "seconds_waited"))
+    assert lines == metrics_of(finished)
+    chex.assert_trees_all_equal(
+        weights_of(tmp_path, config), weights_of(finished, config)
+    )
+    waited = [line["seconds_waited"] for line in metrics_of(tmp_path)]
+    assert len(waited) == 4 and min(waited) >= 0
+    # A run may go on in either way.
+    config.train.update({"data_placement": "auto"})
+    downstream.run(config, tmp_path)
+    assert "examples are kept on the device: 0.1 MB" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_not_trained_again(finished, capsys):
     before = (finished / "pretrain" / "metrics.jsonl").read_bytes()
     downstream.run(make_config(), finished)
@@ -289,7 +305,7 @@ def test_steps_in_a_loop_are_the_steps_one_by_one():
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     count = len(data.train.labels)
-    order, advance = central_training.make_epoch(
+    order, advance, advance_on = central_training.make_epoch(
         learner, optimizer, key, count, 300, split
     )
     table = order(np.int32(3))

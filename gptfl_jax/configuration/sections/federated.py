@@ -146,7 +146,8 @@ FIELDS: dict[str, Field] = {
         "auto",
         rules.one_of("auto", "device", "stream"),
         "all examples on the device, or each cohort's a round ahead (stream); "
-        "auto: stream what would take more than half of the free memory. Clients "
+        "auto: stream what would take more than half of the free memory, or on a CPU, "
+        "of pictures that are kept decoded on disk, more than a sixteenth. Clients "
         "chosen by personalisation_clients stay on the device",
     ),
     "diagnostics": Field(

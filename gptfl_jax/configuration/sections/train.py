@@ -48,6 +48,13 @@ FIELDS: dict[str, Field] = {
     ),
     "eval_batch_size": Field(512, rules.whole(1), "examples at once in a test"),
     "dtype": Field("float32", rules.DTYPE, "precision of the computation"),
+    "data_placement": Field(
+        "auto",
+        rules.one_of("auto", "device", "stream"),
+        "the training set on the device, or each step's examples ahead of it (stream); "
+        "auto: stream what would take more than half of the free memory, or on a CPU, "
+        "of pictures that are kept decoded on disk, more than a sixteenth",
+    ),
 }
 
 

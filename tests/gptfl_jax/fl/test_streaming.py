@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from unittest import mock
 
 import chex
 import jax
@@ -208,18 +207,3 @@ def test_closing_stops_the_thread():
     assert workers() == 1
     rows.close()
     assert workers() == 0
-
-
-def test_free_memory_is_that_of_the_fullest_device_or_a_share_of_the_machine():
-    def mesh(*stats):
-        devices = [mock.Mock(memory_stats=lambda s=s: s) for s in stats]
-        return mock.Mock(spec=jax.sharding.Mesh, local_devices=devices)
-
-    two = (
-        {"bytes_limit": 100, "bytes_in_use": 30},
-        {"bytes_limit": 90, "bytes_in_use": 40},
-    )
-    assert streaming.free_memory(mesh(*two)) == 50
-    with open("/proc/meminfo") as file:
-        total = 1024 * int(file.readline().split()[1])
-    assert streaming.free_memory(mesh(None, None)) == total // 2
