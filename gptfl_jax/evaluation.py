@@ -50,14 +50,32 @@ def count(
     batch: Batch,
     num_classes: int,
 ) -> Counts:
-    """Evaluates one batch; padding rows count for nothing."""
-    logits = learner.predict(variables, batch.inputs)
+    """Evaluates one batch; padding rows count for nothing.
+
+    Examples may be clips in segments, (features [clips, segments, ...], lengths [clips,
+    segments]): such a clip is told by the mean of its segments' probabilities.
+    """
+    logits = _logits(learner, variables, batch.inputs)
     labels, mask = jnp.asarray(batch.labels), jnp.asarray(batch.mask)
     losses = jnp.where(mask > 0, cross_entropy(logits, labels), 0)
     cell = labels * num_classes + logits.argmax(-1)
     confusion = jnp.zeros(num_classes**2, jnp.int32)
     confusion = confusion.at[cell].add((mask > 0).astype(jnp.int32))
     return Counts(confusion.reshape(num_classes, num_classes), losses.sum())
+
+
+def _logits(
+    learner: Learner, variables: Variables, inputs: PyTree
+) -> Float[Array, "batch classes"]:
+    if not (isinstance(inputs, tuple) and inputs[1].ndim == 2):
+        return learner.predict(variables, inputs)
+    clips, segments = inputs[1].shape
+    flat = jax.tree.map(lambda x: x.reshape(clips * segments, *x.shape[2:]), inputs)
+    logits = learner.predict(variables, flat).reshape(clips, segments, -1)
+    # A row of padding has no segment; it counts for nothing, but is to be a number.
+    there = (inputs[1] > 0).at[:, 0].set(True)[..., None]
+    shares = jnp.where(there, jax.nn.log_softmax(logits), -jnp.inf)
+    return jax.nn.logsumexp(shares, axis=1) - jnp.log(there.sum(1))
 
 
 def metrics(counts: Counts) -> Metrics:

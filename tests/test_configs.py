@@ -66,6 +66,28 @@ def test_audio_configs_have_the_settings_of_the_original():
     sounds = launch.read_config("esc50")
     assert (sounds.generate.num_steps, sounds.generate.guidance_scale) == (100, 2.5)
     assert 50 * int(sounds.generate.samples_per_class) == 2000
+    street, actors = map(launch.read_config, ("urbansound8k", "crema_d"))
+    assert (street.federated.cohort_size, street.federated.rounds) == (10, 5000)
+    assert street.data.options.segment_s == 3
+    assert (actors.federated.cohort_size, actors.federated.rounds) == (7, 1000)
+    for config in (street, actors):
+        fedprox = config.compare.methods.fedprox.to_dict()
+        options = {"mu": 1.0}
+        assert fedprox == {"algorithm": "fedprox", "algorithm_options": options}
+    for config in (street, sounds):
+        assert config.federated.partition == "dirichlet_balanced"
+        assert config.federated.num_clients == 50
+    for name in ("speech_commands", "esc50", "urbansound8k", "crema_d"):
+        assert launch.read_config(name).federated.eval_every == 2
+        faithful = launch.read_config(f"{name}:faithful=True")
+        configuration.validate(faithful)
+        assert faithful.model.options.masked is False
+        assert faithful.data.options.features.channel == "first"
+        assert faithful.data.options.flaws.label_equal is True
+        assert faithful.train.validation_fraction == 0
+    generate = launch.read_config("speech_commands:faithful=True").generate
+    # Of the longest words, nine letters between two marks, SpeechT5 makes 3.52 s.
+    assert generate.trim_db == 0 and generate.max_seconds > 11 * 0.32
     for config in (words, sounds):
         assert (config.train.epochs, config.train.batch_size) == (200, 32)
         assert config.train.learning_rate == 1e-4

@@ -64,6 +64,8 @@ class FeatureSettings(NamedTuple):
     """Clips are cut to it; 0 keeps all of a clip."""
     standardise: bool = True
     """Whether each band of each clip has mean 0 and deviation 1 over time."""
+    channel: str = "mean"
+    """`mean` of all channels of a recording, or the `first`, as the original."""
 
     @property
     def num_bands(self) -> int:
@@ -91,21 +93,23 @@ def read(
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     start_s: float = 0.0,
     duration_s: float = 0.0,
+    channel: str = "mean",
 ) -> Float32[np.ndarray, " samples"]:
     """Decodes WAV, FLAC, OGG, MP3, ... and converts to one channel and a sample rate.
 
-    Several channels are averaged. Samples of integer files are scaled to -1..1.
+    Samples of integer files are scaled to -1..1.
 
     Args:
         path: a file, or its content.
         sample_rate_hz: of the result.
         start_s, duration_s: the part to read; duration 0 reaches to the end.
+        channel: `mean` of all channels, or the `first`.
 
     Raises:
         UserError: the file is missing, damaged or empty, or ends before the part
             begins.
     """
-    with _read(path, sample_rate_hz, start_s, duration_s) as waveform:
+    with _read(path, sample_rate_hz, start_s, duration_s, channel) as waveform:
         return waveform
 
 
@@ -115,6 +119,7 @@ def _read(
     sample_rate_hz: int,
     start_s: float,
     duration_s: float,
+    channel: str,
 ) -> Iterator[Float32[np.ndarray, " samples"]]:
     """`read`; meanwhile other threads leave the memory that the samples need."""
     name = getattr(path, "name", path)
@@ -144,7 +149,8 @@ def _read(
             what = "samples that are no numbers" if len(samples) else "no sound"
             raise UserError(f"{name}: holds {what}: get the file again")
         try:
-            waveform = resample(samples.mean(1), rate, sample_rate_hz)
+            mono = samples[:, 0] if channel == "first" else samples.mean(1)
+            waveform = resample(mono, rate, sample_rate_hz)
         except Exception as error:  # at a rate that no recorder has
             reason = f"cannot be resampled from {rate} Hz ({user_files.brief(error)})"
             raise user_files.Unreadable(name, reason) from error
@@ -281,6 +287,10 @@ def _kind(settings: FeatureSettings):
             raise UserError(
                 f"features.{name} = {getattr(settings, name)}: takes a whole number > 0"
             )
+    if settings.channel not in ("mean", "first"):
+        raise UserError(
+            f"features.channel = {settings.channel!r}: takes one of mean, first"
+        )
     if settings.kind == "mfcc" and settings.num_coefficients > settings.num_mels:
         raise UserError(
             f"features.num_coefficients = {settings.num_coefficients}: there are no "
@@ -361,7 +371,9 @@ def extract(
     @functools.lru_cache(maxsize=256)
     def background(path: str) -> tuple[bytes, np.ndarray]:
         content = user_files.read_bytes(path, _MOST_BYTES)
-        waveform = read(_as_file(content, path), settings.sample_rate_hz)
+        waveform = read(
+            _as_file(content, path), settings.sample_rate_hz, channel=settings.channel
+        )
         return hashlib.sha256(content).digest(), waveform
 
     def compute_one(index: int) -> tuple[np.ndarray | None, pathlib.Path | None]:
@@ -461,7 +473,8 @@ def _features_of(
             return features, None
     file = _as_file(content, clip.path)
     rate = settings.sample_rate_hz
-    with _read(file, rate, clip.start_s, clip.duration_s) as waveform:
+    part = clip.start_s, clip.duration_s, settings.channel
+    with _read(file, rate, *part) as waveform:
         if clip.noise is not None:
             waveform = add_noise(waveform, clip.noise, added)
         return compute(waveform, settings), kept

@@ -22,7 +22,8 @@ class Dataset(NamedTuple):
 
     inputs: PyTree[Shaped[Rows, "examples ..."]]
     """uint8 or float32; pictures are uint8 [examples, height, width, channels], sounds
-    are (features, lengths)."""
+    are (features, lengths), in a test set also of segments, as
+    `gptfl_jax.data.recordings.to_source` says."""
     labels: Int32[np.ndarray, " examples"]
     class_names: tuple[str, ...]
     clients: Shaped[np.ndarray, " examples"] | None = None

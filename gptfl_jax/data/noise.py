@@ -87,7 +87,11 @@ def level_of_client(
 
 
 def confusion_matrix(
-    num_classes: int, level: int | float, sparsity: int | float, seed: Sequence[int]
+    num_classes: int,
+    level: int | float,
+    sparsity: int | float,
+    seed: Sequence[int],
+    equal: bool = False,
 ) -> Float[np.ndarray, "{num_classes} {num_classes}"]:
     """A random sparse matrix: the probability of each label (column) of a class (row).
 
@@ -98,6 +102,7 @@ def confusion_matrix(
         level: share of wrong labels, 0..1.
         sparsity: share of the other classes with which a class is never confused; the
             original takes 0.4. At least one is left.
+        equal: the others share the wrong labels equally, as in the original.
 
     Raises:
         UserError: a number outside 0..1, or fewer than two classes.
@@ -114,7 +119,8 @@ def confusion_matrix(
     for row in range(num_classes):
         drawn = generator.choice(others, confused, replace=False)
         columns = drawn + (drawn >= row)
-        matrix[row, columns] = level * generator.dirichlet(np.ones(confused))
+        shares = generator.dirichlet(np.ones(confused))
+        matrix[row, columns] = level * (1 / confused if equal else shares)
     return matrix
 
 
@@ -126,10 +132,12 @@ def noisy_labels(
     shares: Sequence[int | float] = (),
     sparsity: int | float = 0.4,
     seed: int = 0,
+    equal: bool = False,
 ) -> Int32[np.ndarray, " examples"]:
     """Labels as careless clients give them, each by a `confusion_matrix` of its own.
 
-    `levels` and `shares` make groups of clients as in `level_of_client`.
+    `levels` and `shares` make groups of clients as in `level_of_client`; `sparsity` and
+    `equal` are those of the matrix.
     """
     names, client = np.unique(clients, return_inverse=True)
     level = level_of_client(len(names), levels, shares, seed)
@@ -137,7 +145,7 @@ def noisy_labels(
     for number in np.flatnonzero(~np.isnan(level)).tolist():
         rows = np.flatnonzero(client == number)
         matrix = confusion_matrix(
-            num_classes, float(level[number]), sparsity, [seed, number, 0]
+            num_classes, float(level[number]), sparsity, [seed, number, 0], equal
         )
         draw = np.random.default_rng([seed, number, 1]).random(len(rows))
         ends = np.cumsum(matrix, 1)[labels[rows]]

@@ -39,6 +39,9 @@ class Flaws(NamedTuple):
     label_shares: Sequence[int | float] = ()
     label_sparsity: int | float = 0.4
     """See `noise.confusion_matrix`."""
+    label_equal: bool = False
+    """Whether the classes that one is confused with share its wrong labels equally, as
+    in the original."""
     seed: int = 0
 
 
@@ -59,8 +62,15 @@ def to_source(
     features: Options,
     flaws: Options,
     cache: str,
+    segment_s: int | float = 0.0,
+    segment_hop_s: int | float = 1.0,
 ) -> Source:
     """Reads the examples; both parts are padded to the longest clip of all.
+
+    In segments, an example of the training set is a segment. One of the test set is a
+    clip, whose segments are told together (`gptfl_jax.evaluation`): (features [clips,
+    segments, frames, bands], lengths [clips, segments]), where a clip with fewer
+    segments has some of length 0.
 
     Args:
         examples: in the order of the arrays, training and test mixed.
@@ -68,6 +78,9 @@ def to_source(
         features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
         flaws: fields of `Flaws`, to put noise into the training set.
         cache: a folder for computed features.
+        segment_s: length of a segment in seconds; a shorter clip is one. 0: clips are
+            examples.
+        segment_hop_s: from the start of a segment to the next.
 
     Raises:
         UserError: a set without examples, a field that there is not, or recordings that
@@ -82,6 +95,12 @@ def to_source(
             raise UserError(
                 f"config.data.folder: the {name} set is empty: complete the data set"
             )
+    per_clip = None
+    if segment_s:
+        cut = [_segments(each, segment_s, segment_hop_s) for each in test]
+        per_clip = [len(each) for each in cut]
+        train = [s for each in train for s in _segments(each, segment_s, segment_hop_s)]
+        test = [segment for each in cut for segment in each]
     clips = [*_noisy_clips(train, flaws), *(example.clip for example in test)]
     inputs = audio.extract(clips, settings, cache, "recordings")
     number = {name: label for label, name in enumerate(class_names)}
@@ -103,15 +122,55 @@ def to_source(
                 flaws.label_shares,
                 flaws.label_sparsity,
                 flaws.seed,
+                flaws.label_equal,
             )
         )
+    tested = part(test, slice(len(train), None))
+    if per_clip is not None:
+        tested = _together(tested, per_clip)
     # Features are standardised by themselves, not by constants of the data set.
     return Source(
         data,
-        part(test, slice(len(train), None)),
+        tested,
         mean=(),
         std=(),
         sounds=Sounds(settings, cache, tuple(clips[: len(train)])),
+    )
+
+
+def _segments(
+    example: Example, segment_s: int | float, hop_s: int | float
+) -> list[Example]:
+    """A recording cut into whole segments; one that is shorter is one."""
+    rest = audio.duration_s(example.clip.path) - segment_s
+    # A hundredth of a second may lack to the last.
+    count = 1 + max(0, int((rest + 0.01) // hop_s))
+    return [
+        example._replace(
+            clip=example.clip._replace(
+                start_s=float(i * hop_s), duration_s=float(segment_s)
+            )
+        )
+        for i in range(count)
+    ]
+
+
+def _together(segments: Dataset, per_clip: Sequence[int]) -> Dataset:
+    """The segments of each clip as one example."""
+    clip = np.repeat(np.arange(len(per_clip)), per_clip)
+    first = np.cumsum([0, *per_clip[:-1]])
+    place = np.arange(len(clip)) - first[clip]
+
+    def grouped(leaf: np.ndarray) -> np.ndarray:
+        shape = len(per_clip), max(per_clip), *leaf.shape[1:]
+        result = np.zeros(shape, leaf.dtype)
+        result[clip, place] = leaf
+        return result
+
+    return segments._replace(
+        inputs=tuple(map(grouped, segments.inputs)),
+        labels=segments.labels[first],
+        clients=segments.clients[first],
     )
 
 

@@ -40,6 +40,38 @@ def test_metrics_are_those_of_sklearn(batch_size):
     )
 
 
+class GivenLogits(nn.Module):
+    """Predicts the first frame of a clip."""
+
+    @nn.compact
+    def __call__(self, inputs, train=False, mask=None):
+        return inputs[0][:, 0] + self.param("zero", nn.initializers.zeros, ())
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_clip_in_segments_is_told_by_their_mean_probability(batch_size):
+    # Of the first clip two unsure segments outweigh one that is sure of another class;
+    # of the second only one is there; the third has one of each.
+    shares = np.float32(
+        [
+            [[0.6, 0.4], [0.6, 0.4], [0.05, 0.95]],
+            [[0.9, 0.1], [0.01, 0.99], [0.01, 0.99]],
+            [[0.2, 0.8], [0.7, 0.3], [0.9, 0.1]],
+        ]
+    )
+    lengths = np.int32([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    inputs = np.log(shares)[:, :, None], lengths
+    example = (np.zeros((1, 2), np.float32), np.int32(1))
+    learner = training.make_learner(GivenLogits(), example)
+    variables = learner.init(jax.random.key(0))
+    result = evaluation.evaluate(
+        learner, variables, inputs, np.int32([1, 0, 0]), 2, batch_size
+    )
+    means = np.array([1.75 / 3, 0.9, 0.45])  # of the true class
+    np.testing.assert_allclose(result.loss, -np.log(means).mean(), rtol=1e-6)
+    assert result.accuracy == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("guess", [0, 2])
 def test_macro_f1_of_one_class_is_that_of_sklearn(guess):
     """All examples are of class 2, and predicted right or wrong."""

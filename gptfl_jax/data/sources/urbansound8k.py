@@ -6,7 +6,7 @@ from gptfl_jax import labels
 from gptfl_jax.data import audio, downloads, tables
 from gptfl_jax.data.datasets import Source
 from gptfl_jax.data.recordings import Example, Options, checked_folds, to_source
-from gptfl_jax.rules import NonNegative
+from gptfl_jax.rules import NonNegative, Positive
 
 # The checksum is the one that Zenodo publishes.
 _RELEASE = downloads.Release(
@@ -21,6 +21,8 @@ def urbansound8k(
     *,
     test_folds: int | Sequence[int] = 10,
     min_duration_s: NonNegative = 0.1,
+    segment_s: NonNegative = 0.0,
+    segment_hop_s: Positive = 1.0,
     download: bool = False,
     features: Options = None,
     flaws: Options = None,
@@ -36,6 +38,10 @@ def urbansound8k(
             `audio/fold<n>/`.
         test_folds: one or several of 1 to 10.
         min_duration_s: shorter clips are left out; the original's limit is 0.1 s.
+        segment_s: clips are cut into segments of so many seconds, of which each is a
+            training example, and a clip is tested by all of its own; the original takes
+            3. 0: clips as they are.
+        segment_hop_s: seconds from the start of a segment to the next.
         download: gets the data set (6 GB) where the folder lacks it. Its licence, CC
             BY-NC 4.0, forbids commercial use.
         features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
@@ -68,4 +74,4 @@ def urbansound8k(
             path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
             label, test = names[row["classID"]], row["fold"] in test_folds
             examples.append(Example(audio.Clip(path), label, row["fsID"], test))
-    return to_source(examples, names, features, flaws, cache)
+    return to_source(examples, names, features, flaws, cache, segment_s, segment_hop_s)

@@ -137,12 +137,27 @@ def test_read_formats(tmp_path, ending, form, subtype, tolerance):
     assert np.abs(found - wave).max() <= tolerance
 
 
+def test_features_of_the_first_channel(tmp_path):
+    waves = RNG.normal(size=(2, 2000)).astype(np.float32) / 4
+    file = tmp_path / "stereo.wav"
+    soundfile.write(file, waves.T, 16_000, subtype="FLOAT")
+    settings = audio.FeatureSettings(num_mels=4, fft_size=256)
+    for channel, wave in (("mean", waves.mean(0)), ("first", waves[0])):
+        asked = settings._replace(channel=channel)
+        features, _ = audio.extract([audio.Clip(file)], asked)
+        np.testing.assert_allclose(features[0], audio.compute(wave, asked), atol=1e-4)
+    with pytest.raises(UserError, match="channel = 'last': takes one of mean, first"):
+        audio.extract([audio.Clip(file)], settings._replace(channel="last"))
+
+
 def test_read_averages_channels_and_takes_a_part(tmp_path):
     left, right = RNG.normal(size=(2, 400)).astype(np.float32) / 4
     file = tmp_path / "stereo.wav"
     soundfile.write(file, np.stack([left, right], 1), 8000, subtype="FLOAT")
     mono = (left + right) / 2
     np.testing.assert_allclose(audio.read(file, 8000), mono, atol=1e-7)
+    first = audio.read(file, 8000, channel="first")
+    np.testing.assert_allclose(first, left, atol=1e-7)
     part = audio.read(file, 8000, start_s=0.01, duration_s=0.02)
     np.testing.assert_allclose(part, mono[80:240], atol=1e-7)
     rest = audio.read(file, 8000, start_s=0.04, duration_s=1.0)

@@ -87,6 +87,18 @@ def test_confusion_matrix(sparsity, confused):
     assert len({tuple(row > 0) for row in off}) > 1
 
 
+def test_wrong_labels_shared_equally():
+    drawn = noise.confusion_matrix(11, 0.3, 0.4, [4])
+    equal = noise.confusion_matrix(11, 0.3, 0.4, [4], equal=True)
+    np.testing.assert_array_equal(drawn > 0, equal > 0)
+    off = equal - np.diag(np.diag(equal))
+    np.testing.assert_allclose(off[off > 0], 0.3 / 6)
+    labels, clients = np.zeros(9, np.int32), np.full(9, "a")
+    given = noise.noisy_labels(labels, clients, 3, [1.0], sparsity=0.5, equal=True)
+    # One class is left of two: all wrong labels are of it.
+    assert len(set(given.tolist())) == 1 and given[0] > 0
+
+
 def test_labels_follow_the_matrix_of_their_client():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 40_000).astype(np.int32)
