@@ -4,7 +4,6 @@ import collections
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +12,11 @@ from jaxtyping import Int32
 from gptfl_jax import artifacts
 from gptfl_jax.data import audio, images, picture_cache
 from gptfl_jax.data.datasets import Dataset, LoadReport, Sounds, Source
+from gptfl_jax.data.original_samples import list_original
 from gptfl_jax.errors import UserError
-from gptfl_jax.labels import same_name
 
-# <class>_train_<device>_<j>.png, <class>_add_..., and <class>_train_<domain>_add_...
-_ORIGINAL_NAME = re.compile(
-    r"(?P<label>.+?)_(?:train|add|train_.+_add)_\d+_\d+\.png", re.DOTALL
-)
+_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
+_SOUND_ENDINGS = (".wav",)
 
 
 def load_synthetic(
@@ -58,7 +55,8 @@ def synthetic_sounds(
     """Reads the clips stage 1 made, as features.
 
     Args:
-        folder: `<workdir>/synthetic` with its `manifest.jsonl`.
+        folder: `<workdir>/synthetic` with its `manifest.jsonl`; or clips as the
+            original's scripts leave them, `list_original` says how.
         class_names: in the order of their labels.
         sounds: how they become features.
         frames: of the result. Longer clips are cut to the first so many, before their
@@ -75,8 +73,9 @@ def synthetic_sounds(
     """
     folder = pathlib.Path(folder)
     command = "python -m generate.speech --config=... --workdir=..."
-    artifacts.require(folder / "manifest.jsonl", command)
-    files, labels, digests, left_out = _list_synthetic(folder, class_names)
+    files, labels, digests, left_out = _list_synthetic(
+        folder, class_names, _SOUND_ENDINGS, command
+    )
     settings = sounds.settings
     # With so many samples there are `frames` frames.
     longest_s = (frames * settings.hop - 1) / settings.sample_rate_hz
@@ -108,12 +107,8 @@ def synthetic_pictures(
     """Reads the pictures stage 1 made, converted to the data's size and channels.
 
     Args:
-        folder: `<workdir>/synthetic` with its `manifest.jsonl`; or a folder made by the
-            original's scripts, flat files `<class>_train_<device>_<j>.png` or
-            `<class>_train_<domain>_add_<device>_<j>.png` (a file belongs to the class
-            that is its whole name before `_train_`, but for case, article and `_`; the
-            original looks for the class name anywhere in it and mixes up "car" and
-            "scar").
+        folder: `<workdir>/synthetic` with its `manifest.jsonl`; or pictures as the
+            original's scripts leave them, `list_original` says how.
         class_names: in the order of their labels.
         image_size, channels: of the result; 0 keeps those of the pictures.
 
@@ -128,7 +123,10 @@ def synthetic_pictures(
             picture could be used.
     """
     folder = pathlib.Path(folder)
-    files, labels, digests, left_out = _list_synthetic(folder, class_names)
+    command = "python -m generate.images --config=... --workdir=..."
+    files, labels, digests, left_out = _list_synthetic(
+        folder, class_names, _PICTURE_ENDINGS, command
+    )
     read = functools.partial(
         images.read_picture,
         image_size=image_size,
@@ -158,7 +156,6 @@ def synthetic_pictures(
             left_out.append((file, f"size {ours}, most are {others}"))
         else:
             kept.append(index)
-    command = "python -m generate.images --config=... --workdir=..."
     _require_any(folder, len(kept), left_out, "pictures", command)
     pixels = decoded.take(kept)
     dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
@@ -192,30 +189,25 @@ def _require_any(
 
 
 def _list_synthetic(
-    folder: pathlib.Path, class_names: Sequence[str]
+    folder: pathlib.Path,
+    class_names: Sequence[str],
+    endings: Sequence[str],
+    command: str,
 ) -> tuple[list[str], list[int], dict[str, str], list[tuple[str, str]]]:
     """File names, labels, digests by name, and what is left out.
 
     By the manifest, or by the original's file names.
     """
-    digests = {}
+    digests, left_out = {}, []
     if (folder / "manifest.jsonl").exists():
         made = artifacts.read_manifest(folder)
         entries = [(sample.file, sample.label) for sample in made]
         digests = {sample.file: sample.sha256 for sample in made if sample.sha256}
     else:
-        artifacts.require(
-            folder, "python -m generate.images --config=... --workdir=..."
-        )
-        entries = []
-        for path in sorted(folder.iterdir()):
-            match = _ORIGINAL_NAME.fullmatch(path.name)
-            if match:
-                written = match["label"]
-                same = [n for n in class_names if same_name(n, written)]
-                entries.append((path.name, same[0] if same else written))
+        artifacts.require(folder, command)
+        entries, left_out = list_original(folder, class_names, endings)
     number = {name: label for label, name in enumerate(class_names)}
-    files, labels, left_out = [], [], []
+    files, labels = [], []
     for file, label in entries:
         if label in number:
             files.append(file)
