@@ -91,7 +91,7 @@ def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
 
     # Light compression, as zlib would slow a GPU down.
     encode = functools.partial(drawing.encode_png, compress_level=1)
-    return samples.Maker(make_batch, encode)
+    return samples.Maker(make_batch, encode, pipeline.tokenizer)
 
 
 def is_whole_png(path: pathlib.Path) -> bool:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 from PIL import Image
 
-from generate import sample_folder
+from generate import sample_folder, wording
 from generate.prompts import label_set_of_config
 from generate.prompts import settings as prompt_settings
 from gptfl_jax import artifacts, drawing, interruption, prompting
@@ -206,6 +206,8 @@ class Maker(NamedTuple):
     """The content of samples: arrays whose first axis are the samples."""
     encode: Callable[[PyTree], bytes]
     """The file of one sample, from its row of these arrays."""
+    tokenizer: Any
+    """Of the prompts."""
 
 
 class Preview(NamedTuple):
@@ -265,6 +267,10 @@ def _make_missing(
     if not unfinished:
         return
     maker = work.load()
+    prompts: dict[str, set[str]] = {}
+    for sample in work.planned:
+        prompts.setdefault(sample.label, set()).add(sample.prompt)
+    wording.warn(maker.tokenizer, {k: sorted(v) for k, v in prompts.items()})
     total = sum(map(len, batches))
     missing = sum(sample.file not in made for batch in unfinished for sample in batch)
     with contextlib.ExitStack() as stack:

@@ -109,7 +109,7 @@ def _load(
 
     rate = pipeline.vocoder.config.sampling_rate
     encode = functools.partial(_encode, rate=rate, trim_db=options.trim_db)
-    return samples.Maker(make_batch, encode)
+    return samples.Maker(make_batch, encode, pipeline.tokenizer)
 
 
 def _encode(clip: tuple[np.ndarray, ...], rate: int, trim_db: float) -> bytes:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from generate import wording
 from gptfl_jax import artifacts, choices, families, interruption, prompting
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.errors import UserError
@@ -191,6 +192,7 @@ def _commongen(config: ConfigDict, texts: dict[str, str]) -> _TextModel:
     def draw(name, numbers):
         if not loaded:
             loaded.append(T5.from_pretrained(options.text_model, dtype=options.dtype))
+            wording.warn(loaded[0].tokenizer, {n: [t] for n, t in texts.items()})
         key, count = jax.random.key(config.seed), len(numbers)
         keys = prompting.sentence_keys(key, name, numbers)[None]
         text = texts[name].replace(",", " ")  # the model takes words, as the original
