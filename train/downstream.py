@@ -52,7 +52,7 @@ from gptfl_jax import (
 from gptfl_jax.data import datasets, outline, sample_counts, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
-from gptfl_jax.errors import UserError
+from gptfl_jax.errors import UserError, refused
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress, say
 
@@ -123,6 +123,12 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
             config.seed,
             datasets.contents(dataset.inputs),
         )
+        if not held_out.any():
+            raise refused(
+                "train.validation_fraction",
+                config.train.validation_fraction,
+                "0 while no class has two different examples, of which to hold one out",
+            )
         validation = datasets.select(dataset, held_out)
         dataset = datasets.select(dataset, ~held_out)
     return Data(dataset, validation, source)

@@ -170,7 +170,10 @@ def labels_of_synthetic(
     Raises:
         UserError: there is no such folder, or a manifest line leaves it.
     """
-    return np.asarray(_list_synthetic(pathlib.Path(folder), class_names)[1], np.int32)
+    endings = (*_PICTURE_ENDINGS, *_SOUND_ENDINGS)
+    command = "python -m generate.images --config=... --workdir=..."
+    _, labels, *_ = _list_synthetic(pathlib.Path(folder), class_names, endings, command)
+    return np.asarray(labels, np.int32)
 
 
 def _require_any(

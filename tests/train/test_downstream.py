@@ -70,6 +70,18 @@ def finished(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
+def test_a_class_of_one_example_has_none_to_hold_out(tmp_path):
+    for label in range(10):
+        path = tmp_path / f"synthetic/{label}_train_0_0.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(np.full((8, 8), label, np.uint8)).save(path)
+    config = make_config(data="synthetic")
+    with pytest.raises(UserError, match="validation_fraction = 0.1: takes 0 while no"):
+        downstream.load_data(config, tmp_path)
+    config.train.validation_fraction = 0.0
+    assert len(downstream.load_data(config, tmp_path).train.labels) == 10
+
+
 def test_the_digits_are_learned_and_measured(finished):
     config = make_config()
     lines = metrics_of(finished)
