@@ -27,6 +27,7 @@ import filelock
 import numpy as np
 import PIL
 import platformdirs
+import threadpoolctl
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
@@ -158,7 +159,10 @@ def decode(
     bar = tqdm(
         total=len(items), desc=description, unit="img", disable=None, mininterval=0.5
     )
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    # Threads have a picture each. Were its resizing split over threads as well, they
+    # would mostly wait for each other.
+    alone = threadpoolctl.threadpool_limits(1, "blas")
+    with alone, bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
         def fresh(part: Sequence[Any]) -> _Block:
             return _decode_block(part, read, pool, bar)

@@ -50,6 +50,14 @@ def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
     assert labels.shape == (count - held_out,)
 
 
+def test_a_plan_of_streamed_examples_has_those_of_some_steps(tmp_path):
+    config = make_config(data="real", data_placement="stream")
+    plan = downstream.plan(config, tmp_path)
+    (sent,) = (each for each in plan.resident if each.name == "training examples")
+    assert sent.arrays.inputs.shape == (1, 16, 8, 8, 1) and sent.copies == 4
+    assert dict(plan.facts)["data"].endswith("streamed ahead of the steps")
+
+
 def test_the_steps_of_a_plan_are_those_of_the_run(tmp_path):
     config = make_config(data="real")
     data, _ = downstream._outlined(config, tmp_path)
