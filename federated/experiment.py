@@ -139,6 +139,7 @@ def compose(config: ConfigDict, source: datasets.Source) -> Method:
         normalisation=training.Normalisation(source.mean, source.std),
         augmentation=augmentation.from_config("federated", config.federated, source),
         dtype=config.federated.dtype,
+        trainable=config.federated.trainable,
     )
     mesh = clients_mesh()
     algorithm = make_algorithm(config.federated, learner, mesh)

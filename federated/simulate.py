@@ -51,6 +51,7 @@ from gptfl_jax import (
     devices,
     evaluation,
     interruption,
+    trainable,
     training,
 )
 from gptfl_jax.data import federated_data
@@ -216,7 +217,8 @@ def _start(
     saved = checkpoints.restore(_checkpoint(state, packed, _Start(round, 0, 0)))
     start = _Start(round, int(saved["bytes_up"]), int(saved["bytes_down"]))
     own = state.own.unpack(saved["clients"]) if state.own else ()
-    return start, saved["state"]._replace(variables=saved["variables"], own=own)
+    variables = trainable.parted(saved["variables"], state.variables)
+    return start, saved["state"]._replace(variables=variables, own=own)
 
 
 def _checkpoint(
@@ -229,7 +231,7 @@ def _checkpoint(
     """
     return {
         # Under the same name as in stage 2's checkpoints, for `init=<folder>`.
-        "variables": state.variables,
+        "variables": trainable.whole(state.variables),
         "state": state._replace(variables=None, own=None),
         "clients": packed,
         "known_clients": np.int64(len(packed.ids) if packed else 0),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, models, training
+from gptfl_jax import artifacts, models, trainable, training
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import rounds
 from gptfl_jax.progress import say
@@ -79,19 +79,22 @@ def initial_weights(
     """
     key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
     file, folder = released_file(config), checkpoints(config, workdir)
-    if file is not None:
-        variables, whole = models.load_weights(
-            config.model.name, learner.init(key), file
-        )
-        head = "" if whole else ", but for the last layer, which is random"
-        say(f"initial weights: {released(config)}{head}")
-        return jax.tree.map(jnp.asarray, variables)
-    if folder is None:
+    if file is None and folder is None:
         return learner.init(key)
+    template = jax.eval_shape(learner.init, key)
+    if file is not None:
+        variables, complete = models.load_weights(
+            config.model.name, trainable.whole(learner.init(key)), file
+        )
+        head = "" if complete else ", but for the last layer, which is random"
+        say(f"initial weights: {released(config)}{head}")
+        return trainable.parted(jax.tree.map(jnp.asarray, variables), template)
     of_workdir = folder.parent.parent
     artifacts.require(
         folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
     )
-    template = {"variables": jax.eval_shape(learner.init, key)}
     step = "best" if config.federated.init_checkpoint == "best" else None
-    return artifacts.restore_checkpoint(folder, template, step)["variables"]
+    saved = artifacts.restore_checkpoint(
+        folder, {"variables": trainable.whole(template)}, step
+    )
+    return trainable.parted(saved["variables"], template)

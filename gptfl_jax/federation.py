@@ -55,6 +55,7 @@ from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import clients_mesh, place, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.progress import Progress
+from gptfl_jax.trainable import Trainable, parted, whole
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -232,6 +233,7 @@ def simulate(
     aggregation_options: Mapping[str, Any] = _NONE,
     augmentation: Callable[[Any, Any], Any] | None = None,
     dtype: str = "float32",
+    trainable: Trainable = "all",
     eval_every: int = 1,
     name: str = "",
     progress: bool = True,
@@ -256,6 +258,8 @@ def simulate(
         aggregation: how updates are combined, see `gptfl_jax.fl.aggregation`.
         augmentation: as `training.Augmentation(flip=True)`.
         dtype: of the computation: float32, bfloat16, float16 or float64.
+        trainable: "all" weights, or the last layer ("head") alone, on the features of
+            `init`; then nothing else is sent.
         eval_every: rounds between tests, where the federation has a test set.
         name: of the run in plots; default: the algorithm's.
         progress: shows a bar.
@@ -281,6 +285,7 @@ def simulate(
         normalisation=training.Normalisation(federation.mean, federation.std),
         augmentation=augmentation,
         dtype=dtype,
+        trainable=trainable,
     )
     mesh = clients_mesh()
     local = local or LocalTraining(optax.sgd(0.1), batch_size=32)
@@ -306,8 +311,11 @@ def simulate(
         cohort_size=min(cohort_size, federation.num_clients),
     )
     variables = getattr(init, "variables", init)
+    key = rounds_of.key_of(seed, rounds_of.INITIAL_WEIGHTS)
     if variables is None:
-        variables = learner.init(rounds_of.key_of(seed, rounds_of.INITIAL_WEIGHTS))
+        variables = learner.init(key)
+    else:
+        variables = parted(variables, jax.eval_shape(learner.init, key))
     test = _tester(federation, learner, mesh)
 
     def observe(number: int, state: ServerState, last: bool):
@@ -335,7 +343,7 @@ def simulate(
             if "accuracy" in line:
                 bar.note(f"accuracy {line['accuracy']:.3f}")
             state = done.observed[1]
-    classifier = Classifier(learner, state.variables, about)
+    classifier = Classifier(learner, whole(state.variables), about)
     metrics = pandas.DataFrame(lines).set_index("round")
     return Run(name or called, metrics, classifier, state)
 

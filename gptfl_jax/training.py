@@ -29,10 +29,12 @@ from jaxtyping import (
 
 from gptfl_jax import planning
 from gptfl_jax.errors import UserError
+from gptfl_jax.trainable import Trainable, frozen, head_alone, moving, whole
 
 Variables = dict[str, Any]
 """`{"params": ..., **model_state}`; model_state, as `{"batch_stats": ...}`, is often
-empty. The params are float32 (float64 under dtype float64)."""
+empty. The params are float32 (float64 under dtype float64). Where the head alone is
+trained, `gptfl_jax.trainable` says what is in them."""
 
 Inputs = PyTree[Num[Array, "batch ..."]]
 """Mostly pixels [batch, height, width, channels]."""
@@ -91,6 +93,7 @@ def make_learner(
     augmentation: Callable[[PRNGKeyArray, Any], Any] | None = None,
     label_smoothing: int | float = 0.0,
     dtype: str = "float32",
+    trainable: Trainable = "all",
 ) -> Learner:
     """Binds a model to its input processing, loss and precision.
 
@@ -109,9 +112,14 @@ def make_learner(
             their gradients, model state and loss are float32 (all float64 under
             float64). In float16 the gradient is scaled on its way back, see
             `_FLOAT16_LOSS_SCALE`.
+        trainable: "all", or "head" for the layer `classifier` alone: what it is given
+            is then computed as in evaluation, without dropout and by the running batch
+            statistics, also in training. `predict` and `represent` take variables in
+            parts and whole ones alike.
 
     Raises:
-        UserError: float64 while JAX has 64-bit numbers switched off.
+        UserError: float64 while JAX has 64-bit numbers switched off; a head to be
+            trained that the model does not have.
         TypeError: the model is no Linen module, or its call takes something else.
     """
     takes = _arguments_of(model)
@@ -124,6 +132,7 @@ def make_learner(
     compute = jnp.dtype(dtype)
     wide = jnp.promote_types(compute, jnp.float32)
     gradient_scale = _FLOAT16_LOSS_SCALE if dtype == "float16" else 1.0
+    only_head = trainable == "head"
 
     def scale_pixels(inputs):
         def scale(leaf):
@@ -140,6 +149,7 @@ def make_learner(
         return _cast(inputs, compute)
 
     def apply_model(variables, inputs, train, mask, **kwargs):
+        variables = whole(variables)
         params = variables["params"]
         if compute != wide:
             params = _cast(params, compute)
@@ -162,7 +172,9 @@ def make_learner(
         params, dropout = jax.random.split(key)
         inputs = _cast(finish(scale_pixels(inputs)), wide)
         rngs = {"params": params, "dropout": dropout}
-        return _cast(dict(model.init(rngs, inputs, *takes(False, None))), wide)
+        variables = model.init(rngs, inputs, *takes(False, None))
+        variables = _cast(dict(variables), wide)
+        return head_alone(variables) if only_head else variables
 
     def loss(
         variables: Variables, batch: Batch, key: PRNGKeyArray
@@ -172,11 +184,11 @@ def make_learner(
         inputs = scale_pixels(batch.inputs)
         if augmentation is not None:
             inputs = augmentation(augment, inputs)
-        state = [name for name in variables if name != "params"]
+        state = [name for name in moving(variables) if name != "params"]
         logits, new_state = apply_model(
             variables,
             finish(inputs),
-            True,
+            not only_head,
             batch.mask,
             mutable=state,
             rngs={"dropout": dropout},
@@ -328,7 +340,7 @@ def train_step(
         gradient, optimizer_state, variables["params"]
     )
     params = optax.apply_updates(variables["params"], updates)
-    variables = {"params": params, **model_state}
+    variables = {**frozen(variables), "params": params, **model_state}
     return TrainState(variables, optimizer_state, step + 1), value
 
 

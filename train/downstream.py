@@ -46,6 +46,7 @@ from gptfl_jax import (
     interruption,
     models,
     planning,
+    trainable,
     training,
     user_files,
 )
@@ -147,6 +148,7 @@ def make_learner(config: ConfigDict, data: Data) -> training.Learner:
         augmentation=augmentation.from_config("train", settings, data.source),
         label_smoothing=settings.label_smoothing,
         dtype=settings.dtype,
+        trainable=settings.trainable,
     )
 
 
@@ -197,7 +199,10 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
     ) as saved:
         done = saved.latest_step() or 0
         if done:
-            begin = training.TrainState(**saved.restore(begin._asdict()))
+            restored = training.TrainState(**saved.restore(_stored(begin)))
+            begin = restored._replace(
+                variables=trainable.parted(restored.variables, begin.variables)
+            )
             say(f"continuing after epoch {done} of {settings.epochs}")
         else:
             if config.model.weights:
@@ -261,7 +266,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                         f"(checkpoints up to epoch {last_saved} are kept)"
                     )
                 # A copy, to save at Ctrl-C: the next step overwrites the state.
-                last_whole = epoch, jax.tree.map(np.array, state._asdict())
+                last_whole = epoch, jax.tree.map(np.array, _stored(state))
                 if epoch % settings.eval_every and epoch < settings.epochs:
                     continue
 
@@ -298,7 +303,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 better = bool(best) and scalars[best] >= highest
                 due = epoch - last_saved >= settings.checkpoint_every
                 if better or due or epoch == settings.epochs:
-                    saved.save(epoch, state._asdict(), scalars)
+                    saved.save(epoch, _stored(state), scalars)
                     last_saved = epoch
                     highest = max(highest, scalars[best]) if best else highest
         saved.wait()
@@ -322,6 +327,11 @@ def _is_streamed(config: ConfigDict, data: Data) -> bool:
 def _room(config: ConfigDict, data: Data) -> devices.Room:
     mesh = devices.for_steps(config.train.batch_size)
     return devices.room_for(data.train.inputs, mesh)
+
+
+def _stored(state: training.TrainState) -> dict[str, Any]:
+    """What a checkpoint holds: the whole model, whatever of it is trained."""
+    return state._replace(variables=trainable.whole(state.variables))._asdict()
 
 
 def _stopped(
@@ -352,10 +362,12 @@ def _stopped(
 def _released(config: ConfigDict, variables: training.Variables) -> training.Variables:
     """The weights of `config.model.weights`; a head of other classes is left out."""
     file = _weights_file(config)
-    variables, whole = models.load_weights(config.model.name, variables, file)
-    head = "" if whole else ", but for the last layer, which is random"
+    loaded, complete = models.load_weights(
+        config.model.name, trainable.whole(variables), file
+    )
+    head = "" if complete else ", but for the last layer, which is random"
     say(f"initial weights: {config.model.weights}{head}")
-    return variables
+    return trainable.parted(loaded, variables)
 
 
 def _weights_file(config: ConfigDict) -> pathlib.Path | None:

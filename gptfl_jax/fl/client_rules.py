@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from gptfl_jax.fl.sums import accumulator_dtype
+from gptfl_jax.trainable import frozen, moving
 from gptfl_jax.training import Batch, Learner, Variables
 
 
@@ -116,5 +117,11 @@ def _subtract(x: Array, y: Array) -> Array:
 
 
 def split(variables: Variables) -> tuple[PyTree, Variables]:
-    """(params, model state)."""
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    """(params, model state), without what is frozen."""
+    state = moving(variables)
+    return state.pop("params"), state
+
+
+def joined(params: PyTree, model_state: PyTree, server: Variables) -> Variables:
+    """The inverse of `split`, with what the server's variables have frozen."""
+    return {**frozen(server), "params": params, **model_state}

@@ -42,6 +42,7 @@ from gptfl_jax.fl.execution import (
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.fl.sums import Aggregation, accumulator
+from gptfl_jax.trainable import frozen, moving
 from gptfl_jax.training import Variables
 
 
@@ -465,7 +466,10 @@ def _everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 def _server_step(rule, server, state, result, share):
     """The state after a round, and the update that the server optimizer was given."""
-    params, model_state = split(state.variables)
+    variables = state.variables
+    # What is frozen stays the very same arrays.
+    state = state._replace(variables=moving(variables))
+    params, model_state = split(variables)
     update, shared = rule.receive(result.message, state.shared, share)
     pseudo_gradient = jax.tree.map(jnp.negative, update)
     step, optimizer_state = server.update(
@@ -481,7 +485,8 @@ def _server_step(rule, server, state, result, share):
     )
     counts = result.stats.weights.sum() > 0
     new = jax.tree.map(lambda x, old: jnp.where(counts, x, old), new, state)
-    return new._replace(round=state.round + 1), update
+    whole = {**frozen(variables), **new.variables}
+    return new._replace(variables=whole, round=state.round + 1), update
 
 
 def _measure(rule, new, update, result, sizes, state, diagnostics):
@@ -497,7 +502,7 @@ def _measure(rule, new, update, result, sizes, state, diagnostics):
         norms = norm_summary(stats.norm, trained)
         mean_norm = jnp.sqrt(squared_norm(update))
         drift = distance(new.variables["params"], new.start)
-    down = size_in_bytes(rule.sent_down(state.variables, state.shared))
+    down = size_in_bytes(rule.sent_down(moving(state.variables), state.shared))
     up = size_in_bytes(rule.sent_up(result.message))
     return RoundMetrics(
         train_loss=mean_loss(stats),

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.devices import all_along, replicate
-from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
+from gptfl_jax.fl.client_rules import Context, LocalRule, Message, joined, split
 from gptfl_jax.fl.cohorts import Cohort, balance
 from gptfl_jax.fl.local_training import Client, LocalTraining, Progress
 from gptfl_jax.fl.sums import Aggregation, accumulator, add_weighted, scale
@@ -265,7 +265,7 @@ def make_local_trainer(
         extra: PyTree,
     ) -> PyTree:
         def finish(own, progress, more):
-            trained = {"params": progress.params, **progress.model_state}
+            trained = joined(progress.params, progress.model_state, context.variables)
             return measure(rule.begin(context._replace(own=own)), trained, more)
 
         if not packed:

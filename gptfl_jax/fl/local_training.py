@@ -18,7 +18,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
-from gptfl_jax.fl.client_rules import Context, LocalRule, Measured, Message, split
+from gptfl_jax.fl.client_rules import (
+    Context,
+    LocalRule,
+    Measured,
+    Message,
+    joined,
+    split,
+)
 from gptfl_jax.fl.microbatches import rows_at_once
 from gptfl_jax.fl.sums import accumulator, scale
 from gptfl_jax.training import Batch
@@ -87,7 +94,7 @@ class Client(NamedTuple):
         batch = jax.eval_shape(_take, data, index, mask)
 
         def loss(params, batch, key, context):
-            variables = {"params": params, **start.model_state}
+            variables = joined(params, start.model_state, context.variables)
             return self.rule.loss(variables, batch, key, context)
 
         key = jax.random.key(0)
@@ -109,7 +116,7 @@ class Client(NamedTuple):
 
     def finish(self, context: Context, progress: Progress):
         """(message, new own state, norm of the update, whether all that is finite)."""
-        variables = {"params": progress.params, **progress.model_state}
+        variables = joined(progress.params, progress.model_state, context.variables)
         mass = progress.shadow[0] if progress.shadow else ()
         measured = Measured(mass, progress.start_gradient)
         message, own = self.rule.report(context, variables, measured)
@@ -263,7 +270,7 @@ class Client(NamedTuple):
         """((loss, new model state), gradient), both times `share`."""
 
         def loss(params):
-            variables = {"params": params, **progress.model_state}
+            variables = joined(params, progress.model_state, context.variables)
             value, model_state = self.rule.loss(variables, batch, key, context)
             if share is not None:
                 value = value * share.astype(value.dtype)

@@ -115,7 +115,7 @@ def _with_norms(variables: Variables, norms: tuple[PyTree, PyTree]) -> Variables
         norms[0],
         is_leaf=lambda x: x is None,
     )
-    return {"params": params, **norms[1]}
+    return {**variables, "params": params, **norms[1]}
 
 
 def _freeze(rule: LocalRule) -> LocalRule:

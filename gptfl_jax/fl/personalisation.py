@@ -33,6 +33,7 @@ from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
+from gptfl_jax.trainable import frozen, moving
 from gptfl_jax.training import Learner
 
 
@@ -152,7 +153,9 @@ def make_evaluation(
         rule = apply_policy(rule, batch_norm)
     shared_start = make_local_trainer(rule, local, execution=execution)
     own_start = make_local_trainer(
-        rule._replace(begin=lambda context: context.own), local, execution=execution
+        rule._replace(begin=lambda context: {**context.variables, **context.own}),
+        local,
+        execution=execution,
     )
     number_of_devices = 1 if mesh is None else mesh.shape[AXIS]
     together = not devices.apart(mesh)
@@ -257,7 +260,7 @@ def make_evaluation(
             ]
             server, own = starts[0], ()
             if not _the_same(starts):
-                server, own = (), _stack(starts)
+                server, own = frozen(server), _stack([moving(each) for each in starts])
             if not together:
                 server, own = devices.replicate((server, own), mesh)
             counts = evaluate(number, positions, server, own, train, test, cohort, rows)

@@ -176,9 +176,12 @@ class BatchNorm(flax.linen.Module):
         self,
         inputs: Float[Array, "batch *spatial channels"],
         train: bool,
-        mask: Bool[Array, " batch"] | Float[Array, " batch"] | None = None,
+        mask: Bool[Array, "batch ..."] | Float[Array, "batch ..."] | None = None,
     ) -> Float[Array, "batch *spatial channels"]:
-        """Normalises `inputs`; with `mask`, rows of mask 0 do not count (padding)."""
+        """Normalises `inputs`; with `mask`, rows of mask 0 do not count (padding).
+
+        A mask of more axes is for positions too, by the first of their axes.
+        """
         shape, tracked = inputs.shape[-1:], self.track_running_stats
         if tracked:
             mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -201,7 +204,7 @@ class BatchNorm(flax.linen.Module):
 
 def _numbers(x, real):
     """How many numbers of a channel belong to real rows."""
-    return real.sum(dtype=x.dtype) * math.prod(x.shape[1:-1])
+    return real.sum(dtype=x.dtype) * math.prod(x.shape[real.ndim : -1])
 
 
 def _batch_norm(x, scale, bias, real, epsilon):
@@ -220,7 +223,7 @@ def _batch_norm_with_moments(x, scale, bias, real, epsilon):
 def _batch_norm_forward(x, scale, bias, real, epsilon):
     x = convolution.keep(x)
     axes = tuple(range(x.ndim - 1))
-    rows = real.reshape(-1, *[1] * (x.ndim - 1))
+    rows = real.reshape(*real.shape, *[1] * (x.ndim - real.ndim))
     count = jnp.maximum(_numbers(x, real), 1)
     mean = jnp.where(rows, x, 0).sum(axes) / count
     variance = jnp.where(rows, jnp.square(x - mean), 0).sum(axes) / count

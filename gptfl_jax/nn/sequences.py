@@ -12,12 +12,13 @@ def frame_mask(
 
 
 def hide_padding(
-    x: Float[Array, "batch frames channels"], lengths: Int[Array, " batch"] | None
-) -> Float[Array, "batch frames channels"]:
+    x: Float[Array, "batch frames *rest"], lengths: Int[Array, " batch"] | None
+) -> Float[Array, "batch frames *rest"]:
     """Zero behind each clip's end; the same without lengths."""
     if lengths is None:
         return x
-    return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
+    real = frame_mask(lengths, x.shape[1])
+    return jnp.where(real.reshape(real.shape + (1,) * (x.ndim - 2)), x, 0)
 
 
 def mean_over_time(

@@ -147,6 +147,22 @@ def test_training_starts_from_released_weights(finished, tmp_path, capsys):
         downstream.run(config, tmp_path)
 
 
+@pytest.mark.long
+def test_a_head_alone_is_trained_on_released_features(finished, tmp_path):
+    released = weights_of(finished, make_config())
+    file = tmp_path / "released.safetensors"
+    save_file(torch_weights.variables_to_torch(released), file)
+    for epochs in (1, 2):  # the second run goes on from the first
+        config = make_config(trainable="head", schedule="constant", epochs=epochs)
+        config.model.weights = str(file)
+        downstream.run(config, tmp_path)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2]
+    params = weights_of(tmp_path, make_config())["params"]
+    heads = [each.pop("classifier")["bias"] for each in (released["params"], params)]
+    assert np.abs(heads[0] - heads[1]).max() > 1e-3
+    chex.assert_trees_all_equal(params, released["params"])
+
+
 @pytest.mark.parametrize("kill_at", [1, 3, 4])
 def test_a_run_that_is_cut_short_ends_the_same(
     tmp_path, monkeypatch, finished, kill_at

@@ -100,7 +100,13 @@ AUGMENTATION: dict[str, dict[str, Field]] = {
 }
 
 # Fields that came later: checkpoints of versions before are of runs without them.
-_LATER = (*("crop_area", "crop_aspect", "brightness", "contrast", "saturation", "hue"),)
+_LATER = {
+    name: AUGMENTATION["pictures"][name].default
+    for name in (
+        *("crop_area", "crop_aspect"),
+        *("brightness", "contrast", "saturation", "hue"),
+    )
+} | {"trainable": "all"}
 
 
 def without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,9 +114,8 @@ def without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     So a run of an earlier version is the same run today.
     """
-    pictures = AUGMENTATION["pictures"]
     return {
         name: value
         for name, value in settings.items()
-        if name not in _LATER or value != pictures[name].default
+        if name not in _LATER or value != _LATER[name]
     }

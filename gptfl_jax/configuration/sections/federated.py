@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from gptfl_jax import choices, families, rules
 from gptfl_jax.configuration.fields import Field, choice
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
+from gptfl_jax.configuration.sections.model import TRAINABLE
 from gptfl_jax.errors import ConfigError, refused
 
 FIELDS: dict[str, Field] = {
@@ -54,6 +55,7 @@ FIELDS: dict[str, Field] = {
         "how updates are combined: by weighting (mean), or all alike: clipped to a "
         "norm with Gaussian noise, or robust against outliers",
     ),
+    "trainable": TRAINABLE,
     "batch_norm": Field(
         "average",
         rules.one_of("average", "local", "freeze"),

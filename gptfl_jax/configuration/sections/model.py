@@ -19,6 +19,14 @@ FIELDS: dict[str, Field] = {
     ),
 }
 
+TRAINABLE = Field(
+    "all",
+    rules.one_of("all", "head"),
+    "which weights are trained: all, or head for the last layer alone, on features "
+    "that are as they were; then nothing else is sent",
+)
+"""Of the stages that train."""
+
 
 def model_identity(config: ConfigDict) -> dict[str, Any]:
     """What of `config.model` a run belongs to: not where weights lie."""

@@ -5,12 +5,14 @@ from ml_collections import ConfigDict
 from gptfl_jax import rules
 from gptfl_jax.configuration.fields import Field
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION
+from gptfl_jax.configuration.sections.model import TRAINABLE
 from gptfl_jax.errors import refused
 
 FIELDS: dict[str, Field] = {
     "data": Field(
         "synthetic", rules.one_of("synthetic", "real", "both"), "what to train on"
     ),
+    "trainable": TRAINABLE,
     "epochs": Field(200, rules.whole(1), "passes over the training set"),
     "batch_size": Field(32, rules.whole(1), "examples a step, over all devices"),
     "optimizer": Field("adamw", rules.one_of("adamw", "sgd"), "optimizer"),

@@ -5,6 +5,7 @@ from typing import Any
 from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose, zeros_like
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.trainable import moving
 from gptfl_jax.training import Learner
 
 
@@ -23,11 +24,12 @@ def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algori
 
     def report(context, variables, measured):
         message = difference(variables, context.own)
-        return message._replace(model_state=zeros_like(message.model_state)), variables
+        nothing = zeros_like(message.model_state)
+        return message._replace(model_state=nothing), moving(variables)
 
     rule = plain_rule(learner)._replace(
-        init_own=lambda context: context.variables,
-        begin=lambda context: context.own,
+        init_own=lambda context: moving(context.variables),
+        begin=lambda context: {**context.variables, **context.own},
         report=report,
         receive=lambda message, shared, share: (zeros_like(message.update), shared),
         sent_down=lambda variables, shared: (),

@@ -12,6 +12,7 @@ from gptfl_jax.fl.algorithms.fedavg import fedavg
 from gptfl_jax.fl.client_rules import difference, plain_rule
 from gptfl_jax.fl.composition import IDENTITY, Algorithm, compose
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.trainable import moving
 from gptfl_jax.training import Batch, Learner, Variables, masked_mean
 
 
@@ -59,16 +60,17 @@ def moon(
         value, model_state = learner.loss(variables, batch, key)
         z = represent(variables, batch.inputs)
         near = _cosine(z, represent(context.variables, batch.inputs))
-        far = _cosine(z, represent(context.own, batch.inputs))
+        previous = {**context.variables, **context.own}
+        far = _cosine(z, represent(previous, batch.inputs))
         contrast = jax.nn.softplus((far - near) / temperature)
         return value + mu * masked_mean(contrast, batch.mask), model_state
 
     rule = plain_rule(learner)._replace(
-        init_own=lambda context: context.variables,
+        init_own=lambda context: moving(context.variables),
         loss=loss,
         report=lambda context, variables, measured: (
             difference(variables, context.variables),
-            variables,
+            moving(variables),
         ),
     )
     return compose(rule, local, IDENTITY, **options)

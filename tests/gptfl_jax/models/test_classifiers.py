@@ -87,6 +87,7 @@ def test_the_page_names_every_model(repository):
 FILES = {
     "audio_cnn": ({"widths": (4, 6)}, (9, 8), ()),
     "audio_conv_rnn": ({"widths": (4, 6), "features": 3}, (9, 8), ("pred_layer.2",)),
+    "bc_resnet": ({"sub_bands": 1}, (9, 40), ("classifier", "stage0_block1.mix")),
     "cnn": ({"hidden": 4}, (8, 8, 1), ("classifier",)),
     "convnet": ({"width": 4, "depth": 2}, (8, 8, 3), ("features.4", "features.5")),
     "lenet": ({}, (28, 28, 1), ("fc3",)),
@@ -200,7 +201,9 @@ def test_resnet_shortcut_pads_channels_on_both_sides():
 
 
 def test_unknown_models_and_options_are_refused():
-    with pytest.raises(UserError, match="takes one of audio_cnn, audio_conv_rnn, cnn"):
+    with pytest.raises(
+        UserError, match="takes one of audio_cnn, audio_conv_rnn, bc_resnet"
+    ):
         models.create("vgg0", 10)
     with pytest.raises(UserError, match="like gptfl_jax.models.* it holds none"):
         models.create("os.path", 10)

@@ -159,3 +159,17 @@ def test_batch_norm_without_running_statistics():
     outputs = layer.apply(variables, x, False, mask)
     expected = normalised(x[mask], (0, 1), 0.1)
     np.testing.assert_allclose(outputs[mask], expected, atol=1e-12)
+
+
+def test_batch_norm_leaves_masked_positions_out():
+    x = random(2, 3, 4, 5)
+    mask = jnp.asarray([[True, True, False], [True, False, False]])
+    layer = nn.BatchNorm(0.1)
+    variables = layer.init(jax.random.key(0), x, False)
+    outputs, state = layer.apply(variables, x, True, mask, mutable=["batch_stats"])
+    real = np.asarray(x)[np.asarray(mask)].reshape(-1, 5)
+    expected = normalised(real, 0, 0.1)
+    np.testing.assert_allclose(outputs[mask].reshape(-1, 5), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        state["batch_stats"]["mean"], 0.1 * real.mean(0), atol=1e-12
+    )
