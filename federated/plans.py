@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from federated import experiment
-from gptfl_jax import choices, evaluation, planning, training
+from gptfl_jax import choices, evaluation, planning, trainable, training
 from gptfl_jax.data import datasets, federated_data, outline
 from gptfl_jax.fl import cohorts, streaming
 from gptfl_jax.fl.execution import AXIS, split_over_clients
@@ -108,12 +108,14 @@ def plan(
     down, up = (
         federated.cohort_size * size for size in (lowered.bytes_down, lowered.bytes_up)
     )
-    parameters = training.number_of_parameters(variables)
+    parameters = training.number_of_parameters(trainable.whole(variables))
+    trained = training.number_of_parameters(variables)
+    alone = f", {amount(trained)} trained" if trained < parameters else ""
     shape = " and ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(example))
     facts = [
         (
             "model",
-            f"{choices.stem(config.model.name)}, {amount(parameters)} parameters",
+            f"{choices.stem(config.model.name)}, {amount(parameters)} parameters{alone}",
         ),
         (
             "data",

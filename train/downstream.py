@@ -469,13 +469,15 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     tested = sum(len(each.labels) for each in (data.test, data.validation) if each)
     tests = math.ceil(settings.epochs / settings.eval_every)
     shape = " and ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(example))
-    parameters = training.number_of_parameters(variables)
+    parameters = training.number_of_parameters(trainable.whole(variables))
+    trained = training.number_of_parameters(variables)
+    alone = f", {planning.amount(trained)} trained" if trained < parameters else ""
     held = len(data.validation.labels) if data.validation else 0
     facts = [
         (
             "model",
             f"{choices.stem(config.model.name)}, {planning.amount(parameters)} "
-            "parameters",
+            f"parameters{alone}",
         ),
         (
             "data",

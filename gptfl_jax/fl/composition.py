@@ -423,7 +423,7 @@ def compose(
         return LoweredRound(
             state,
             programs,
-            size_in_bytes(rule.sent_down(state.variables, state.shared)),
+            size_in_bytes(rule.sent_down(moving(state.variables), state.shared)),
             size_in_bytes(jax.eval_shape(rule.sent_up, result.message)),
         )
 
