@@ -115,7 +115,8 @@ def plan(
     facts = [
         (
             "model",
-            f"{choices.stem(config.model.name)}, {amount(parameters)} parameters{alone}",
+            f"{choices.stem(config.model.name)}, {amount(parameters)} parameters"
+            + alone,
         ),
         (
             "data",
