@@ -168,7 +168,15 @@ def test_fields_that_came_later_are_no_difference_where_they_are_unset(section):
     config = configuration.default_config(section)
     fields = config[section].to_dict()
     kept = configuration.without_unset(fields)
-    later = {"crop_area", "crop_aspect", "brightness", "contrast", "saturation", "hue"}
+    later = {
+        "trainable",
+        "crop_area",
+        "crop_aspect",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+    }
     assert set(fields) - set(kept) == later
     fields = {**fields, "hue": 0.1, "crop_area": 0.5}
     assert configuration.without_unset(fields) == {**kept, "hue": 0.1, "crop_area": 0.5}
