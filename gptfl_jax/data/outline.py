@@ -36,6 +36,10 @@ class _Released(NamedTuple):
 _RELEASED = {
     "cifar10": _Released(50_000, 10_000, pixels=32),
     "cifar100": _Released(50_000, 10_000, pixels=32),
+    "caltech101": _Released(3_030, 5_647),
+    "mnist": _Released(60_000, 10_000, pixels=28, channels=1),
+    # That of TensorFlow Federated.
+    "femnist": _Released(671_585, 77_483, pixels=28, clients=3_400, channels=1),
     "flowers102": _Released(1_020, 6_149),
     "food101": _Released(75_750, 25_250),
     "eurosat": _Released(21_600, 5_400, pixels=64),
@@ -114,8 +118,22 @@ def _outline(
     classes = tuple(options.get("emotions", ("neutral", "happy", "sad", "anger")))
     if known in labels.known_data_sets():
         classes = (*labels.label_set(known).classes, *released.also)
-    sounds = None
+    if "writers" in options and released.clients:
+        chosen = min(options["writers"] or released.clients, released.clients)
+        share = chosen / released.clients
+        released = released._replace(
+            train=round(share * released.train),
+            test=round(share * released.test),
+            clients=chosen,
+        )
+    sounds, segments = None, 0
     if released.seconds:
+        if segment_s := options.get("segment_s"):
+            rest = max(0.0, released.seconds - segment_s)
+            segments = 1 + int(rest / options.get("segment_hop_s", 1.0))
+            seconds = min(segment_s, released.seconds)
+            train = segments * released.train
+            released = released._replace(train=train, seconds=seconds)
         module = sys.modules[choices.find(families.SOURCE, name).__module__]
         fields = getattr(module, "FEATURES", {}) | dict(options.get("features") or {})
         settings = audio.FeatureSettings(**fields)
@@ -131,14 +149,16 @@ def _outline(
             )
         shape = side, side, channels or released.channels
 
-    def part(count: int) -> Dataset:
+    def part(*counts: int) -> Dataset:
+        count = counts[0]
         numbers = np.arange(count, dtype=np.int32)
         dtype = np.float32 if sounds else np.uint8
-        inputs = np.broadcast_to(np.zeros((), dtype), (count, *shape))
+        inputs = np.broadcast_to(np.zeros((), dtype), (*counts, *shape))
         if sounds:
-            inputs = inputs, np.full(count, shape[0], np.int32)
+            inputs = inputs, np.full(counts, shape[0], np.int32)
         clients = numbers % released.clients if released.clients else None
         return Dataset(inputs, numbers % len(classes), classes, clients)
 
     constants = {"mean": (), "std": ()} if sounds else {}
-    return Source(part(released.train), part(released.test), sounds=sounds, **constants)
+    test = part(released.test, segments) if segments else part(released.test)
+    return Source(part(released.train), test, sounds=sounds, **constants)

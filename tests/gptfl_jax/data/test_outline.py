@@ -34,6 +34,19 @@ def test_sounds_that_are_not_there_have_the_frames_of_the_longest(tmp_path):
     assert source.train.class_names[-1] == "silence" and source.mean == ()
 
 
+def test_writers_and_segments_count(tmp_path):
+    source, _ = outline.load("femnist", str(tmp_path))
+    assert source.train.inputs.shape == (671_585, 28, 28, 1)
+    assert source.train.num_classes == 62
+    source, _ = outline.load("femnist", str(tmp_path), writers=340)
+    assert len(set(source.train.clients)) == 340
+    assert (len(source.train.labels), len(source.test.labels)) == (67_158, 7_748)
+    source, _ = outline.load("urbansound8k", str(tmp_path), segment_s=3.0)
+    assert source.train.inputs[0].shape == (2 * 7_940, 301, 128)
+    assert source.test.inputs[0].shape == (792, 2, 301, 128)
+    assert source.test.inputs[1].shape == (792, 2) and len(source.test.labels) == 792
+
+
 def test_what_cannot_be_outlined_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         outline.load("image_folder", str(tmp_path / "none"))
