@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import io
 import json
 import pathlib
 import sqlite3
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from gptfl_jax import user_files
+from gptfl_jax import artifacts, user_files
+from gptfl_jax.data import picture_cache
 from gptfl_jax.data.datasets import Dataset, Source, contents, hold_out, select
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import label_set
@@ -21,6 +24,8 @@ _SIDE = 28
 _PIXELS = _SIDE * _SIDE
 # LEAF writes a file for a hundred writers: some 23,000 pictures of up to 15 kB each.
 _MOST_BYTES = 2**29
+# Smaller ones are not kept as arrays.
+_SMALL_BYTES = 2**22
 _DATABASE = "emnist_all.sqlite"
 _RELEASED = (
     "train/ and test/ with the .json files of LEAF (https://github.com/TalwalkarLab/"
@@ -48,6 +53,9 @@ def femnist(
     files, `test_fraction` of each writer's pictures is drawn; copies of a picture stay
     on one side. The classes are in the order of both releases: digits, capitals, small
     letters.
+
+    LEAF's files, which take long to read, are kept as arrays beside decoded pictures
+    (`gptfl_jax.data.picture_cache`).
 
     Args:
         folder: holds `emnist_all.sqlite`; or `train/*.json` and `test/*.json`; or
@@ -163,8 +171,55 @@ def _in_files(files: Sequence[pathlib.Path], most: int) -> Iterable[Writer]:
     return found.values()
 
 
-def _in_file(file: pathlib.Path) -> Iterator[Writer]:
+def _in_file(file: pathlib.Path) -> Iterable[Writer]:
+    """The writers in one of LEAF's files, which is kept as arrays once it was read.
+
+    To read the numbers of a hundred writers takes seconds, the arrays no time.
+    """
     content = user_files.read_bytes(file, _MOST_BYTES)
+    if len(content) < _SMALL_BYTES:
+        return _parsed(file, content)
+    digest = hashlib.sha256(content).hexdigest()
+    kept = picture_cache.folder().parent / "femnist" / f"{digest}.npz"
+    writers = _from_cache(kept)
+    if writers is None:
+        writers = list(_parsed(file, content))
+        with contextlib.suppress(OSError, UserError):  # there may be no room for it
+            artifacts.write_bytes(kept, _to_bytes(writers))
+    return writers
+
+
+def _to_bytes(writers: Sequence[Writer]) -> bytes:
+    names, pixels, labels = zip(*writers, strict=True)
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        names=np.asarray(names),
+        counts=np.asarray([len(each) for each in labels]),
+        pixels=np.concatenate(pixels),
+        labels=np.concatenate(labels),
+    )
+    return archive.getvalue()
+
+
+def _from_cache(path: pathlib.Path) -> list[Writer] | None:
+    """What `_to_bytes` gave; None: there is none, or it is damaged."""
+    try:
+        content = io.BytesIO(user_files.read_bytes(path, _MOST_BYTES))
+        with np.load(content, allow_pickle=False) as archive:
+            names, counts, pixels, labels = (
+                archive[key] for key in ("names", "counts", "pixels", "labels")
+            )
+        if not len(pixels) == len(labels) == counts.sum():
+            return None
+        ends = np.cumsum(counts)[:-1]
+        parts = np.split(pixels, ends), np.split(labels, ends)
+        return list(zip(names.tolist(), *parts, strict=True))
+    except Exception:  # of a damaged archive almost anything
+        return None
+
+
+def _parsed(file: pathlib.Path, content: bytes) -> Iterator[Writer]:
     try:
         users = json.loads(content)["user_data"]
         del content

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax.data import partition, sources
+from gptfl_jax.data.sources import femnist
 from gptfl_jax.errors import UserError
 from tests.handwriting import pictures, write_leaf, write_tff
 
@@ -69,6 +70,30 @@ def test_unsplit_files_give_a_part_of_each_writers_pictures(tmp_path):
     write_leaf(tmp_path / "all_data/all_data_2.json", {"w00": [1]})
     with pytest.raises(UserError, match="the writer w00, as has another file"):
         sources.load("femnist", str(tmp_path))
+
+
+def test_large_files_are_kept_as_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(femnist, "_SMALL_BYTES", 1)
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
+    of_leaf(tmp_path)
+    first = sources.load("femnist", str(tmp_path))
+    kept = sorted((tmp_path / "cache" / "femnist").iterdir())
+    assert len(kept) == 2
+
+    def fail(*_):
+        pytest.fail("is read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(femnist, "_parsed", fail)
+        again = sources.load("femnist", str(tmp_path))
+    for one, other in zip(first[:2], again[:2], strict=True):
+        np.testing.assert_array_equal(one.inputs, other.inputs)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert one.clients.tolist() == other.clients.tolist()
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-99])
+    again = sources.load("femnist", str(tmp_path))
+    np.testing.assert_array_equal(first.test.inputs, again.test.inputs)
 
 
 def test_what_is_no_femnist_is_refused_by_name(tmp_path):
