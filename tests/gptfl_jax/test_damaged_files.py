@@ -177,24 +177,29 @@ def write_tff(folder: pathlib.Path) -> None:
     handwriting.write_tff(folder / "emnist_all.sqlite", parts)
 
 
-TABLE = [("a", "cat"), ("b", "dog"), ("a", "cat"), ("b", "dog")]
+TABLE = [
+    ("train/cat/a.png", "cat"),
+    ("train/cat/b.png", "dog"),
+    ("test/cat/a.png", "cat"),
+    ("test/cat/b.png", "dog"),
+]
 
 
 def write_table_csv(folder: pathlib.Path) -> None:
     write_pictures(folder, "png")
-    rows = [f"train/cat/{name}.png,{label}" for name, label in TABLE]
+    rows = [",".join(row) for row in TABLE]
     (folder / "x.csv").write_text("\n".join(["file_name,label", *rows]))
 
 
 def write_table_lines(folder: pathlib.Path) -> None:
     write_pictures(folder, "png")
-    rows = [{"file_name": f"train/cat/{n}.png", "label": c} for n, c in TABLE]
+    rows = [{"file_name": name, "label": label} for name, label in TABLE]
     (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def write_table_parquet(folder: pathlib.Path) -> None:
     write_pictures(folder, "png")
-    rows = [{"file_name": f"train/cat/{n}.png", "label": c} for n, c in TABLE]
+    rows = [{"file_name": name, "label": label} for name, label in TABLE]
     table = pyarrow.Table.from_pylist(rows)
     pyarrow.parquet.write_table(table, folder / "x.parquet")
 
@@ -204,10 +209,11 @@ def read_table(ending: str, folder: pathlib.Path) -> None:
 
 
 def write_pictures(folder: pathlib.Path, ending: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    random = np.random.default_rng(0)
     for part in ("train", "test"):
         (folder / part / "cat").mkdir(parents=True)
         for name in ("a", "b"):
+            pixels = random.integers(0, 256, (9, 9, 3), np.uint8)
             path = folder / part / "cat" / f"{name}.{ending}"
             PIL.Image.fromarray(pixels).save(path)
 
