@@ -27,14 +27,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from generate import samples
-from gptfl_jax import drawing
+from gptfl_jax import drawing, planning
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
 from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators.speech import text_to_speech
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers, speakers_of
-from gptfl_jax.generators.speech.text_to_speech import TextToSpeech, vocoder_of
+from gptfl_jax.generators.speech.text_to_speech import (
+    TextToSpeech,
+    networks_of,
+    vocoder_of,
+)
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 from gptfl_jax.released import hub
 
 
@@ -163,8 +169,68 @@ def _settings(
     return samples.settings(config, names, others, prompts)
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take."""
+    prepare(config)
+    say(planning.table(plan(config, workdir)))
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+    """What a run takes at most: the networks by their config files.
+
+    Raises:
+        UserError: the model is unknown, or the classes.
+    """
+    options = config.generate
+    outline = samples.outline(config, workdir)
+    model, vocoder = networks_of(options.model, options.vocoder, options.dtype)
+    letters = max(len(text) for texts in outline.prompts.values() for text in texts)
+    lowered = text_to_speech.lower(
+        model,
+        vocoder,
+        batch=outline.batch,
+        letters=letters,
+        max_seconds=options.max_seconds,
+    )
+    sizes = {
+        name: planning.amount(planning.parameters(tree))
+        for name, tree in lowered.variables.items()
+    }
+    facts = [
+        (
+            "model",
+            f"{options.model} in {options.dtype}: {sizes['model']} parameters, its "
+            f"vocoder {sizes['vocoder']}",
+        ),
+        *outline.facts(config, "clips"),
+        (
+            "speaking",
+            f"texts of {letters} letters at most, {lowered.flops['steps of speech'][1]}"
+            " steps at most; most clips end sooner",
+        ),
+    ]
+    smaller = "lower config.generate.batch_size or max_seconds"
+    return planning.Plan(
+        "generate.speech",
+        facts,
+        resident=[
+            planning.Resident(
+                "weights", lowered.variables, "set config.generate.dtype='bfloat16'"
+            )
+        ],
+        programs=[
+            planning.Program(name, program, smaller)
+            for name, program in lowered.programs.items()
+        ],
+        work=[
+            planning.Work(name, flops, times * outline.batches)
+            for name, (flops, times) in lowered.flops.items()
+        ],
+    )
+
+
 def main() -> None:
-    launch(run, sections=("data", "prompts", "generate"))
+    launch(run, sections=("data", "prompts", "generate"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

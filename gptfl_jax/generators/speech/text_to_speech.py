@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int32, Key
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
@@ -96,8 +96,7 @@ class TextToSpeech:
         dtype = jnp.dtype(dtype)
         folder = _find(model)
         path = folder / "config.json"
-        config = SpeechT5Config.from_json(hub.read_json(path), str(path))
-        network = SpeechT5ForTextToSpeech(config, dtype)
+        network = _read_model(folder, dtype)
         file = hub.fetch_weights(folder, model, {"": _STEMS})[""]
         with building(path):
             shapes = speecht5.shapes(network)
@@ -115,9 +114,7 @@ class TextToSpeech:
         vocoder = vocoder or vocoder_of(model)
         folder = hub.snapshot(vocoder, ["config.json"])
         path = folder / "config.json"
-        vocoder_network = HifiGan(
-            HifiGanConfig.from_json(hub.read_json(path), str(path)), dtype
-        )
+        vocoder_network = _read_vocoder(folder, dtype)
         file = hub.fetch_weights(folder, vocoder, {"": _STEMS})[""]
         weights = hub.read_weights(file)
         with building(path):
@@ -224,13 +221,13 @@ class TextToSpeech:
         inputs = placement.split(
             _Inputs(tokens, speakers, limits, drawn, keep), self._mesh
         )
-        mels, steps = programs.speak(
-            most, self.variables["model"], inputs, jnp.float32(threshold)
+        mels, steps = programs.speak(most)(
+            self.variables["model"], inputs, jnp.float32(threshold)
         )
         lengths = np.asarray(steps) * config.reduction_factor
         frames = min(_rounded_up(int(lengths.max())), mels.shape[1])
-        mels = programs.refine(
-            frames, self.variables["model"], mels, placement.split(lengths, self._mesh)
+        mels = programs.refine(frames)(
+            self.variables["model"], mels, placement.split(lengths, self._mesh)
         )
         return mels[:batch], lengths[:batch]
 
@@ -297,17 +294,7 @@ class TextToSpeech:
     def _limits(self, tokens, max_seconds, max_frames_per_token):
         """Most steps of each text, and of any of this length when filled up."""
         config = self.model.config
-        rate = self.vocoder.config.sampling_rate
-        per_step = config.reduction_factor * math.prod(
-            self.vocoder.config.upsample_rates
-        )
-        seconds = min(
-            int(max_seconds * rate / per_step + 1e-6), config.max_speech_positions
-        )
-        if seconds < 1:
-            raise ValueError(
-                f"max_seconds = {max_seconds}: takes at least {per_step / rate}"
-            )
+        seconds = _most_steps(config, self.vocoder.config, max_seconds)
         lengths = (tokens != config.pad_token_id).sum(1)
         ratio = max_frames_per_token / config.reduction_factor
         limits = np.clip((lengths * ratio).astype(np.int32), 1, seconds)
@@ -336,6 +323,46 @@ def _find(model) -> pathlib.Path:
     return folder
 
 
+def _read_model(folder, dtype) -> SpeechT5ForTextToSpeech:
+    path = folder / "config.json"
+    config = SpeechT5Config.from_json(hub.read_json(path), str(path))
+    return SpeechT5ForTextToSpeech(config, jnp.dtype(dtype))
+
+
+def _read_vocoder(folder, dtype) -> HifiGan:
+    path = folder / "config.json"
+    config = HifiGanConfig.from_json(hub.read_json(path), str(path))
+    return HifiGan(config, jnp.dtype(dtype))
+
+
+def networks_of(
+    model: str | pathlib.Path,
+    vocoder: str | pathlib.Path = "",
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[SpeechT5ForTextToSpeech, HifiGan]:
+    """The networks by their config files alone, without weights.
+
+    Of Microsoft's releases these need not be there.
+
+    Raises:
+        UserError: as `TextToSpeech.from_pretrained`.
+    """
+    try:
+        network = _read_model(_find(model), dtype)
+        vocoder = vocoder or vocoder_of(model)
+    except hub.ModelNotFound:
+        if pathlib.PurePath(model).name != "speecht5_tts":
+            raise
+        network = SpeechT5ForTextToSpeech(SpeechT5Config(), jnp.dtype(dtype))
+        vocoder = vocoder or _VOCODER
+    try:
+        return network, _read_vocoder(hub.snapshot(vocoder, ["config.json"]), dtype)
+    except hub.ModelNotFound:
+        if pathlib.PurePath(vocoder).name != "speecht5_hifigan":
+            raise
+        return network, HifiGan(HifiGanConfig(), jnp.dtype(dtype))
+
+
 def vocoder_of(model: str | pathlib.Path) -> str | pathlib.Path:
     """The folder `vocoder` of a model, or the one that SpeechT5 was released with.
 
@@ -356,6 +383,20 @@ def _rounded_up(length: int) -> int:
     return power
 
 
+def _most_steps(
+    config: SpeechT5Config, vocoder: HifiGanConfig, max_seconds: int | float
+) -> int:
+    """Steps of the longest speech."""
+    rate = vocoder.sampling_rate
+    per_step = config.reduction_factor * math.prod(vocoder.upsample_rates)
+    steps = min(int(max_seconds * rate / per_step + 1e-6), config.max_speech_positions)
+    if steps < 1:
+        raise ValueError(
+            f"max_seconds = {max_seconds}: takes at least {per_step / rate}"
+        )
+    return steps
+
+
 class _Inputs(NamedTuple):
     """Of a batch; every row belongs to a sample. One of the last two is None."""
 
@@ -372,13 +413,8 @@ class _Programs(NamedTuple):
     vocode: Callable
 
 
-@functools.lru_cache(maxsize=8)
-def _programs(model, vocoder, mesh) -> _Programs:
-    """The compiled parts of speaking, each split over the devices of `mesh`.
-
-    Devices wait for each other only where a part ends. Convolutions stand outside of
-    the loop: inside they are 15 to 20 times slower on a CPU.
-    """
+def _functions(model) -> tuple[Callable, Callable]:
+    """What speaking consists of beside the vocoder: `speak` and `refine`."""
     config = model.config
     units = (config.speech_decoder_prenet_layers, config.speech_decoder_prenet_units)
 
@@ -426,6 +462,18 @@ def _programs(model, vocoder, mesh) -> _Programs:
     def refine(frames, variables, mels, lengths):
         return model.apply(variables, mels[:, :frames], lengths, method="refine")
 
+    return speak, refine
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(model, vocoder, mesh) -> _Programs:
+    """The compiled parts of speaking, each split over the devices of `mesh`.
+
+    Devices wait for each other only where a part ends. Convolutions stand outside of
+    the loop: inside they are 15 to 20 times slower on a CPU.
+    """
+    speak, refine = _functions(model)
+
     def split(function, *specs):
         """`function`, whose first argument is static, over the devices."""
 
@@ -434,10 +482,103 @@ def _programs(model, vocoder, mesh) -> _Programs:
             bound = functools.partial(function, static)
             return placement.compiled(bound, mesh, specs)
 
-        return lambda static, *arguments: program(static)(*arguments)
+        return program
 
     return _Programs(
         speak=split(speak, EVERYWHERE, SPLIT, EVERYWHERE),
         refine=split(refine, EVERYWHERE, SPLIT, SPLIT),
         vocode=placement.compiled(vocoder.apply, mesh, (EVERYWHERE, SPLIT, SPLIT)),
+    )
+
+
+class Lowered(NamedTuple):
+    """What speaking compiles, for arrays of some shapes."""
+
+    variables: dict[str, Any]
+    """Shapes, on the devices."""
+    programs: dict[str, jax.stages.Lowered]
+    """By what they do."""
+    flops: dict[str, tuple[float, int]]
+    """By what is done: floating-point operations, and how often at most for a batch."""
+
+
+def lower(
+    model: SpeechT5ForTextToSpeech,
+    vocoder: HifiGan,
+    *,
+    batch: int,
+    letters: int,
+    max_seconds: int | float = 10.0,
+    max_frames_per_token: int | float = 20.0,
+) -> Lowered:
+    """The programs that speak a batch, without their arrays.
+
+    Args:
+        model: of the networks, as `vocoder`.
+        batch: texts.
+        letters: of the longest.
+        max_seconds: as `TextToSpeech.__call__` takes it, as the next.
+        max_frames_per_token: see there.
+    """
+    config, mesh = model.config, placement.mesh()
+    rows = -(-batch // mesh.size) * mesh.size
+
+    def cast(x):
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(x.shape, model.dtype if floating else x.dtype)
+
+    variables = {"model": speecht5.shapes(model), "vocoder": hifigan.shapes(vocoder)}
+    variables = planning.shapes(jax.tree.map(cast, variables), mesh)
+
+    def split(dtype, *shape):
+        like = jax.ShapeDtypeStruct((rows, *shape), dtype)
+        return planning.shapes(like, mesh, SPLIT)
+
+    # A letter is a token, and the end is one.
+    tokens = min(_rounded_up(letters + 1), config.max_text_positions)
+    most = _most_steps(config, vocoder.config, max_seconds)
+    ratio = max_frames_per_token / config.reduction_factor
+    most = int(np.clip(int(tokens * ratio), 1, most))
+    frames = most * config.reduction_factor
+    key = jax.eval_shape(jax.random.key, 0)
+    inputs = _Inputs(
+        split(jnp.int32, tokens),
+        split(jnp.float32, config.speaker_embedding_dim),
+        split(jnp.int32),
+        split(key.dtype, *key.shape),
+        None,
+    )
+    threshold = jax.ShapeDtypeStruct((), jnp.float32)
+    mels = split(jnp.float32, frames, config.num_mel_bins)
+    lengths = split(jnp.int32)
+    compiled = _programs(model, vocoder, mesh)
+    speaking = variables["model"], inputs, threshold
+    refining = variables["model"], mels, lengths
+    vocoding = variables["vocoder"], mels, lengths
+    speak, refine = _functions(model)
+
+    def read(variables, tokens):
+        mask = tokens != config.pad_token_id
+        text = model.apply(variables, tokens, mask, method="encode")
+        return model.apply(variables, text, method="text")
+
+    reading = planning.flops(read, variables["model"], inputs.tokens)
+    # Its loop counts once: the texts, and a step.
+    once = planning.flops(functools.partial(speak, most), *speaking)
+    return Lowered(
+        variables,
+        {
+            "speaking": compiled.speak(most).lower(*speaking),
+            "refining": compiled.refine(frames).lower(*refining),
+            "the vocoder": compiled.vocode.lower(*vocoding),
+        },
+        {
+            "texts": (reading, 1),
+            "steps of speech": (once - reading, most),
+            "refining": (
+                planning.flops(functools.partial(refine, frames), *refining),
+                1,
+            ),
+            "the vocoder": (planning.flops(vocoder.apply, *vocoding), 1),
+        },
     )

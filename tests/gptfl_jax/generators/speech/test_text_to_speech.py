@@ -100,6 +100,45 @@ def test_lengths_are_capped(reference, pipeline):
         lengths(max_seconds=0.001)
 
 
+def test_what_is_lowered_takes_the_arrays_of_a_run(reference, pipeline):
+    speakers = reference["speakers"][:2]
+    tokens = pipeline._tokenize(["0", "1"])
+    lowered = text_to_speech.lower(
+        pipeline.model,
+        pipeline.vocoder,
+        batch=2,
+        letters=tokens.shape[1] - 1,
+        max_seconds=0.01,
+    )
+    same = jax.tree.map(
+        lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype),
+        dict(pipeline.variables),
+        lowered.variables,
+    )
+    assert jax.tree.all(same)
+    assert lowered.flops["steps of speech"][1] == 5
+    inputs = text_to_speech._Inputs(
+        tokens,
+        np.float32(speakers),
+        np.int32([5, 5]),
+        jax.random.split(jax.random.key(0)),
+        None,
+    )
+    run = lowered.programs["speaking"].compile()
+    mels, steps = run(pipeline.variables["model"], inputs, np.float32(9))
+    run = lowered.programs["refining"].compile()
+    mels = run(pipeline.variables["model"], mels, 2 * steps)
+    expected, lengths = pipeline.spectrograms(
+        ["0", "1"],
+        speakers,
+        key=inputs.keys,
+        threshold=9.0,
+        max_seconds=0.01,
+    )
+    assert lengths.tolist() == [10, 10]
+    np.testing.assert_allclose(mels, expected, rtol=0, atol=1e-5)
+
+
 def test_arguments_that_do_not_fit_are_refused(reference, pipeline):
     key, speaker = jax.random.key(0), reference["speakers"][0]
     for error, message, arguments, options in (
