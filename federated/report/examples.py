@@ -10,6 +10,7 @@ from federated import experiment
 from gptfl_jax import artifacts, drawing
 from gptfl_jax.data import audio, datasets, synthetic
 from gptfl_jax.data.images import read_picture
+from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
 
@@ -164,7 +165,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _of_each_class(
-    inputs: np.ndarray, labels: np.ndarray, classes: int, count: int
+    inputs: Rows, labels: np.ndarray, classes: int, count: int
 ) -> np.ndarray | None:
     """`count` examples of each class, spread evenly over those there are."""
     chosen = []

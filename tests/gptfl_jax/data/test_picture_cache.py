@@ -1,6 +1,8 @@
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +152,52 @@ def test_two_at_once_share_the_work(files):
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(one, range(2))) == [VALUES, VALUES]
     assert sorted(both.read) == list(range(10))
+
+
+PROGRAM = """
+import pathlib, sys, time
+from gptfl_jax.data import images, picture_cache
+
+picture_cache.BLOCK = 4
+
+def read(file):
+    print(file.stem, flush=True)
+    time.sleep(0.02)
+    return images.read_picture(file, 2, 3, crop=True)
+
+files = sorted(pathlib.Path(sys.argv[1]).glob("*.png"))
+decoded, _ = picture_cache.decode_files(files, read, [2], "pictures")
+rows = decoded.take(range(len(files)))
+print("grey", *rows[:, 0, 0, 0].tolist())
+"""
+
+
+@pytest.mark.long
+def test_a_process_that_is_killed_leaves_the_rest_to_others(tmp_path, cache):
+    folder = tmp_path / "many"
+    for i in range(48):
+        save_picture(folder / f"{i:02d}.png", np.full((4, 6, 3), 5 * i))
+
+    def start():
+        command = [sys.executable, "-c", PROGRAM, str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def end(process):
+        lines = process.communicate(timeout=120)[0].splitlines()
+        assert process.returncode == 0
+        (values,) = (line.split()[1:] for line in lines if line.startswith("grey"))
+        assert values == [str(5 * i) for i in range(48)]
+        return [line for line in lines if line.isdigit()]
+
+    killed, other = start(), start()
+    seen = [killed.stdout.readline() for _ in range(6)]
+    assert all(line.strip().isdigit() for line in seen)
+    killed.kill()
+    killed.communicate()
+    # Not all: whole blocks of the one that was killed are taken.
+    assert len(end(other)) < 48
+    assert end(start()) == []
+    assert not [path for path in cache.rglob(".*") if "part" in path.name]
 
 
 def full(monkeypatch, folder):
