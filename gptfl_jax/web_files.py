@@ -178,6 +178,13 @@ def _fetch(url: str, part: pathlib.Path, version: pathlib.Path, may_mix: bool) -
     except ValueError as error:
         raise DownloadFailed(url, str(error), "check the address") from error
     with reply:
+        if reply.headers.get_content_type() == "text/html":
+            raise DownloadFailed(
+                url,
+                "the server sends a page in its place",
+                "open the address in a browser, which shows why, or get the file by "
+                "other means and give its path",
+            )
         if reply.status != 206 or not _begins_at(reply, have):
             have = 0
         length = reply.headers.get("Content-Length", "")

@@ -20,6 +20,7 @@ class WebServer:
         url: its address, without a slash at the end.
         files: content by path, as "/a.pth".
         tags: the ETag of a path.
+        types: the Content-Type of a path.
         cuts: after how many bytes of the body to hang up: a number for each of the next
             requests, None for no cut.
         statuses: codes that the next requests are answered with, in place of files.
@@ -30,6 +31,7 @@ class WebServer:
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.tags: dict[str, str] = {}
+        self.types: dict[str, str] = {}
         self.cuts: list[int | None] = []
         self.statuses: list[int] = []
         self.sends_parts = True
@@ -59,6 +61,8 @@ class WebServer:
                     self.send_response(200)
                 if tag:
                     self.send_header("ETag", tag)
+                if self.path in outer.types:
+                    self.send_header("Content-Type", outer.types[self.path])
                 body = content[begin:]
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

@@ -61,7 +61,8 @@ def _folder_of(workdir: pathlib.Path, run: str) -> pathlib.Path:
     for folder in (workdir / run, workdir / "federated" / run):
         if (folder / FILE).is_file():
             return folder
-    there = sorted(path.parent.name for path in workdir.glob(f"**/{FILE}"))
+    files = [*workdir.glob(f"*/{FILE}"), *workdir.glob(f"federated/*/{FILE}")]
+    there = sorted(path.parent.name for path in files)
     raise UserError(
         f"--run={run}: no such run in {workdir}; there "
         + (f"are {', '.join(there)}" if there else "is none")

@@ -102,6 +102,11 @@ def test_what_fails_says_why_and_what_to_do(web_server, tmp_path):
     with pytest.raises(UserError, match=f"{DIGEST} and should begin with 0000"):
         web_files.download(url, path, "0000")
     assert not path.exists() and not (tmp_path / ".a.bin.part").exists()
+    web_server.files["/page.bin"] = b"<html>the link has expired</html>"
+    web_server.types["/page.bin"] = "text/html; charset=utf-8"
+    with pytest.raises(UserError, match="sends a page in its place.*in a browser"):
+        web_files.download(f"{web_server.url}/page.bin", path)
+    assert not path.exists()
     web_server.statuses = [503] * 5
     with pytest.raises(UserError, match="503 Service Unavailable.*start again, or"):
         web_files.download(url, path)
