@@ -15,12 +15,13 @@ an epoch of SGD. A GPU or TPU is needed. One federation in place of the comparis
         --config=configs/cifar10.py:init=synthetic,algorithm=fedopt
 
 Variants: `model=vgg19`, `convnet`, `resnet20`, `resnet18`, `resnet50` or another of
-`presets.PICTURE_MODELS` (with a workdir of its own); `ratio=3`, the paper's three
-synthetic pictures for a real one; `alpha=0.5`; `method=fedopt`, with the original's
-server step of 1e-6; `init=random`, `synthetic`, `imagenet`, `imagenet+synthetic`, or a
-file of weights. ImageNet's are torchvision's, got from the web at the first start;
-`weights=vgg19.pth` takes a file in their place. By `imagenet+synthetic` stage 2 starts
-from them as well, as the original's VGG-19 does.
+`presets.PICTURE_MODELS` (with a workdir of its own); `trainable=head` federates the
+last layer alone; `ratio=3` makes the paper's three synthetic pictures for a real one;
+`alpha=0.5`; `method=fedopt`, with the original's server step of 1e-6; `init=random`,
+`synthetic`, `imagenet`, `imagenet+synthetic`, or a file of weights. ImageNet's are
+torchvision's, got from the web at the first start; `weights=vgg19.pth` takes a file in
+their place. By `imagenet+synthetic` stage 2 starts from them as well, as the original's
+VGG-19 does.
 
 Published accuracy of VGG-19: 82.2 % by GPT-FL, 78.7 % by the best other method; one
 client a round (`cohort_size=1`) still reaches 80.4 %.
@@ -31,8 +32,9 @@ constants, of which the original takes CIFAR's own for real ones; clients are dr
 without replacement and weighted by their examples; and their rate is constant in a
 round. `faithful=True` does as the original, of these: it holds nothing out, draws with
 replacement, weights alike, lets the rate fall by a cosine over 100 steps, begun anew
-every round (it ends at 0.94 after a client's 16), and starts stage 2 of VGG-19 from
-ImageNet's weights while the baseline starts at random.
+every round (it ends at 0.94 after a client's 16), tests ResNet-20 by the statistics of
+each batch, and starts stage 2 of VGG-19 from ImageNet's weights while the baseline
+starts at random.
 
 The data are in $GPTFL_DATA_DIR/cifar10, or data/cifar10 where that is not set: the
 archive released at https://www.cs.toronto.edu/~kriz/cifar.html.

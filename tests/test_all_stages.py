@@ -48,7 +48,7 @@ FEW = {
     "train.epochs": 1,
     "federated.rounds": 1,
     "federated.cohort_size": 2,
-    "federated.local_steps": 0,
+    "federated.batch_size": 2,
     "federated.eval_every": 1,
     "federated.init": "synthetic",
 }

@@ -140,6 +140,8 @@ def test_variants_of_picture_configs(name):
 
     for model, (module, options) in presets.PICTURE_MODELS.items():
         config = read(f"model={model}")
+        if module == "vit" and not config.data.image_size:
+            options = {**options, "patch": 4}
         assert (config.model.name, config.model.options.to_dict()) == (module, options)
     for init, weights, initial in (
         *(("random", "", "random"), ("synthetic", "", "synthetic")),
@@ -170,7 +172,8 @@ def test_variants_of_picture_configs(name):
     assert cosine == ("cosine", 100)
     assert config.model.weights == "imagenet"
     assert starts(config) == {"scratch": "random", "gptfl": "synthetic"}
-    assert read("model=resnet20,faithful=True").model.weights == ""
+    plain = read("model=resnet20,faithful=True").model
+    assert plain.weights == "" and plain.options.track_running_stats is False
     config = read("faithful=False")
     assert config.federated.local_schedule == "constant"
 

@@ -54,6 +54,7 @@ PICTURE_ARGUMENTS = {
     "epochs": "train.epochs",
     "rounds": "federated.rounds",
     "algorithm": "federated.algorithm",
+    "trainable": "federated.trainable",
     "partition": "federated.partition",
     "alpha": "federated.partition_options.alpha",
     "num_clients": "federated.num_clients",
@@ -69,6 +70,10 @@ PICTURE_MODELS = {
     "resnet50": ("resnet_imagenet", {"depth": 50}),
     "vgg19": ("vgg", {"depth": 19}),
     "mobilenet_v2": ("mobilenet_v2", {}),
+    "shufflenet": ("shufflenet", {}),
+    "shufflenet_v2": ("shufflenet_v2", {}),
+    "vit_tiny": ("vit", {"size": "tiny"}),
+    "vit_small": ("vit", {"size": "small"}),
     "cnn": ("cnn", {}),
     "lenet": ("lenet", {}),
     "mlp": ("mlp", {}),
@@ -217,6 +222,8 @@ def gptfl_pictures(
 
     arg, model = take_choice(arg, "model", PICTURE_MODELS, model)
     config.model.name, config.model.options = PICTURE_MODELS[model]
+    if config.model.name == "vit" and not image_size:
+        config.model.options.patch = 4  # of its 16, two by two make a small picture
     arg, method = take_choice(arg, "method", PICTURE_METHODS)
     for field, value in PICTURE_METHODS.get(method, {}).items():
         put(config, f"federated.{field}", value)
@@ -233,6 +240,8 @@ def gptfl_pictures(
         federated.weighting = "uniform"
         federated.local_schedule = "cosine"
         federated.local_schedule_steps = 100
+        if config.model.name == "resnet":
+            config.model.options.track_running_stats = False
         if model == "vgg19":
             # Of its synthetic start alone: the baseline's is random.
             config.model.weights = config.model.weights or "imagenet"

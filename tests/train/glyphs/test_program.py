@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from gptfl_jax import artifacts, configuration, devices
+from gptfl_jax import artifacts, configuration, devices, launch
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from train.glyphs import program, shapes
@@ -29,7 +29,7 @@ def pen_atlas():
 
 
 def tiny_config(**fields):
-    config = configuration.default_config("text_to_image")
+    config = launch.read_config("glyphs")
     settings = {
         "vae_channels": (4, 4),
         "unet_channels": (16,),

@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 from safetensors.numpy import load_file
 
-from gptfl_jax import artifacts, configuration
+from gptfl_jax import artifacts, configuration, launch
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.generators.speech.speakers import read_speakers
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
@@ -19,7 +19,7 @@ from train.voices.corpus import make_corpus, voices_of
 
 
 def tiny_config(**fields):
-    config = configuration.default_config("text_to_speech")
+    config = launch.read_config("voices")
     settings = {
         "words": ("zero", "one", "cat"),
         "engines": ("hibari",),
