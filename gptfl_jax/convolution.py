@@ -13,6 +13,9 @@ inside a loop:
 - "row_split": any window without stride. The window is unfolded along the width only;
   one product gives the terms of every row of the window, which are summed afterwards.
   As many operations as the convolution has, half the memory traffic of "patches".
+- "shifts": depthwise windows, with one output for each channel: the sum of shifted
+  inputs, each times its weight, which XLA makes one loop of. A step of a 3x3 on 32x32
+  pictures and its gradient took a fifth of the time of "patches".
 - "patches": everything else (strides, groups, narrow inputs, one or three spatial axes,
   half precision): windows unfolded along all axes, then one product a group. Where
   another form was meant, the logger of this module says at level INFO why not.
@@ -46,7 +49,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-Form = Literal["lax", "patches", "row_split", "winograd", "winograd_strips"]
+Form = Literal["lax", "patches", "shifts", "row_split", "winograd", "winograd_strips"]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 # Up to this many numbers a window, gathering whole windows moves less memory than
@@ -186,6 +189,8 @@ def choose(
             return "lax"
         if _is_outside.value:
             return _choose_outside(inputs, kernel, geometry, precision)
+        if not _shifts_obstacle(inputs, kernel, geometry):
+            return "shifts"
         if _winograd_pays(inputs, kernel, geometry, precision):
             return "winograd"
         asked = "row_split"
@@ -198,6 +203,8 @@ def choose(
         obstacle = _winograd_obstacle(inputs, kernel, geometry)
     elif asked == "row_split":
         obstacle = _row_split_obstacle(inputs, kernel, geometry)
+    elif asked == "shifts":
+        obstacle = _shifts_obstacle(inputs, kernel, geometry)
     if not obstacle:
         return asked
     _logger.info(
@@ -345,6 +352,11 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 def _unfold(inputs, window, geometry):
     """[batch, *out, taps, channels]: what each window sees."""
+    return jnp.stack(_views(inputs, window, geometry), -2)
+
+
+def _views(inputs, window, geometry):
+    """[batch, *out, channels] for each tap: what windows see at that place."""
     out = geometry.out_sizes(inputs.shape[1:-1], window)
     x = _pad(inputs, {axis + 1: pad for axis, pad in enumerate(geometry.padding)})
     views = []
@@ -354,12 +366,18 @@ def _unfold(inputs, window, geometry):
             start = i * geometry.dilation[axis]
             view = _every(view, axis + 1, start, n, geometry.stride[axis])
         views.append(view)
-    return jnp.stack(views, -2)
+    return views
 
 
 def _fold(columns, window, geometry, sizes):
     """Transpose of `_unfold`: every position sums over the windows that saw it."""
-    out = columns.shape[1:-2]
+    seen = [columns[..., t, :] for t in range(columns.shape[-2])]
+    return _overlaid(seen, window, geometry, sizes)
+
+
+def _overlaid(seen, window, geometry, sizes):
+    """Transpose of `_views`."""
+    out = seen[0].shape[1:-1]
     parts = []
     for t, tap in enumerate(itertools.product(*map(range, window))):
         config = [(0, 0, 0)]
@@ -368,10 +386,55 @@ def _fold(columns, window, geometry, sizes):
             first = i * geometry.dilation[axis] - geometry.padding[axis][0]
             extent = max(0, (n - 1) * step + 1)
             config.append((first, sizes[axis] - first - extent, step - 1))
-        part = columns[..., t, :]
-        zero = jnp.zeros((), part.dtype)
-        parts.append(lax.pad(part, zero, [*config, (0, 0, 0)]))
+        zero = jnp.zeros((), seen[t].dtype)
+        parts.append(lax.pad(seen[t], zero, [*config, (0, 0, 0)]))
     return functools.reduce(jnp.add, parts)
+
+
+# --- shifts ---------------------------------------------------------------------------
+
+
+def _shifts_obstacle(inputs, kernel, geometry) -> str:
+    """Why this form does not apply; empty if it does."""
+    channels = inputs.shape[-1]
+    if not geometry.groups == channels == kernel.shape[-1] > 1:
+        return (
+            f"{geometry.groups} groups of {channels} channels for "
+            f"{kernel.shape[-1]} outputs"
+        )
+    if inputs.dtype not in (jnp.float32, jnp.float64):
+        return str(inputs.dtype)  # whose sums would be as narrow
+    return ""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifts(inputs, kernel, geometry, precision):
+    return _shifts_forward(inputs, kernel, geometry, precision)[0]
+
+
+def _shifts_forward(inputs, kernel, geometry, precision):
+    inputs = keep(inputs)
+    views = _views(inputs, kernel.shape[:-2], geometry)
+    taps = kernel.reshape(len(views), -1)
+    outputs = functools.reduce(
+        jnp.add, [view * tap for view, tap in zip(views, taps, strict=True)]
+    )
+    return outputs, (inputs, kernel)
+
+
+def _shifts_backward(geometry, precision, residuals, gradient):
+    inputs, kernel = residuals
+    gradient = keep(gradient)
+    window = kernel.shape[:-2]
+    views = _views(inputs, window, geometry)
+    axes = tuple(range(gradient.ndim - 1))
+    d_kernel = jnp.stack([jnp.sum(view * gradient, axes) for view in views])
+    seen = [gradient * tap for tap in kernel.reshape(len(views), -1)]
+    d_inputs = _overlaid(seen, window, geometry, inputs.shape[1:-1])
+    return d_inputs, d_kernel.reshape(kernel.shape)
+
+
+_shifts.defvjp(_shifts_forward, _shifts_backward)
 
 
 # --- row_split ------------------------------------------------------------------------
@@ -767,6 +830,7 @@ def _overlap_add(parts, axis, m, start, size):
 # Under `jit`, layers of one shape share what one of them has traced.
 _CPU_FORMS = {
     "patches": jax.jit(_patches, static_argnums=(2, 3)),
+    "shifts": jax.jit(_shifts, static_argnums=(2, 3)),
     "row_split": jax.jit(_row_split_in_blocks, static_argnums=(2, 3)),
     "winograd": jax.jit(_winograd, static_argnums=(2, 3)),
     "winograd_strips": jax.jit(_winograd_strips, static_argnums=(2, 3)),
