@@ -14,8 +14,9 @@ inside a loop:
   one product gives the terms of every row of the window, which are summed afterwards.
   As many operations as the convolution has, half the memory traffic of "patches".
 - "shifts": depthwise windows, with one output for each channel: the sum of shifted
-  inputs, each times its weight, which XLA makes one loop of. A step of a 3x3 on 32x32
-  pictures and its gradient took a fifth of the time of "patches".
+  inputs, each times its weight, which XLA makes one loop of. A 3x3 on 32x32x32 with its
+  gradient took a fifth of the time of "patches", MobileNetV2 an eighth, and a third of
+  that of "lax" outside of loops.
 - "patches": everything else (strides, groups, narrow inputs, one or three spatial axes,
   half precision): windows unfolded along all axes, then one product a group. Where
   another form was meant, the logger of this module says at level INFO why not.

@@ -83,9 +83,31 @@ def test_every_form_agrees_with_lax_conv(geometry):
             np.testing.assert_allclose(result, reference, rtol=0, atol=2e-12)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "window", "arguments"),
+    [
+        ((9, 8), (3, 3), dict(stride=(2, 1))),
+        ((9, 8), (3, 2), dict(dilation=(1, 3), padding=((-1, 0), (0, 4)))),
+        ((11,), (5,), dict(stride=2, padding="VALID")),
+    ],
+)
+def test_shifts_agree_with_lax_conv(sizes, window, arguments):
+    inputs, kernel = random(2, *sizes, 4), random(*window, 1, 4, seed=1)
+    arguments = {**arguments, "groups": 4}
+    shape = jax.eval_shape(lambda: nn.conv(inputs, kernel, **arguments)).shape
+    cotangent = random(*shape, seed=2)
+    with convolution.form("shifts"):
+        jaxpr = str(jax.make_jaxpr(lambda x: nn.conv(x, kernel, **arguments))(inputs))
+    assert "_shifts" in jaxpr
+    result = values_and_gradients("shifts", arguments, inputs, kernel, cotangent)
+    expected = values_and_gradients("lax", arguments, inputs, kernel, cotangent)
+    for ours, theirs in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
 def chosen(*, sizes, channels, window=(3, 3), dtype=jnp.float32, precision=None, **kw):
     return convolution.choose(
-        jnp.zeros((4, *sizes, channels[0]), dtype),
+        jnp.zeros((4, *sizes, channels[0] * kw.get("groups", 1)), dtype),
         jnp.zeros((*window, *channels), dtype),
         convolution.Geometry(
             convolution.each_axis(kw.get("stride", 1), len(sizes)),
@@ -143,6 +165,14 @@ def test_choice_on_a_cpu():
         ((3200,), (64, 64), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
         ((32,), (512, 512), (7,), {"padding": ((3, 3),)}, "patches", "patches"),
         ((32, 32), (320, 320), (3, 3), {"groups": 2}, "patches", "lax"),
+        # Of MobileNetV2.
+        ((32, 32), (192, 192), (3, 3), {"groups": 192}, "shifts", "lax"),
+        ((32, 32), (192, 384), (3, 3), {"groups": 192}, "patches", "lax"),
+        (
+            *((32, 32), (192, 192), (3, 3)),
+            {"groups": 192, "dtype": jnp.bfloat16},
+            *("patches", "lax"),
+        ),
     ],
 )
 def test_choice_by_place_and_shapes(sizes, channels, window, options, inside, outside):
