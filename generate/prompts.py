@@ -21,8 +21,8 @@ import jax
 from ml_collections import ConfigDict
 
 from generate import text_models
-from gptfl_jax import artifacts, choices, families, labels, prompting
-from gptfl_jax.data import sources
+from gptfl_jax import artifacts, choices, families, labels, planning, prompting
+from gptfl_jax.data import outline, sources
 from gptfl_jax.devices import wait_for_processes
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
@@ -63,9 +63,10 @@ def _request(config: ConfigDict, label_set: labels.LabelSet) -> prompting.Reques
     )
 
 
-def _make(
+def _selections(
     config: ConfigDict, request: prompting.Request, workdir: pathlib.Path
-) -> None:
+) -> dict[str, prompting.Selection]:
+    """The prompts of each class, and what was dropped."""
     method, per_class = config.prompts.method, config.prompts.per_class
     if method in prompting.TEXT_MODELS:
         sentences, per_class = text_models.draw(config, request, workdir), 0
@@ -90,6 +91,13 @@ def _make(
             "class; name the class in the sentences, or drop it from "
             "config.prompts.classes"
         )
+    return selections
+
+
+def _make(
+    config: ConfigDict, request: prompting.Request, workdir: pathlib.Path
+) -> None:
+    selections = _selections(config, request, workdir)
     path, record = workdir / "prompts.json", workdir / "run.json"
     before = path.read_bytes() if path.is_file() else b""
     artifacts.write_json(path, _content(config, request, selections))
@@ -188,8 +196,24 @@ def _summary(selections: dict[str, prompting.Selection], path: pathlib.Path) -> 
     return "\n".join(lines)
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take, or where no model draws them, what it would make."""
+    prepare(config)
+    label_set = label_set_of_config(config, outline.class_names)
+    method = config.prompts.method
+    if method in prompting.TEXT_MODELS:
+        plan = text_models.plan(config, len(label_set.classes))
+    else:
+        selections = _selections(config, _request(config, label_set), workdir)
+        kept = sum(len(selection.kept) for selection in selections.values())
+        name = choices.stem(method)
+        text = f"{kept:,} of {len(selections)} classes by {name}, which no model draws"
+        plan = planning.Plan("generate.prompts", [("prompts", text)])
+    say(planning.table(plan))
+
+
 def main() -> None:
-    launch(run, sections=("data", "prompts"))
+    launch(run, sections=("data", "prompts"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

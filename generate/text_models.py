@@ -19,12 +19,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from generate import wording
-from gptfl_jax import artifacts, choices, families, interruption, prompting
+from gptfl_jax import (
+    artifacts,
+    choices,
+    families,
+    interruption,
+    planning,
+    prompting,
+)
 from gptfl_jax.artifacts import checked_json
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.text.chat import Chat
 from gptfl_jax.generators.text.decoding import Decoding
-from gptfl_jax.generators.text.text_to_text import T5
+from gptfl_jax.generators.text.text_to_text import T5, lower, network_of
 from gptfl_jax.progress import Progress
 from gptfl_jax.released import hub
 
@@ -176,16 +183,77 @@ class _Drawn:
         return found
 
 
-def _commongen(config: ConfigDict, texts: dict[str, str]) -> _TextModel:
-    """A batch at once of a T5 that makes a sentence of words."""
+def _decoding(config: ConfigDict) -> Decoding:
     options = config.prompts
-    how = Decoding(
+    return Decoding(
         "sample",
         max_length=options.max_length,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
     )
+
+
+def plan(config: ConfigDict, classes: int) -> planning.Plan:
+    """What drawing the sentences of so many classes takes, at least.
+
+    Raises:
+        UserError: the text model is unknown.
+    """
+    options = config.prompts
+    count = options.per_class or _PROMPTS
+    wanted = (
+        f"{count:,} of each of {classes} classes, which are drawn until they differ"
+    )
+    if options.method == "chat":
+        return planning.Plan(
+            "generate.prompts",
+            [
+                ("prompts", wanted),
+                (
+                    "requests",
+                    f"at least {classes * count:,} to {options.chat_model} at "
+                    f"{options.chat_url}, {options.chat_requests} at once",
+                ),
+            ],
+        )
+    network = network_of(options.text_model, options.dtype)
+    lowered = lower(network, _decoding(config), options.batch_size)
+    batches = classes * -(-count // options.batch_size)
+    parameters = planning.amount(planning.parameters(lowered.params))
+    return planning.Plan(
+        "generate.prompts",
+        [
+            ("model", f"{options.text_model}, {parameters} parameters"),
+            ("prompts", wanted),
+            (
+                "batches",
+                f"at least {batches:,} of {options.batch_size} sentences of at most "
+                f"{options.max_length} tokens",
+            ),
+        ],
+        resident=[
+            planning.Resident(
+                "weights", lowered.params, "set config.prompts.dtype='bfloat16'"
+            )
+        ],
+        programs=[
+            planning.Program(
+                "a batch",
+                lowered.program,
+                "lower config.prompts.batch_size or max_length",
+            )
+        ],
+        work=[
+            planning.Work("texts", lowered.reading, batches),
+            planning.Work("tokens", lowered.step, batches * options.max_length),
+        ],
+    )
+
+
+def _commongen(config: ConfigDict, texts: dict[str, str]) -> _TextModel:
+    """A batch at once of a T5 that makes a sentence of words."""
+    options, how = config.prompts, _decoding(config)
     # Loaded when a sentence is missing.
     loaded: list[T5] = []
 

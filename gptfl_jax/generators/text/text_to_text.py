@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int, Key
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
 from gptfl_jax.generators.text import decoding
@@ -76,13 +76,7 @@ class T5:
         """
         folder, file = _fetch(path_or_id, revision)
         path = folder / "config.json"
-        options = hub.read_json(path)
-        if options.get("model_type", "t5") != "t5":
-            raise UserError(
-                f"{path}: model_type = {options['model_type']!r}, which is no T5: name "
-                "another model"
-            )
-        config = T5Config.from_json(options, str(path))
+        config = _read_config(folder)
         config, weights = current_weights(config, hub.open_weights(file))
         network = T5Network(config, dtype=jnp.dtype(dtype))
         with building(path):
@@ -213,11 +207,8 @@ def _answer_keys(key, shape):
     return key
 
 
-@functools.lru_cache(maxsize=32)
-def _program(
-    network: T5Network, mesh: Mesh, how: Decoding, by_text: bool
-) -> Callable[..., Int[Array, "texts sequences max_length"]]:
-    """The compiled function from tokens to answers, split over the devices."""
+def _answers(network: T5Network, how: Decoding) -> Callable[..., Array]:
+    """The function from tokens to answers."""
     config = network.config
     marks = decoding.Marks(config.start_token, config.eos_token_id, config.pad_token_id)
 
@@ -241,17 +232,110 @@ def _program(
         answers = decoding.decode(step, cache, texts * each, marks, how, keys)
         return answers.reshape(texts, each, -1)
 
+    return answer
+
+
+@functools.lru_cache(maxsize=32)
+def _program(
+    network: T5Network, mesh: Mesh, how: Decoding, by_text: bool
+) -> Callable[..., Int[Array, "texts sequences max_length"]]:
+    """The compiled function from tokens to answers, split over the devices."""
     texts = PartitionSpec("data") if by_text else PartitionSpec()
     answers = PartitionSpec("data") if by_text else PartitionSpec(None, "data")
     return placement.compiled(
-        answer, mesh, (PartitionSpec(), texts, texts, answers), answers
+        _answers(network, how),
+        mesh,
+        (PartitionSpec(), texts, texts, answers),
+        answers,
     )
+
+
+class Lowered(NamedTuple):
+    """What answering compiles, for arrays of some shapes."""
+
+    params: dict[str, Any]
+    """Shapes, on the devices."""
+    program: jax.stages.Lowered
+    reading: float
+    """Floating-point operations for the text."""
+    step: float
+    """For a token of all answers."""
+
+
+def lower(
+    network: T5Network, how: Decoding, num_sequences: int, length: int = _LENGTH_STEP
+) -> Lowered:
+    """The program that draws answers to one text, without its arrays.
+
+    Args:
+        how: of the method "sample".
+        num_sequences: answers.
+        length: tokens of the text, filled up.
+    """
+    mesh = placement.mesh()
+    params = planning.shapes(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, network.dtype),
+            network_shapes(network),
+        ),
+        mesh,
+    )
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_)
+    key = jax.eval_shape(jax.random.key, 0)
+    columns = len(placement.filled(num_sequences, mesh.size))
+    keys = jax.ShapeDtypeStruct((1, columns, *key.shape), key.dtype)
+
+    def read(params, tokens, mask):
+        return network.apply({"params": params}, tokens, mask, method="encode")
+
+    reading = planning.flops(read, params, tokens, mask)
+    # The loop over tokens counts once.
+    once = planning.flops(_answers(network, how), params, tokens, mask, keys)
+    program = _program(network, mesh, how, mesh.size == 1)
+    lowered = program.lower(params, tokens, mask, keys)
+    return Lowered(params, lowered, reading, once - reading)
+
+
+def network_of(path_or_id: str | pathlib.Path, dtype: DTypeLike) -> T5Network:
+    """The network by its config file alone, without weights.
+
+    Of a T5-base with a name that says so it need not be there.
+
+    Raises:
+        UserError: as `T5.from_pretrained`.
+    """
+    try:
+        folder = _find(path_or_id, None)
+    except hub.ModelNotFound:
+        if "t5-base" not in pathlib.PurePath(path_or_id).name:
+            raise
+        config = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+    else:
+        config = _read_config(folder)
+    return T5Network(config, dtype=jnp.dtype(dtype))
+
+
+def _read_config(folder: pathlib.Path) -> T5Config:
+    path = folder / "config.json"
+    options = hub.read_json(path)
+    if options.get("model_type", "t5") != "t5":
+        raise UserError(
+            f"{path}: model_type = {options['model_type']!r}, which is no T5: name "
+            "another model"
+        )
+    return T5Config.from_json(options, str(path))
+
+
+def _find(path_or_id, revision) -> pathlib.Path:
+    """The model's folder, with all but the weights."""
+    patterns = ["config.json", "tokenizer*", "spiece.model", "special_tokens_map.json"]
+    return hub.snapshot(path_or_id, patterns, revision)
 
 
 def _fetch(path_or_id, revision) -> tuple[pathlib.Path, pathlib.Path]:
     """The model's folder, and the file with its weights."""
-    patterns = ["config.json", "tokenizer*", "spiece.model", "special_tokens_map.json"]
-    folder = hub.snapshot(path_or_id, patterns, revision)
+    folder = _find(path_or_id, revision)
     # The second is the name that transformers gave to its `.bin` files.
     stems = {"t5": ["model", "pytorch_model"]}
     return folder, hub.fetch_weights(folder, path_or_id, stems, revision)["t5"]
