@@ -202,9 +202,7 @@ def plan(config: ConfigDict, classes: int) -> planning.Plan:
     """
     options = config.prompts
     count = options.per_class or _PROMPTS
-    wanted = (
-        f"{count:,} of each of {classes} classes, which are drawn until they differ"
-    )
+    wanted = f"{count:,} of each of {classes} classes, drawn until they differ"
     if options.method == "chat":
         return planning.Plan(
             "generate.prompts",
