@@ -54,7 +54,7 @@ from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import clients_mesh, place, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
-from gptfl_jax.progress import Progress
+from gptfl_jax.progress import Progress, say
 from gptfl_jax.trainable import Trainable, parted, whole
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -223,7 +223,7 @@ def simulate(
     rounds: int,
     cohort_size: int = 10,
     local: LocalTraining | None = None,
-    init: training.Variables | Classifier | Run | None = None,
+    init: training.Variables | Classifier | Run | str | None = None,
     seed: int = 0,
     model_options: Mapping[str, Any] = _NONE,
     algorithm_options: Mapping[str, Any] = _NONE,
@@ -250,7 +250,8 @@ def simulate(
         cohort_size: clients a round; all of them where there are fewer.
         local: how clients train; None: an epoch of SGD at 0.1 in batches of 32.
         init: weights to start from: variables, a classifier of `train` or
-            `load_classifier`, or another run; None: random ones.
+            `load_classifier`, another run, or released ones: a file, an address or a
+            name (`models.find_weights`); None: random ones.
         seed: of initial weights, cohorts and local training.
         model_options, algorithm_options, sampling_options, aggregation_options: of the
             choices by name, as their signatures have them.
@@ -312,7 +313,10 @@ def simulate(
     )
     variables = getattr(init, "variables", init)
     key = rounds_of.key_of(seed, rounds_of.INITIAL_WEIGHTS)
-    if variables is None:
+    if isinstance(init, str):
+        variables = _released(init, about, whole(learner.init(key)))
+        variables = parted(variables, jax.eval_shape(learner.init, key))
+    elif variables is None:
         variables = learner.init(key)
     else:
         variables = parted(variables, jax.eval_shape(learner.init, key))
@@ -346,6 +350,21 @@ def simulate(
     classifier = Classifier(learner, whole(state.variables), about)
     metrics = pandas.DataFrame(lines).set_index("round")
     return Run(name or called, metrics, classifier, state)
+
+
+def _released(
+    weights: str, about: Description, fresh: training.Variables
+) -> training.Variables:
+    if not about.model:
+        raise UserError(
+            f"init={weights!r}: the model was given as an object, and released weights "
+            "are found by a model's name: give it by name"
+        )
+    file = models.find_weights(weights, about.model, **about.options)
+    found, of_these_classes = models.load_weights(about.model, fresh, file)
+    head = "" if of_these_classes else ", but for the last layer, which is random"
+    say(f"initial weights: {weights}{head}")
+    return jax.tree.map(jax.numpy.asarray, found)
 
 
 def _algorithm(

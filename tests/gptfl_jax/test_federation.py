@@ -184,6 +184,20 @@ def test_a_run_goes_on_from_another(federation, arrays):
     assert accuracy == pytest.approx(second.metrics.accuracy[1])
 
 
+def test_a_run_starts_from_exported_weights(federation, tmp_path):
+    def simulated(model="logistic_regression", init=None):
+        return gf.simulate(federation, model, rounds=1, progress=False, init=init)
+
+    trained = simulated()
+    trained.classifier.save_weights(tmp_path / "w")
+    onward = simulated(init=str(tmp_path / "w"))
+    assert onward.metrics.loss[0] == pytest.approx(trained.metrics.loss[1], rel=1e-6)
+    with pytest.raises(UserError, match=r"as an object.*give it by name"):
+        simulated(Linear(), str(tmp_path / "w"))
+    with pytest.raises(UserError, match=r"none\.pth: there is no such file"):
+        simulated(init="none.pth")
+
+
 def test_without_a_test_set_nothing_is_tested(federation):
     run = run_of(federation._replace(test=None))
     assert "accuracy" not in run.metrics and "train_loss" in run.metrics
