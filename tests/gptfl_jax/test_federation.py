@@ -11,8 +11,9 @@ import pytest
 
 import gptfl_jax as gf
 from federated import simulate
-from gptfl_jax import configuration, training
+from gptfl_jax import configuration, exports, training
 from gptfl_jax.data.datasets import Dataset
+from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, client_rules, composition
 from gptfl_jax.fl import rounds as rounds_of
@@ -184,14 +185,20 @@ def test_a_run_goes_on_from_another(federation, arrays):
     assert accuracy == pytest.approx(second.metrics.accuracy[1])
 
 
-def test_a_run_starts_from_exported_weights(federation, tmp_path):
+def test_a_run_starts_from_exported_weights(federation, arrays, tmp_path):
     def simulated(model="logistic_regression", init=None):
         return gf.simulate(federation, model, rounds=1, progress=False, init=init)
 
-    trained = simulated()
-    trained.classifier.save_weights(tmp_path / "w")
-    onward = simulated(init=str(tmp_path / "w"))
-    assert onward.metrics.loss[0] == pytest.approx(trained.metrics.loss[1], rel=1e-6)
+    kernel = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    head = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
+    about = Description(
+        *("logistic_regression", {}, federation.class_names, federation.example)
+    )
+    exports.write(tmp_path / "w", about, {"params": {"classifier": head}})
+    powers = np.exp(arrays[0] @ kernel)
+    right = powers[np.arange(120), arrays[1]] / powers.sum(1)
+    run = simulated(init=str(tmp_path / "w"))
+    assert run.metrics.loss[0] == pytest.approx(-np.log(right).mean(), rel=1e-5)
     with pytest.raises(UserError, match=r"as an object.*give it by name"):
         simulated(Linear(), str(tmp_path / "w"))
     with pytest.raises(UserError, match=r"none\.pth: there is no such file"):
