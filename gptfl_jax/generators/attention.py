@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # Attention logits held at once, in elements of 4 bytes: above it, blocks of queries.
 _MAX_LOGITS = 2**28
@@ -21,6 +21,7 @@ def attention(
     value: Float[Array, "batch keys heads features"],
     *,
     causal: bool = False,
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch queries heads features"]:
     """softmax(query key^T / sqrt(features)) value, for each head.
 
@@ -34,12 +35,17 @@ def attention(
         key: What is compared with `query`.
         value: What is averaged.
         causal: Whether query i sees only keys 0 to i.
+        mask: The keys that are seen; None for all. At least one is.
 
     Returns:
         The averages, in the dtype of the inputs.
     """
     batch, queries, heads, _ = query.shape
     logits = queries * key.shape[1]
+    if mask is not None:
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None, None, :], is_causal=causal
+        )
     if _has_flash(query):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"

@@ -15,6 +15,9 @@ from gptfl_jax.generators.diffusion import solvers, unet, vae
 from gptfl_jax.generators.pictures import clip_text
 from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.generators.sounds import clap_text
+from gptfl_jax.generators.sounds.audioldm import AudioLDM
+from gptfl_jax.generators.sounds.networks import Networks as AudioLDMNetworks
 from gptfl_jax.generators.speech import hifigan, speecht5
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.generators.text import t5
@@ -65,7 +68,11 @@ def relative_error(ours, theirs) -> float:
 
 def unet_output(reference):
     network = unet.UNet2DCondition(unet.UNetConfig.from_json(reference["config"]))
-    inputs = [jnp.asarray(reference[n]) for n in ("latents", "timesteps", "context")]
+    inputs = [jnp.asarray(reference[n]) for n in ("latents", "timesteps")]
+    inputs += [
+        jnp.asarray(reference[n]) if n in reference else None
+        for n in ("context", "classes")
+    ]
     params = parameters(network, reference["weights"], inputs)
     with jax.default_matmul_precision("highest"):
         return jax.jit(network.apply)({"params": params}, *inputs)
@@ -89,6 +96,15 @@ def clip_text_output(reference):
     network = clip_text.CLIPTextModel(config)
     tokens = jnp.asarray(reference["tokens"])
     params = parameters(network, reference["weights"], [tokens], clip_text.current_name)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(network.apply)({"params": params}, tokens)
+
+
+def clap_text_output(reference):
+    config = clap_text.CLAPTextConfig.from_json(reference["config"])
+    network = clap_text.CLAPTextModel(config)
+    tokens = jnp.asarray(reference["tokens"])
+    params = parameters(network, reference["weights"], [tokens], clap_text.current_name)
     with jax.default_matmul_precision("highest"):
         return jax.jit(network.apply)({"params": params}, tokens)
 
@@ -197,6 +213,44 @@ def pipeline_images(reference, guidance_scale):
                 latents=reference["latents"],
                 num_steps=int(reference["num_steps"]),
                 guidance_scale=guidance_scale,
+            )
+        )
+
+
+def audioldm(reference, devices=None) -> AudioLDM:
+    """Our pipeline of the recorded configs; the tokens' row 0 is the empty prompt."""
+    configs, given = reference["configs"], reference["weights"]
+    networks = AudioLDMNetworks(
+        clap_text.CLAPTextModel(
+            clap_text.CLAPTextConfig.from_json(configs["text_encoder"])
+        ),
+        unet.UNet2DCondition(unet.UNetConfig.from_json(configs["unet"])),
+        vae.AutoencoderKL(vae.VAEConfig.from_json(configs["vae"])),
+        hifigan.HifiGan(hifigan.HifiGanConfig.from_json(configs["vocoder"])),
+    )
+    params = {
+        name: torch_weights.from_torch(shapes, weights(given[name]), name)
+        for name, shapes in networks.shapes().items()
+        if name != "vocoder"
+    }
+    params["vocoder"] = hifigan.from_torch(
+        networks.vocoder, weights(given["vocoder"]), "vocoder"
+    )
+    solver = solvers.DDIM.from_json(configs["scheduler"])
+    tokenizer = RecordedTokenizer(reference["tokens"])
+    return AudioLDM(networks, params, tokenizer, solver, devices)
+
+
+def audioldm_waves(reference, guidance_scale):
+    prompts = [str(row) for row in range(1, len(reference["tokens"]))]
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(
+            audioldm(reference)(
+                prompts,
+                latents=reference["latents"],
+                num_steps=int(reference["num_steps"]),
+                guidance_scale=guidance_scale,
+                duration_s=float(reference["duration_s"]),
             )
         )
 

@@ -583,9 +583,10 @@ def saved_tensors() -> dict:
     return tensors
 
 
-def main() -> None:
+def record(cases: dict) -> None:
+    """Writes the cases that the command line names, or all."""
     versions = json.dumps(VERSIONS)
-    for name, case in CASES.items():
+    for name, case in cases.items():
         if len(sys.argv) > 1 and name not in sys.argv[1:]:
             continue
         arrays = {
@@ -593,6 +594,10 @@ def main() -> None:
             for key, value in case().items()
         }
         np.savez_compressed(FOLDER / f"{name}.npz", versions=versions, **arrays)
+
+
+def main() -> None:
+    record(CASES)
     if len(sys.argv) > 1:
         return
     for name in REAL_CONFIGS:

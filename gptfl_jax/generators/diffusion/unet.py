@@ -1,7 +1,8 @@
-"""The conditional denoising UNet of Stable Diffusion (`UNet2DConditionModel`).
+"""The conditional denoising UNet of latent diffusion (`UNet2DConditionModel`).
 
-Latent Diffusion: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion
-Models" (arXiv 2112.10752), with the options of the 1.x and 2.x releases.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
+(arXiv 2112.10752), with the options of Stable Diffusion 1.x and 2.x and of AudioLDM
+(Liu et al., arXiv 2301.12503), whose condition is a vector beside the time.
 """
 
 import dataclasses
@@ -43,7 +44,13 @@ class UNetConfig(ModelConfig):
         up_block_types: coarsest first: "UpBlock2D" or "CrossAttnUpBlock2D".
         block_out_channels: channels a resolution, finest first.
         layers_per_block: residual blocks on the way down, one less than on the way up.
-        cross_attention_dim: features of the context.
+        class_embed_type: "simple_projection" where a matrix projects a vector that
+            describes the sample to the size of the time embedding; None without one.
+        class_embeddings_concat: the projected vector stands beside the time embedding
+            instead of being added to it.
+        projection_class_embeddings_input_dim: features of that vector.
+        cross_attention_dim: features of the context, one for all or one a resolution;
+            without a context no effect.
         attention_head_dim: the NUMBER of attention heads (the name is an old mistake of
             the file format).
         transformer_layers_per_block: depth of each transformer.
@@ -63,8 +70,6 @@ class UNetConfig(ModelConfig):
         "addition_time_embed_dim": (None,),
         "attention_type": ("default",),
         "center_input_sample": (False,),
-        "class_embed_type": (None,),
-        "class_embeddings_concat": (False, None),
         "conv_in_kernel": (3,),
         "conv_out_kernel": (3,),
         "cross_attention_norm": (None,),
@@ -77,7 +82,6 @@ class UNetConfig(ModelConfig):
         "num_attention_heads": (None,),
         "num_class_embeds": (None,),
         "only_cross_attention": (False,),
-        "projection_class_embeddings_input_dim": (None,),
         "resnet_out_scale_factor": (1,),
         "resnet_skip_time_act": (False,),
         "resnet_time_scale_shift": ("default",),
@@ -98,7 +102,10 @@ class UNetConfig(ModelConfig):
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int | tuple[int, ...] = 2
-    cross_attention_dim: int = 1280
+    class_embed_type: str | None = None
+    class_embeddings_concat: bool | None = False
+    projection_class_embeddings_input_dim: int | None = None
+    cross_attention_dim: int | tuple[int, ...] = 1280
     attention_head_dim: int | tuple[int, ...] = 8
     transformer_layers_per_block: int | tuple[int, ...] = 1
     use_linear_projection: bool = False
@@ -114,6 +121,7 @@ class UNetConfig(ModelConfig):
             ("down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D")),
             ("up_block_types", ("UpBlock2D", "CrossAttnUpBlock2D")),
             ("mid_block_type", ("UNetMidBlock2DCrossAttn", None)),
+            ("class_embed_type", ("simple_projection", None)),
         ):
             types = getattr(self, name)
             for block in types if isinstance(types, tuple) else (types,):
@@ -123,6 +131,7 @@ class UNetConfig(ModelConfig):
             "down_block_types",
             "up_block_types",
             "layers_per_block",
+            "cross_attention_dim",
             "attention_head_dim",
             "transformer_layers_per_block",
         ):
@@ -132,6 +141,19 @@ class UNetConfig(ModelConfig):
                     f"{name} = {value}: takes one value for each of the {levels} "
                     "resolutions in block_out_channels"
                 )
+        has_classes = self.class_embed_type is not None
+        if has_classes != (self.projection_class_embeddings_input_dim is not None):
+            raise UserError(
+                f"class_embed_type = {self.class_embed_type!r} beside "
+                "projection_class_embeddings_input_dim = "
+                f"{self.projection_class_embeddings_input_dim}: UNetConfig takes both "
+                "or neither"
+            )
+        if self.class_embeddings_concat and not has_classes:
+            raise UserError(
+                "class_embeddings_concat = True: UNetConfig takes it beside "
+                "class_embed_type = 'simple_projection'"
+            )
 
 
 class TransformerBlock(linen.Module):
@@ -325,7 +347,7 @@ def project_context(
 
 
 class UNet2DCondition(linen.Module):
-    """Predicts noise, velocity or the clean latents from noisy latents and a context.
+    """Predicts noise, velocity or the clean latents from noisy latents and a condition.
 
     Attributes:
         config: the options.
@@ -341,6 +363,7 @@ class UNet2DCondition(linen.Module):
         latents: Float[Array, "batch height width in_channels"],
         timesteps: Float[Array, "#batch"] | Int[Array, "#batch"],
         context: Float[Array, "batch keys context_features"] | None,
+        classes: Float[Array, "batch class_features"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """Denoises one step.
 
@@ -350,8 +373,18 @@ class UNet2DCondition(linen.Module):
                 a sample or one for all.
             context: the prompt's embedding; None makes the second attention of each
                 transformer block one to itself.
+            classes: the vector that describes the sample, where the config has a
+                `class_embed_type`.
+
+        Raises:
+            ValueError: classes are missing, or are none of the config's.
         """
         config = self.config
+        if (classes is None) != (config.class_embed_type is None):
+            raise ValueError(
+                f"class_embed_type = {config.class_embed_type!r}: takes "
+                + ("no classes" if classes is not None else "classes")
+            )
         features, levels = config.block_out_channels, len(config.block_out_channels)
         time_embedding = sinusoidal_embedding(
             timesteps.astype(jnp.float32),
@@ -362,6 +395,16 @@ class UNet2DCondition(linen.Module):
         time_embedding = _TimeEmbedding(
             4 * features[0], dtype=self.dtype, name="time_embedding"
         )(time_embedding.astype(self.dtype))
+        if classes is not None:
+            project = linen.Dense(
+                4 * features[0], dtype=self.dtype, name="class_embedding"
+            )
+            projected = project(classes.astype(self.dtype))
+            if config.class_embeddings_concat:
+                time_embedding = jnp.broadcast_to(time_embedding, projected.shape)
+                time_embedding = jnp.concatenate([time_embedding, projected], axis=-1)
+            else:
+                time_embedding += projected
         if context is not None:
             context = context.astype(self.dtype)
 

@@ -1,19 +1,19 @@
-"""How Stable Diffusion makes pictures of latents: its programs, and how they follow."""
+"""Stable Diffusion's networks, and what sampling with them compiles."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from gptfl_jax import planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
 from gptfl_jax.generators.diffusion import blocks, solvers
+from gptfl_jax.generators.diffusion import sampling as diffusion
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, project_context
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.clip_text import CLIPTextModel
@@ -76,122 +76,33 @@ class Networks:
             sides.append(value // factor)
         return (*sides, config.in_channels)
 
+    # What `gptfl_jax.generators.diffusion.sampling` asks for.
 
-class Start(NamedTuple):
-    """What a batch starts from; every row belongs to a sample.
+    def encode(self, params: Any, tokens: Array) -> Array:
+        return self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
 
-    `negative_tokens` is None without guidance, and one row when it is the same for all.
-    One of `keys` and `latents` is None.
-    """
+    def condition(self, params: Any, encoded: Array) -> tuple[Array, dict[str, Any]]:
+        return encoded, project_context(params["unet"], encoded, self.unet.dtype)
 
-    tokens: Any
-    negative_tokens: Any
-    guidance: Any
-    keys: Any
-    latents: Any
-
-
-class State(NamedTuple):
-    """The sampler's state between two steps."""
-
-    sample: Float[Array, "batch height width channels"]
-    clean: Float[Array, "batch height width channels"]
-
-
-def sample(networks, shape, mesh, params, start, schedule):
-    """Images, by the loop that suits the backend."""
-    programs = programs_of(networks, shape, mesh, _specs(start))
-    if jax.default_backend() != "cpu":
-        return programs.whole(params, start, schedule)
-    # Convolutions inside a loop of XLA's are 15 to 20 times slower on a CPU.
-    context, state = programs.begin(params, start)
-    for i in range(len(schedule.timesteps)):
-        row = jax.tree.map(lambda column, i=i: column[i], schedule)
-        state = programs.step(params["unet"], row, context, start.guidance, state)
-    if mesh.size > 1:
-        return programs.end(params["vae"], state.sample)
-    config = networks.vae.config
-    height, width = (size * config.factor for size in shape[:2])
-    return placement.in_parts(
-        lambda sample: programs.end(params["vae"], sample),
-        state.sample,
-        config.pictures_at_once(height, width),
-    )
-
-
-class _Functions(NamedTuple):
-    whole: Callable
-    begin: Callable
-    step: Callable
-    end: Callable
-
-
-def functions(networks: Networks, shape: Sequence[int]) -> _Functions:
-    """What sampling consists of; `shape` is that of a picture's latents."""
-
-    def begin(params, start):
-        def encode(tokens):
-            variables = {"params": params["text_encoder"]}
-            return networks.text_encoder.apply(variables, tokens)
-
-        context = encode(start.tokens)
-        if start.negative_tokens is not None:
-            negative = encode(start.negative_tokens)
-            negative = jnp.broadcast_to(negative, context.shape)
-            context = jnp.concatenate([negative, context])
-        projected = project_context(params["unet"], context, networks.unet.dtype)
-        sample = start.latents
-        if sample is None:
-            sample = jax.vmap(lambda key: jax.random.normal(key, shape))(start.keys)
-        return (context, projected), State(sample, jnp.zeros_like(sample))
-
-    def step(params, row, context, guidance, state):
-        sample, clean = state
-        context, projected = context
-        guided = len(context) > len(sample)
-        inputs = jnp.concatenate([sample, sample]) if guided else sample
-        timesteps = row.timesteps[None]
+    def predict(
+        self, params: Any, latents: Array, timesteps: Array, conditions: Any
+    ) -> Array:
+        context, projected = conditions
         variables = {"params": params, "context": projected}
-        output = networks.unet.apply(variables, inputs, timesteps, context)
-        output = output.astype(jnp.float32)
-        if guided:
-            negative, positive = jnp.split(output, 2)
-            strength = guidance[:, None, None, None]
-            output = negative + strength * (positive - negative)
-        return State(*solvers.step(row, sample, output, clean))
+        return self.unet.apply(variables, latents, timesteps, context)
 
-    def end(params, sample):
-        latents = sample / networks.vae.config.scaling_factor
-        images = networks.vae.apply({"params": params}, latents, method="decode")
+    def decoder(self, params: Any) -> Any:
+        return params["vae"]
+
+    def decode(self, params: Any, latents: Array) -> Array:
+        latents = latents / self.vae.config.scaling_factor
+        images = self.vae.apply({"params": params}, latents, method="decode")
         images = jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
         return jnp.round(images * 255).astype(jnp.uint8)
 
-    def whole(params, start, schedule):
-        context, state = begin(params, start)
-
-        def body(state, row):
-            return step(params["unet"], row, context, start.guidance, state), None
-
-        state, _ = jax.lax.scan(body, state, schedule)
-        return end(params["vae"], state.sample)
-
-    return _Functions(whole, begin, step, end)
-
-
-@functools.lru_cache(maxsize=32)
-def programs_of(networks, shape, mesh, specs) -> _Functions:
-    """The compiled parts of sampling, each split over the devices of `mesh`."""
-    whole, begin, step, end = functions(networks, shape)
-
-    def program(function, *in_specs, donate=()):
-        return placement.compiled(function, mesh, in_specs, donate=donate)
-
-    return _Functions(
-        whole=program(whole, EVERYWHERE, specs, EVERYWHERE),
-        begin=program(begin, EVERYWHERE, specs),
-        step=program(step, EVERYWHERE, EVERYWHERE, SPLIT, SPLIT, SPLIT, donate=(4,)),
-        end=program(end, EVERYWHERE, SPLIT),
-    )
+    def decoded_at_once(self, shape: Sequence[int]) -> int:
+        height, width = (size * self.vae.config.factor for size in shape[:2])
+        return self.vae.config.pictures_at_once(height, width)
 
 
 class Lowered(NamedTuple):
@@ -231,7 +142,7 @@ def lower(
     )
     tokens = networks.text_encoder.config.max_position_embeddings
     key = jax.eval_shape(jax.random.key, 0)
-    start = Start(
+    start = diffusion.Start(
         tokens=_rows(mesh, SPLIT, rows, (tokens,), jnp.int32),
         negative_tokens=_rows(mesh, EVERYWHERE, 1, (tokens,), jnp.int32)
         if guided
@@ -242,17 +153,17 @@ def lower(
     )
     schedule = jax.eval_shape(lambda: solvers.DPMSolver().schedule(num_steps))
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), schedule)
-    plain = functions(networks, tuple(shape))
+    plain = diffusion.functions(networks, tuple(shape))
     context, state = jax.eval_shape(plain.begin, params, start)
     context, state = planning.shapes((context, state), mesh, SPLIT)
     step = params["unet"], row, context, start.guidance, state
-    compiled = programs_of(networks, tuple(shape), mesh, _specs(start))
+    compiled = diffusion.programs_of(
+        networks, tuple(shape), mesh, diffusion.specs(start)
+    )
     if jax.default_backend() == "cpu":
-        config = networks.vae.config
         size = rows
         if mesh.size == 1:
-            height, width = (side * config.factor for side in shape[:2])
-            size = placement.part_size(rows, config.pictures_at_once(height, width))
+            size = placement.part_size(rows, networks.decoded_at_once(shape))
         part = _rows(mesh, SPLIT, size, tuple(shape), state.sample.dtype)
         programs = {
             "texts": compiled.begin.lower(params, start),
@@ -271,11 +182,3 @@ def lower(
 
 def _rows(mesh, spec, count, shape, dtype) -> jax.ShapeDtypeStruct:
     return planning.shapes(jax.ShapeDtypeStruct((count, *shape), dtype), mesh, spec)
-
-
-def _specs(start: Start) -> Start:
-    """How a batch lies on the devices."""
-    specs = jax.tree.map(lambda _: SPLIT, start)
-    if start.negative_tokens is not None and start.negative_tokens.shape[0] == 1:
-        specs = specs._replace(negative_tokens=EVERYWHERE)
-    return specs

@@ -6,8 +6,8 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models"
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Int, Key, UInt8
 
-from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
-from gptfl_jax.generators.diffusion import vae
+from gptfl_jax.generators.diffusion import folders, sampling, vae
+from gptfl_jax.generators.diffusion.folders import Component
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import (
     UNet2DCondition,
@@ -28,34 +28,24 @@ from gptfl_jax.generators.diffusion.unet import (
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures import clip_text
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
-from gptfl_jax.generators.pictures.sampling import Networks, Start, sample
+from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.generators.placement import EVERYWHERE
-from gptfl_jax.released import hub, torch_weights
+from gptfl_jax.released import hub
 from gptfl_jax.released.model_config import building
 
-
-class _Component(NamedTuple):
-    """A network of the pipeline: its folder, files and classes."""
-
-    library: str
-    stem: str  # of its weights, in the component's folder
-    config: type
-    network: type
-    current_name: Callable[[str], str | None]
-
-
 _COMPONENTS = {
-    "text_encoder": _Component(
-        "transformers", "model", CLIPTextConfig, CLIPTextModel, clip_text.current_name
+    "text_encoder": Component(
+        "transformers",
+        "model",
+        CLIPTextConfig,
+        CLIPTextModel,
+        clip_text.current_name,
+        "text_model.",
     ),
-    "unet": _Component(
-        "diffusers",
-        "diffusion_pytorch_model",
-        UNetConfig,
-        UNet2DCondition,
-        lambda name: name,
+    "unet": Component(
+        "diffusers", "diffusion_pytorch_model", UNetConfig, UNet2DCondition
     ),
-    "vae": _Component(
+    "vae": Component(
         "diffusers",
         "diffusion_pytorch_model",
         VAEConfig,
@@ -142,27 +132,18 @@ class StableDiffusion:
             UserError: if there is no such model, a file is missing or damaged, or it is
                 not a text-to-image model of Stable Diffusion 1.x or 2.x.
         """
-        samplers = {"dpmsolver++": DPMSolver, "ddim": DDIM}
-        if isinstance(solver, str) and solver not in samplers:
-            raise UserError(f"solver = {solver!r}: takes {' or '.join(samplers)}")
-        folder, files = _fetch(path_or_id, revision)
-        networks = _read_networks(folder, dtype)
+        folders.check_solver(solver)
+        folder = _find(path_or_id, revision)
+        files = folders.fetch_weights(folder, path_or_id, _COMPONENTS, revision)
+        networks = Networks(**folders.read_networks(folder, _COMPONENTS, dtype))
         with building(folder):
-            all_shapes = networks.shapes()
-        params = {}
-        for name, shapes in all_shapes.items():
-            params[name] = torch_weights.from_torch(
-                shapes,
-                hub.open_weights(files[name]),
-                str(files[name]),
-                _COMPONENTS[name].current_name,
-                dtype,
-                torch_weights.on_device,
-            )
-        if isinstance(solver, str):
-            path = folder / "scheduler" / "scheduler_config.json"
-            solver = samplers[solver].from_json(hub.read_json(path), str(path))
-        return cls(networks, params, _load_tokenizer(folder), solver)
+            shapes = networks.shapes()
+        params = {
+            name: folders.read_params(component, shapes[name], files[name], dtype)
+            for name, component in _COMPONENTS.items()
+        }
+        solver = folders.read_solver(folder, solver)
+        return cls(networks, params, folders.load_tokenizer(folder), solver)
 
     def __call__(
         self,
@@ -203,9 +184,8 @@ class StableDiffusion:
             UserError: if a size or the number of steps is not one the model can make.
             ValueError: if the arguments do not fit together.
         """
+        sampling.check_prompts(prompts)
         batch = len(prompts)
-        if isinstance(prompts, str) or not batch:
-            raise ValueError("prompts: takes a list of at least one prompt")
         config, factor = self.networks.unet.config, self.networks.vae.config.factor
         shape = self.networks.latent_shape(height, width)
         if latents is not None:
@@ -218,35 +198,12 @@ class StableDiffusion:
                     f"{batch} prompts and images of {shape[0] * factor} x "
                     f"{shape[1] * factor} pixels"
                 )
-            keys = None
-        elif key is None:
-            raise ValueError("takes a key, or latents, to start from")
-        else:
-            keys = placement.sample_keys(key, batch, "prompts")
-        guidance = np.asarray(guidance_scale, np.float32)
-        if guidance.shape not in ((), (batch,)) or not np.isfinite(guidance).all():
-            raise ValueError(
-                f"guidance_scale of shape {guidance.shape}: takes a finite number, or "
-                f"{batch} of them"
-            )
-        # Drawn values may all be 1 in some batch: it runs the program of the others.
-        guided = guidance.ndim == 1 or guidance > 1
-        guidance = np.broadcast_to(np.maximum(guidance, 1), (batch,))
-        tokens = self._tokenize(prompts)
-        negative_tokens = None
-        if guided:
-            if negative_prompts is None or isinstance(negative_prompts, str):
-                negative_tokens = self._tokenize([negative_prompts or ""])
-            elif len(negative_prompts) == batch:
-                negative_tokens = self._tokenize(negative_prompts)
-            else:
-                raise ValueError(
-                    f"{len(negative_prompts)} negative prompts for {batch} prompts"
-                )
-        start = Start(tokens, negative_tokens, guidance, keys, latents)
+        start = sampling.make_start(
+            prompts, self._tokenize, key, guidance_scale, negative_prompts, latents
+        )
         schedule = self.solver.schedule(num_steps)
-        images = sample(
-            self.networks, shape, self._mesh, self.params, self._split(start), schedule
+        images = sampling.sample(
+            self.networks, shape, self._mesh, self.params, start, schedule
         )
         return images[:batch]
 
@@ -259,34 +216,24 @@ class StableDiffusion:
             folder: where to; files that are there already are replaced.
             dtype: of the weights; by default as they are.
         """
-        folder = pathlib.Path(folder)
-        index: dict[str, Any] = {
+        index = {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": "0.42.1",
             "feature_extractor": [None, None],
             "image_encoder": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", self.solver.torch_class],
-            "tokenizer": ["transformers", _tokenizer_class(self.tokenizer)],
         }
-        for name, component in _COMPONENTS.items():
-            config = getattr(self.networks, name).config
-            index[name] = [component.library, config.torch_class]
-            weights = torch_weights.to_torch(jax.device_get(self.params[name]))
-            if dtype is not None:
-                weights = {key: value.astype(dtype) for key, value in weights.items()}
-            if name == "text_encoder":
-                # The name that every version of transformers reads.
-                weights = {f"text_model.{key}": value for key, value in weights.items()}
-            hub.write_weights(folder / name / f"{component.stem}.safetensors", weights)
-            artifacts.write_json(folder / name / "config.json", config.to_json())
-        artifacts.write_json(
-            folder / "scheduler" / "scheduler_config.json", self.solver.to_json()
+        folders.save(
+            pathlib.Path(folder),
+            index,
+            _COMPONENTS,
+            {name: getattr(self.networks, name).config for name in _COMPONENTS},
+            {name: folders.weights_of(self.params[name]) for name in _COMPONENTS},
+            self.solver,
+            self.tokenizer,
+            dtype,
         )
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        # Last: a folder with an index is a whole one.
-        artifacts.write_json(folder / "model_index.json", index)
 
     def _tokenize(self, prompts) -> Int[np.ndarray, "prompts length"]:
         longest = self.networks.text_encoder.config.max_position_embeddings
@@ -298,23 +245,8 @@ class StableDiffusion:
             return_tensors="np",
         )
         tokens = np.asarray(tokens.input_ids, np.int32)
-        known = self.networks.text_encoder.config.vocab_size
-        if tokens.max() >= known:
-            raise UserError(
-                f"the tokenizer makes token {tokens.max()}, but the text encoder knows "
-                f"only {known}: they belong to different models"
-            )
+        sampling.check_tokens(tokens, self.networks.text_encoder.config.vocab_size)
         return tokens
-
-    def _split(self, start):
-        """The rows over the devices, but a negative prompt for all is on each."""
-        shared = None
-        if start.negative_tokens is not None and len(start.negative_tokens) == 1:
-            everywhere = NamedSharding(self._mesh, EVERYWHERE)
-            shared = jax.device_put(start.negative_tokens, everywhere)
-            start = start._replace(negative_tokens=None)
-        start = placement.split(start, self._mesh)
-        return start if shared is None else start._replace(negative_tokens=shared)
 
 
 # Files ------------------------------------------------------------------------------
@@ -366,68 +298,22 @@ def networks_of(
         UserError: as `StableDiffusion.from_pretrained`.
     """
     try:
-        return _read_networks(_find(path_or_id, None), dtype)
+        folder = _find(path_or_id, None)
+        return Networks(**folders.read_networks(folder, _COMPONENTS, dtype))
     except hub.ModelNotFound:
         release = _RELEASES.get(pathlib.PurePath(path_or_id).name)
         if release is None:
             raise
     options = dict(zip(("text_encoder", "unet", "vae"), (*release, _VAE), strict=True))
-    return _make_networks(
-        {name: c.config(**options[name]) for name, c in _COMPONENTS.items()}, dtype
-    )
-
-
-def _read_networks(folder: pathlib.Path, dtype: DTypeLike) -> Networks:
-    configs = {}
-    for name, component in _COMPONENTS.items():
-        path = folder / name / "config.json"
-        configs[name] = component.config.from_json(hub.read_json(path), str(path))
-    return _make_networks(configs, dtype)
-
-
-def _make_networks(configs: Mapping[str, Any], dtype: DTypeLike) -> Networks:
-    return Networks(
-        **{
-            name: component.network(configs[name], dtype=jnp.dtype(dtype))
-            for name, component in _COMPONENTS.items()
-        }
-    )
+    configs = {name: c.config(**options[name]) for name, c in _COMPONENTS.items()}
+    return Networks(**folders.make_networks(configs, _COMPONENTS, dtype))
 
 
 def _find(path_or_id, revision) -> pathlib.Path:
-    """The pipeline's folder, with all but the weights."""
-    patterns = ["model_index.json", "config.json", "scheduler/*", "tokenizer/*"]
-    patterns += [f"{name}/config.json" for name in _COMPONENTS]
-    folder = hub.snapshot(path_or_id, patterns, revision)
-    kind, index = hub.kind(folder), folder / "model_index.json"
-    usable = not kind or "StableDiffusion" in kind
-    if not usable or "unet" not in hub.read_json(index):
-        raise UserError(
-            f"{index if index.is_file() else path_or_id}: {kind} is no Stable "
-            "Diffusion pipeline: name another model, as 'glyphs'"
-        )
-    return folder
-
-
-def _fetch(path_or_id, revision) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
-    """The pipeline's folder, and the file with each network's weights."""
-    stems = {name: [f"{name}/{c.stem}"] for name, c in _COMPONENTS.items()}
-    for name, component in _COMPONENTS.items():
-        if component.library == "transformers":  # so it names its `.bin` files
-            stems[name].append(f"{name}/pytorch_model")
-    folder = _find(path_or_id, revision)
-    return folder, hub.fetch_weights(folder, path_or_id, stems, revision)
-
-
-def _load_tokenizer(folder):
-    path = folder / "model_index.json"
-    match hub.read_json(path).get("tokenizer"):
-        case [_, str(name)]:
-            return hub.load_tokenizer(folder / "tokenizer", name, path)
-    raise UserError(f"{path}: names no tokenizer: download the model again")
-
-
-def _tokenizer_class(tokenizer) -> str:
-    name = type(tokenizer).__name__
-    # Older versions know the general class under its older name alone.
-    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return folders.find(
+        path_or_id,
+        _COMPONENTS,
+        lambda kind: "StableDiffusion" in kind,
+        "Stable Diffusion pipeline: name another model, as 'glyphs'",
+        revision,
+    )

@@ -23,7 +23,7 @@ SMALL = UNetConfig(
 )
 
 
-@pytest.mark.parametrize("name", ["unet_1x", "unet_2x", "unet_other"])
+@pytest.mark.parametrize("name", ["unet_1x", "unet_2x", "unet_other", "unet_audioldm"])
 def test_output_equals_torch(name):
     reference = ported_models.load(name)
     output = ported_models.unet_output(reference)
@@ -86,6 +86,35 @@ def test_without_context_the_second_attention_is_to_itself():
     assert block["attn2"]["to_k"]["kernel"].shape == (8, 8)
 
 
+def test_added_classes_shift_the_time_embedding():
+    """A class whose projection is zero is none; a class is its row of the matrix."""
+    config = dataclasses.replace(
+        SMALL,
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=2,
+    )
+    network = UNet2DCondition(config)
+    latents = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
+    inputs = (latents, jnp.array([700.0]), None)
+    params = jax.jit(network.init)(jax.random.key(1), *inputs, jnp.ones((2, 2)))
+    params = jax.tree.map(np.array, params)["params"]
+    kernel = np.zeros((2, 32), np.float32)
+    kernel[1] = 3
+    params["class_embedding"] = {"kernel": kernel, "bias": np.zeros(32, np.float32)}
+    output = jax.jit(network.apply)({"params": params}, *inputs, jnp.eye(2))
+    del params["class_embedding"]
+    plain = jax.jit(UNet2DCondition(SMALL).apply)
+    np.testing.assert_allclose(
+        output[0], plain({"params": params}, *inputs)[0], atol=1e-5
+    )
+    params["time_embedding"]["linear_2"]["bias"] += 3
+    np.testing.assert_allclose(
+        output[1], plain({"params": params}, *inputs)[1], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="simple_projection.*takes classes"):
+        network.apply({"params": params}, *inputs)
+
+
 @pytest.mark.parametrize(
     "option, value",
     [
@@ -109,6 +138,9 @@ def test_options_that_are_not_computed_are_refused(option, value):
         {"layers_per_block": (1, 2, 3)},
         {"attention_head_dim": (1,)},
         {"mid_block_type": "UNetMidBlock2D"},
+        {"cross_attention_dim": (8,)},
+        {"class_embed_type": "simple_projection"},
+        {"class_embeddings_concat": True},
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(options):

@@ -13,7 +13,7 @@ from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.released import torch_weights
 
 
-@pytest.mark.parametrize("name", ["vae", "vae_deep"])
+@pytest.mark.parametrize("name", ["vae", "vae_deep", "vae_mel"])
 def test_outputs_equal_torch(name):
     reference = ported_models.load(name)
     outputs = ported_models.vae_outputs(reference)

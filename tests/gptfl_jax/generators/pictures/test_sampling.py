@@ -10,6 +10,7 @@ from small_pipeline import SOLVER, networks, parameters
 from gptfl_jax import planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion import sampling as diffusion
 from gptfl_jax.generators.pictures import sampling, stable_diffusion
 
 ROWS, STEPS = 3, 2
@@ -31,10 +32,10 @@ def test_the_lowered_programs_make_the_pictures_of_a_run():
     tokens = np.arange(ROWS * 8, dtype=np.int32).reshape(ROWS, 8)
     keys = jax.random.split(jax.random.key(7), ROWS)
     guidance = np.float32([1, 2, 3])
-    start = sampling.Start(tokens, tokens[:1], guidance, keys, None)
+    start = diffusion.Start(tokens, tokens[:1], guidance, keys, None)
     schedule, params = SOLVER.schedule(STEPS), parameters()
     shape, mesh = networks().latent_shape(), placement.mesh()
-    expected = sampling.sample(networks(), shape, mesh, params, start, schedule)
+    expected = diffusion.sample(networks(), shape, mesh, params, start, schedule)
 
     programs = {n: p.compile() for n, p in lowered().programs.items()}
     context, state = programs["texts"](params, start)

@@ -19,9 +19,9 @@ import pytest
 from small_pipeline import LENGTH, SOLVER, VOCABULARY, networks, parameters
 
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators.diffusion import sampling
 from gptfl_jax.generators.diffusion.solvers import DDIM
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.pictures import sampling
 from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.released import hub

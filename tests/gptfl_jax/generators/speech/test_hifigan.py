@@ -65,6 +65,18 @@ def test_number_of_parameters_of_the_release():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 12_656_257
 
 
+def test_number_of_parameters_of_audioldm():
+    config = HifiGanConfig(
+        model_in_dim=64,
+        upsample_initial_channel=1024,
+        upsample_rates=(5, 4, 2, 2, 2),
+        upsample_kernel_sizes=(16, 16, 8, 4, 4),
+        normalize_before=False,
+    )
+    params = hifigan.shapes(HifiGan(config))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 55_264_897
+
+
 def test_config():
     config = HifiGanConfig(model_in_dim=6, resblock_dilation_sizes=((1, 2),) * 3)
     assert HifiGanConfig.from_json(config.to_json()) == config

@@ -1,0 +1,1 @@
+"""Sounds of texts: what AudioLDM consists of, and its pipeline."""
