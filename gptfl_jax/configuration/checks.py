@@ -58,7 +58,8 @@ def _check_options(config: ConfigDict) -> None:
 
 def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
     """Checks the federated section that a method of `compare` makes."""
-    method = ConfigDict({"seed": config.seed, "federated": config.federated.to_dict()})
+    sections = {"seed": config.seed, "federated": config.federated.to_dict()}
+    method = ConfigDict(sections, type_safe=False)
     for key, value in changes.items():
         dotted = f"federated.{key}"
         if find(dotted) is None:

@@ -49,4 +49,8 @@ def fields(*sections: str) -> Iterator[tuple[str, Field]]:
 
 def find(dotted: str) -> Field | None:
     """The field of this dotted name, if there is one."""
-    return dict(fields()).get(dotted)
+    section, dot, key = dotted.partition(".")
+    entry = SCHEMA.get(section)
+    if isinstance(entry, dict):
+        return entry.get(key)
+    return None if dot else entry
