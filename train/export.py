@@ -64,8 +64,8 @@ def _folder_of(workdir: pathlib.Path, run: str) -> pathlib.Path:
     files = [*workdir.glob(f"*/{FILE}"), *workdir.glob(f"federated/*/{FILE}")]
     there = sorted(path.parent.name for path in files)
     raise UserError(
-        f"--run={run}: no such run in {workdir}; there "
-        + (f"are {', '.join(there)}" if there else "is none")
+        f"--run={run}: no such run in {workdir}, which holds "
+        f"{', '.join(there) or 'none at all'}"
     )
 
 

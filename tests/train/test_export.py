@@ -58,9 +58,9 @@ def test_a_run_is_exported(workdir, tmp_path, capsys, arguments, step):
 
 def test_what_there_is_not(workdir, tmp_path):
     output = str(tmp_path / "out")
-    with pytest.raises(UserError, match="no such run .* fedavg-random-s0, pretrain$"):
+    with pytest.raises(UserError, match="holds fedavg-random-s0, pretrain$"):
         export.run(workdir=str(workdir), output=output, run="fedprox")
-    with pytest.raises(UserError, match="no such run in .*; there is none"):
+    with pytest.raises(UserError, match="no such run in .* holds none at all$"):
         export.run(workdir=str(tmp_path), output=output)
     with pytest.raises(UserError, match="--step=first: takes last, best or a number"):
         export.run(workdir=str(workdir), output=output, step="first")
