@@ -1,13 +1,13 @@
 """ESC-50, 50 environmental sounds: the settings of GPT-FL and FedAudio.
 
     python -m generate.prompts   --config=configs/esc50.py --workdir=runs/esc50
+    python -m generate.sounds    --config=configs/esc50.py --workdir=runs/esc50
     python -m train.downstream   --config=configs/esc50.py --workdir=runs/esc50
     python -m federated.compare  --config=configs/esc50.py --workdir=runs/esc50
     python -m federated.report   --config=configs/esc50.py --workdir=runs/esc50
 
-The original makes 2,000 clips of 5 s with AudioLDM (100 steps, guidance 2.5), which no
-program here runs yet: put the clips into runs/esc50/synthetic, as WAV files of 16 kHz
-with a manifest.jsonl, for the second command to find. `generate` holds the settings.
+As the original: 2,000 clips of 5 s by AudioLDM, 100 steps, guidance 2.5. Its licence
+(CC BY-NC-SA 4.0) forbids commercial use; each line of the manifest names it.
 `prompts=multi_domain` and `prompts=ucg` are the original's other prompts.
 
 Each of the five folds is the test set in turn; `test_fold=5` leaves that turn alone.
@@ -51,7 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     generate.samples_per_class = "40"
     generate.num_steps = 100
     generate.guidance_scale = 2.5
-    generate.max_seconds = 5.0
+    generate.duration_s = 5.0
+    generate.batch_size = 8
 
     config.federated.partition = "dirichlet_balanced"
     config.federated.num_clients = 50

@@ -39,11 +39,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     prepare(config)
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples_per_class(config, list(prompts))
-    guidance = guidance_scales(config, made_prompts)
+    guidance = samples.guidance_scales(config, made_prompts)
     choices = [{"guidance": scale} for scale in guidance]
     planned = samples.plan(config, prompts, counts, choices, ".png")
-    drawn = "guidance" if len(guidance) == 1 else "guidance drawn from"
-    scales = ", ".join(f"{scale:g}" for scale in guidance)
     samples.make(
         config,
         workdir,
@@ -51,24 +49,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             "images",
             planned,
             _settings(config, prompts, guidance),
-            f"{config.generate.num_steps} steps, {drawn} {scales}",
+            samples.manner(config, guidance),
             is_whole_png,
             lambda: _load(config, planned),
             draw_preview,
         ),
     )
-
-
-def guidance_scales(
-    config: ConfigDict, made_prompts: Mapping[str, Any]
-) -> tuple[float, ...]:
-    """The guidance scales that each sample's is drawn from.
-
-    The config's choices; where it has none, those that the prompt method stands for
-    (ucg); else the one of `guidance_scale`.
-    """
-    choices = config.generate.guidance_choices or made_prompts.get("guidance_choices")
-    return tuple(map(float, choices or (config.generate.guidance_scale,)))
 
 
 def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
@@ -150,7 +136,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     made = outline.made
     if not made and config.prompts.method == "ucg":
         made = {"guidance_choices": prompting.UCG_GUIDANCE}
-    guidance = guidance_scales(config, made)
+    guidance = samples.guidance_scales(config, made)
     networks = networks_of(options.model, options.dtype)
     shape = networks.latent_shape(options.height or None, options.width or None)
     mesh = placement.mesh()

@@ -164,7 +164,7 @@ class SampleFolder:
                 f"classes as it holds, {remedy}"
             )
         for line in lines:
-            if line._replace(sha256=None) != planned[line.file]:
+            if _plan_of(line) != _plan_of(planned[line.file]):
                 raise UserError(
                     f"{self.folder}: the manifest has {line}, but this config plans "
                     f"{planned[line.file]}; {remedy}"
@@ -219,8 +219,18 @@ class SampleFolder:
             artifacts.remove_leftovers(self.folder / parent, ours)
 
     def _put_in_order(self, made: Mapping[str, Sample]) -> None:
-        samples = [made[each.file] for each in self.planned if each.file in made]
+        samples = []
+        for each in self.planned:
+            if line := made.get(each.file):
+                # Earlier versions did not look.
+                licence = line.licence or each.licence
+                samples.append(line._replace(licence=licence))
         artifacts.write_manifest(self.folder, samples)
+
+
+def _plan_of(line: Sample) -> Sample:
+    """A line without what a run finds out, which may differ from run to run."""
+    return line._replace(sha256=None, licence=None)
 
 
 class SampleWriter:

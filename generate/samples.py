@@ -32,6 +32,7 @@ from gptfl_jax.data import sample_counts, sources
 from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import Progress, say
+from gptfl_jax.released.licences import licence_of
 
 # The shape of prompts.json.
 _PROMPTS_FILE = {
@@ -177,6 +178,7 @@ def plan(
         ending: of the files, as ".png".
     """
     key = jax.random.key(config.seed)
+    licence = licence_of(config.generate.model)
     folders = sample_folder.folder_names(list(prompts))
     by_class = []
     for name, count in counts.items():
@@ -190,6 +192,7 @@ def plan(
                     prompt=prompts[name][prompt],
                     seed=seed,
                     model=config.generate.model,
+                    licence=licence,
                     **choices[choice],
                 )
                 for index, (prompt, choice, seed) in enumerate(rows)
@@ -197,6 +200,25 @@ def plan(
         )
     rounds = itertools.zip_longest(*by_class)
     return [sample for each in rounds for sample in each if sample is not None]
+
+
+def guidance_scales(
+    config: ConfigDict, made_prompts: Mapping[str, Any]
+) -> tuple[float, ...]:
+    """The guidance scales that each sample's is drawn from.
+
+    The config's choices; where it has none, those that the prompt method stands for
+    (ucg); else the one of `guidance_scale`.
+    """
+    choices = config.generate.guidance_choices or made_prompts.get("guidance_choices")
+    return tuple(map(float, choices or (config.generate.guidance_scale,)))
+
+
+def manner(config: ConfigDict, guidance: Sequence[float]) -> str:
+    """How a diffusion model makes samples, for the first line that is printed."""
+    drawn = "guidance" if len(guidance) == 1 else "guidance drawn from"
+    scales = ", ".join(f"{scale:g}" for scale in guidance)
+    return f"{config.generate.num_steps} steps, {drawn} {scales}"
 
 
 class Maker(NamedTuple):
@@ -398,7 +420,8 @@ def _announce(config: ConfigDict, work: Work, made: int) -> None:
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     text = (
         f"{len(work.planned):,} {work.plural} of {len(counts)} classes, {each} a "
-        f"class, by {config.generate.model}: {work.manner}"
+        f"class, by {config.generate.model}: {work.manner}; the model's licence: "
+        f"{work.planned[0].licence}"
     )
     if made:
         text += f"; {made:,} are there already"

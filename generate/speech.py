@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from generate import samples
-from gptfl_jax import drawing, planning
+from generate import clips, samples
+from gptfl_jax import planning
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
 from gptfl_jax.data.noise import Noise, add_noise
@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"{voices}, at most {options.max_seconds:g} s",
             audio.is_whole_wav,
             lambda: _load(config, vocoder, speakers),
-            draw_preview,
+            clips.draw_preview,
         ),
     )
 
@@ -124,25 +124,6 @@ def _encode(clip: tuple[np.ndarray, ...], rate: int, trim_db: float) -> bytes:
     if not np.isnan(snr_db):
         wave = add_noise(wave, Noise(float(snr_db), (int(seed),)))
     return audio.encode_wav(wave, rate)
-
-
-def draw_preview(shown: Mapping[str, Sequence[pathlib.Path]]) -> samples.Preview:
-    """Waveforms and spectrograms of clips, all to one scale of time."""
-    waves: dict[str, list[np.ndarray]] = {name: [] for name in shown}
-    broken = []
-    for name, files in shown.items():
-        for file in files:
-            try:
-                waves[name].append(audio.read(file))
-            except UserError as error:
-                broken.append(str(error))
-    rate = audio.SAMPLE_RATE_HZ
-    seconds = max((len(w) for each in waves.values() for w in each), default=0) / rate
-    rows = [
-        (name, [drawing.sound_picture(wave, rate, seconds) for wave in each])
-        for name, each in waves.items()
-    ]
-    return samples.Preview(drawing.contact_sheet(rows, tile=128), broken)
 
 
 def _settings(

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import types
 import zipfile
 from typing import Any
 
@@ -41,6 +42,11 @@ def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
         pad_token="<end>",
         model_max_length=8,
     )
+
+
+def knows_every_word(words: list[str], **_: Any) -> Any:
+    """A tokenizer of one token, which stands for every word."""
+    return types.SimpleNamespace(input_ids=[[0] for _ in words])
 
 
 def _weights(shapes: Any, seed: int) -> Any:

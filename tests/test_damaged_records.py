@@ -23,7 +23,7 @@ from .federated.conftest import make_config
 from .federated.report.conftest import make_run
 
 SAMPLE = artifacts.Sample(
-    "a/0", "a", "an a", 1, 7.5, "m", 3, 20.0, artifacts.digest(b"")
+    "a/0", "a", "an a", 1, 7.5, "m", 3, 20.0, "mit", artifacts.digest(b"")
 )
 REMEDIES = ("delete", "Remove", "remove", "make it with", "put the file", "train it")
 

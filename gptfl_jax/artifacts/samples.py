@@ -27,6 +27,8 @@ class Sample(NamedTuple):
     seed: seed of the sample's own key.
     guidance: classifier-free guidance scale; None for generators without one.
     model: the generator.
+    licence: the generator's, as "cc-by-nc-sa-4.0"; "unknown" where its files do not
+        say; None, and not written, where nobody looked, as in earlier versions.
     speaker: number of the speaker vector; None, and not written, where none speaks.
     snr_db: signal-to-noise ratio of white noise added; None, and not written, where
         none was.
@@ -42,6 +44,7 @@ class Sample(NamedTuple):
     model: str
     speaker: int | None = None
     snr_db: float | None = None
+    licence: str | None = None
     sha256: str | None = None
 
 
@@ -96,6 +99,7 @@ _SHAPE = {
     "guidance": ("null", "number"),
     "speaker?": ("null", "whole"),
     "snr_db?": ("null", "number"),
+    "licence?": ("null", "text"),
     "sha256?": ("null", "text"),
 }
 
@@ -159,7 +163,7 @@ def _sample_lines(samples: Sequence[Sample]) -> list[str]:
     lines = []
     for sample in samples:
         record = sample._asdict()
-        for name in ("speaker", "snr_db", "sha256"):
+        for name in ("speaker", "snr_db", "licence", "sha256"):
             if record[name] is None:
                 del record[name]
         lines.append(json.dumps(plain(record)))

@@ -3,7 +3,9 @@
 import pathlib
 
 import pytest
+import small_audioldm
 
+from gptfl_jax.generators.sounds.audioldm import AudioLDM
 from tests.small_generators import save_speech, save_stable_diffusion
 
 CONFIG = """
@@ -37,6 +39,51 @@ def config_file(
     """A config of three classes with awkward names, six images each."""
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(CONFIG.format(model=str(tiny_model)))
+    return path
+
+
+SOUNDS_CONFIG = """
+from gptfl_jax import configuration
+
+def get_config(arg=""):
+    config = configuration.default_config("data", "prompts", "generate")
+    config.data.source = "esc50"
+    config.prompts.method = "multi_domain"
+    config.prompts.classes = ("dog", "sea_waves")
+    config.generate.model = {folder!r}
+    config.generate.samples_per_class = "8"
+    config.generate.num_steps = 2
+    config.generate.guidance_scale = 2.5
+    config.generate.duration_s = 0.05
+    config.generate.batch_size = 8
+    config.generate.preview_per_class = 2
+    names = {{"method": "prompts.method", "samples": "generate.samples_per_class"}}
+    return configuration.apply_arguments(config, arg, names)
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_sounds(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder of a tiny AudioLDM with random weights and a card."""
+    folder = tmp_path_factory.mktemp("sounds") / "tiny"
+    tokenizer = small_audioldm.tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    AudioLDM(
+        small_audioldm.networks(),
+        small_audioldm.parameters(),
+        tokenizer,
+        small_audioldm.SOLVER,
+    ).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# A card\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sounds_config_file(
+    tiny_sounds: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A config of two classes, eight clips each, in four domains."""
+    path = tmp_path_factory.mktemp("config") / "sounds.py"
+    path.write_text(SOUNDS_CONFIG.format(folder=str(tiny_sounds)))
     return path
 
 

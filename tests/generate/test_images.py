@@ -18,10 +18,13 @@ from gptfl_jax import artifacts, configuration, drawing, launch
 from gptfl_jax.data import sources, synthetic
 from gptfl_jax.errors import UserError
 from gptfl_jax.interruption import Interrupted
+from tests.small_generators import knows_every_word
 
 
 class FormulaModel:
     """Pixels from prompt, key and guidance of a sample, in place of a pipeline."""
+
+    tokenizer = staticmethod(knows_every_word)
 
     batch_sizes = []
     scalar_guidance = []
@@ -355,9 +358,9 @@ def test_a_retrained_model_is_refused(workdir, tmp_path, monkeypatch):
 def test_guidance_of_config_and_method():
     ucg = {"guidance_choices": [1, 2, 3, 4, 5]}
     none = make_config(guidance_choices=(), guidance_scale=2.5)
-    assert images.guidance_scales(none, {}) == (2.5,)
-    assert images.guidance_scales(none, ucg) == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert images.guidance_scales(make_config(), ucg) == (1.0, 3.0, 7.5)
+    assert samples.guidance_scales(none, {}) == (2.5,)
+    assert samples.guidance_scales(none, ucg) == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert samples.guidance_scales(make_config(), ucg) == (1.0, 3.0, 7.5)
 
 
 def test_one_guidance_for_all_is_passed_as_a_number(workdir, formula_model):

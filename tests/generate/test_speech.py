@@ -16,6 +16,7 @@ from gptfl_jax.generators.speech.speakers import read_speakers, speakers_of
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.released import hub
 from gptfl_jax.released.hub import ASSETS
+from tests.small_generators import knows_every_word
 
 
 def tone(seconds, rate=16000, hertz=1000.0):
@@ -80,6 +81,8 @@ def test_who_speaks():
 
 class FormulaSpeech:
     """Waveforms from text, speaker and key, in place of a pipeline."""
+
+    tokenizer = staticmethod(knows_every_word)
 
     class vocoder:
         class config:

@@ -38,7 +38,8 @@ FIELDS: dict[str, Field] = {
         "glyphs",
         rules.NAME,
         "images: a Stable Diffusion shipped here, a diffusers folder or a hub id; "
-        "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts",
+        "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts; sounds: "
+        "an AudioLDM, as cvssp/audioldm",
     ),
     "samples_per_class": Field(
         "3x",
@@ -59,7 +60,9 @@ FIELDS: dict[str, Field] = {
         rules.tuple_of(rules.number(least=0), "numbers >= 0"),
         "guidance scales to draw from, one a sample, in place of guidance_scale",
     ),
-    "negative_prompt": Field("", rules.TEXT, "what the pictures should not show"),
+    "negative_prompt": Field(
+        "", rules.TEXT, "what pictures and sounds should not be like"
+    ),
     "vocoder": Field(
         "",
         rules.TEXT,
@@ -82,6 +85,7 @@ FIELDS: dict[str, Field] = {
     "stop_threshold": Field(
         0.5, rules.number(above=0), "speech ends where its probability to is this high"
     ),
+    "duration_s": Field(5.0, rules.number(above=0), "seconds of a clip of sounds"),
     "max_seconds": Field(5.0, rules.number(above=0), "longest clip of speech"),
     "trim_db": Field(
         40.0,
