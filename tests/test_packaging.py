@@ -110,6 +110,7 @@ def test_every_console_script_loads_from_the_wheel(installed, tmp_path):
         "gptfl-generate-prompts": "generate.prompts:main",
         "gptfl-generate-images": "generate.images:main",
         "gptfl-generate-speech": "generate.speech:main",
+        "gptfl-generate-sounds": "generate.sounds:main",
         "gptfl-train": "train.downstream:main",
         "gptfl-train-generator": "train.generator:main",
         "gptfl-weights": "train.weights:main",
