@@ -16,7 +16,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from gptfl_jax import planning
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 from train.glyphs import program as glyphs
 from train.voices import program as voices
 
@@ -31,9 +33,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             kind.run(config, workdir)
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take."""
+    prepare(config)
+    for section, kind in _KINDS.items():
+        if section in config:
+            say(planning.table(kind.plan(config)))
+
+
 def main() -> None:
     """The command line."""
-    launch(run, (tuple(_KINDS),))
+    launch(run, (tuple(_KINDS),), dry_run=dry_run)
 
 
 if __name__ == "__main__":

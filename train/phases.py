@@ -8,7 +8,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, convolution, devices, interruption
+from gptfl_jax import artifacts, convolution, devices, interruption, planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import Progress
 
@@ -57,6 +57,110 @@ def identity(config: ConfigDict, section: str) -> dict[str, Any]:
         if name.endswith(("_steps", "_every")) or name.startswith("test_"):
             del settings[section][name]
     return {"config": settings}
+
+
+def make_step(
+    name: str,
+    settings: ConfigDict,
+    mesh: Mesh,
+    loss: Callable[[Any, Any, PRNGKeyArray], Float[Array, ""]],
+    batch: Callable[[Any, PRNGKeyArray], Any],
+    key: PRNGKeyArray,
+) -> tuple[Callable[..., Any], optax.GradientTransformation]:
+    """The compiled step of a phase, and its optimizer; arguments as `train_phase`."""
+    num_steps = settings[f"{name}_steps"]
+    learning_rate = settings[f"{name}_learning_rate"]
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, num_steps // 20), num_steps, learning_rate / 50
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.99, weight_decay=1e-4),
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, data, step):
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        examples = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, split),
+            batch(data, batch_key),
+        )
+        # The step is no loop of XLA's, in which its own convolution is slow on a CPU.
+        with convolution.form("lax"):
+            value, gradient = jax.value_and_grad(loss)(state.params, examples, loss_key)
+        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(settings.ema_decay, (1 + step) / (10 + step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        return TrainState(params, ema, opt_state), value
+
+    return train_step, optimizer
+
+
+class Rehearsal:
+    """Takes the place of `train_phase` where phases are planned, not trained.
+
+    It lowers each phase that it is called for, and gives back the initial parameters.
+
+    Args:
+        section: as `train_phase` takes it, as the next two.
+        settings: see there.
+        mesh: see there.
+    """
+
+    def __init__(self, section: str, settings: ConfigDict, mesh: Mesh):
+        self._section, self._settings, self._mesh = section, settings, mesh
+        self._resident: list[planning.Resident] = []
+        self._programs: list[planning.Program] = []
+        self._work: list[planning.Work] = []
+        self._facts: list[tuple[str, str]] = []
+
+    def __call__(
+        self, name: str, *, params: Any, loss: Any, data: Any, batch: Any, key: Any
+    ) -> Any:
+        steps = self._settings[f"{name}_steps"]
+        train_step, optimizer = make_step(
+            name, self._settings, self._mesh, loss, batch, key
+        )
+
+        def begin(params):
+            return TrainState(params, params, optimizer.init(params))
+
+        state = jax.eval_shape(begin, params)
+        state, rows = planning.shapes((state, data), self._mesh)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+
+        count = planning.parameters(params)
+        self._facts.append(
+            (name, f"{planning.amount(count)} parameters, {steps:,} steps")
+        )
+        self._resident += [
+            planning.Resident(f"{name}: training state", state),
+            planning.Resident(f"{name}: data", rows),
+        ]
+        self._programs.append(
+            planning.Program(
+                f"{name}: a step",
+                train_step.lower(state, rows, number),
+                f"lower config.{self._section}.batch_size",
+            )
+        )
+        # What makes a batch is left out of the operations.
+        examples = jax.eval_shape(batch, data, key)
+        flops = planning.flops(jax.grad(loss), params, examples, key)
+        self._work.append(planning.Work(f"{name}: steps", flops, steps))
+        return params
+
+    def plan(self, facts: Sequence[tuple[str, str]]) -> planning.Plan:
+        """Of all phases it was called for."""
+        return planning.Plan(
+            "train.generator",
+            [*facts, *self._facts],
+            self._resident,
+            self._programs,
+            self._work,
+        )
 
 
 def train_phase(
@@ -97,34 +201,10 @@ def train_phase(
     """
     folder = workdir / name
     num_steps = settings[f"{name}_steps"]
-    learning_rate = settings[f"{name}_learning_rate"]
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, num_steps // 20), num_steps, learning_rate / 50
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.99, weight_decay=1e-4),
-    )
+    train_step, optimizer = make_step(name, settings, mesh, loss, batch, key)
     average = jax.tree.map(jnp.copy, params)
     state = TrainState(params, average, optimizer.init(params))
     state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, data, step):
-        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-        split = NamedSharding(mesh, PartitionSpec("data"))
-        examples = jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, split),
-            batch(data, batch_key),
-        )
-        # The step is no loop of XLA's, in which its own convolution is slow on a CPU.
-        with convolution.form("lax"):
-            value, gradient = jax.value_and_grad(loss)(state.params, examples, loss_key)
-        updates, opt_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(settings.ema_decay, (1 + step) / (10 + step))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
-        return TrainState(params, ema, opt_state), value
 
     with artifacts.Checkpoints(folder / "checkpoints", identity, keep=1) as checkpoints:
         start = checkpoints.latest_step()

@@ -101,3 +101,38 @@ def test_checkpoints_belong_to_all_but_the_length_and_the_tests():
         "config": {"seed": 1, "lines": {"width": 3}}
     }
     assert "line_steps" in config.lines  # the config itself stays as it was
+
+
+def test_a_rehearsal_lowers_the_step_and_trains_nothing():
+    settings = ConfigDict({"line_steps": 7, "line_learning_rate": 0.1})
+    settings.ema_decay = 0.998
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    rehearsal = phases.Rehearsal("lines", settings, mesh)
+    params, key = {"slope": jnp.zeros(3)}, jax.random.key(0)
+
+    def loss(params, x, key):
+        return ((x @ params["slope"] - 1) ** 2).mean()
+
+    def batch(scale, key):
+        return scale * jax.random.normal(key, (8, 3))
+
+    given = {"loss": loss, "data": jnp.float32(1), "batch": batch, "key": key}
+    assert rehearsal("line", params=params, **given) is params
+    plan = rehearsal.plan([("data", "a line")])
+    assert plan.facts == [("data", "a line"), ("line", "3 parameters, 7 steps")]
+    (work,) = plan.work
+    # Two products of 8 rows with 3 numbers, forward and back, and a few more.
+    assert work.times == 7 and 2 * 2 * 8 * 3 <= work.flops < 300
+    state, data = (each.arrays for each in plan.resident)
+    assert state.ema["slope"].shape == (3,) and data.shape == ()
+    compiled = plan.programs[0].lowered.compile()
+    train_step, optimizer = phases.make_step("line", settings, mesh, loss, batch, key)
+    results = []
+    for run in (compiled, train_step):
+        begin = phases.TrainState(*(jax.tree.map(jnp.copy, params) for _ in "ab"), ())
+        begin = begin._replace(optimizer=optimizer.init(begin.params))
+        after, value = run(begin, jnp.float32(1), jnp.int32(1))
+        assert value == 1
+        results.append(jax.tree.leaves(after))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from gptfl_jax import artifacts, convolution
+from gptfl_jax import artifacts, convolution, planning
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 from gptfl_jax.progress import say
@@ -52,26 +52,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         atlas = _load_atlas(workdir, config)
         tokenizer = prompt_tokenizer()
         networks = make_networks(settings, tokenizer)
-        identity = phases.identity(config, "text_to_image")
+        train = functools.partial(
+            phases.train_phase,
+            workdir=workdir,
+            section="text_to_image",
+            settings=settings,
+            identity=phases.identity(config, "text_to_image"),
+            mesh=mesh,
+        )
         started = time.perf_counter()
 
-        blank = jnp.zeros((1, drawing.IMAGE_SIZE, drawing.IMAGE_SIZE, 3))
-        vae_params = jax.jit(networks.vae.init)(stream(_VAE_INIT), blank)["params"]
-        vae_params = phases.train_phase(
-            "vae",
-            workdir,
-            "text_to_image",
-            settings,
-            identity,
-            mesh,
-            vae_params,
-            lambda params, pictures, key: losses.vae_loss(
-                networks.vae, settings.kl_weight, params, pictures, key
-            ),
-            atlas,
-            lambda atlas, key: render(key, atlas, settings.batch_size)[0],
-            stream(_VAE_DATA),
-        )
+        vae_params = _train_vae(train, settings, stream, networks, atlas)
         _save_reconstructions(workdir, stream(_SHEET), atlas, networks.vae, vae_params)
 
         latents, prompts = encode_pictures(
@@ -79,48 +70,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
         scaling_factor = float(1 / latents.std())
         networks = make_networks(settings, tokenizer, scaling_factor)
-        text_key, unet_key = jax.random.split(stream(_UNET_INIT))
-        side = networks.unet.config.sample_size
-        init = {
-            "text_encoder": networks.text_encoder.init(
-                text_key, jnp.zeros((1, PROMPT_TOKENS), jnp.int32)
-            )["params"],
-            "unet": jax.jit(networks.unet.init)(
-                unet_key,
-                jnp.zeros((1, side, side, settings.latent_channels)),
-                jnp.zeros((1,), jnp.int32),
-                jnp.zeros((1, PROMPT_TOKENS, settings.text_features)),
-            )["params"],
-        }
         data = latents * scaling_factor, token_table(tokenizer), prompts
-
-        def batch(data, key):
-            scaled, table, described = data
-            row_key, empty_key = jax.random.split(key)
-            rows = jax.random.randint(row_key, (settings.batch_size,), 0, len(scaled))
-            empty = jax.random.bernoulli(empty_key, settings.empty_prompts, rows.shape)
-            tokens = table[jnp.where(empty, len(table) - 1, described[rows])]
-            return scaled[rows], tokens
-
-        solver = make_solver()
-        alphas_cumprod = solver.alphas_cumprod()
-        params = phases.train_phase(
-            "unet",
-            workdir,
-            "text_to_image",
-            settings,
-            identity,
-            mesh,
-            init,
-            lambda params, examples, key: losses.denoising_loss(
-                networks, alphas_cumprod, params, *examples, key
-            ),
-            data,
-            batch,
-            stream(_UNET_DATA),
-        )
+        params = _train_unet(train, settings, stream, networks, data)
         pipeline = StableDiffusion(
-            networks, {**params, "vae": vae_params}, tokenizer, solver
+            networks, {**params, "vae": vae_params}, tokenizer, make_solver()
         )
         pipeline.save_pretrained(workdir / "model", dtype=jnp.float16)
         # The files of the tokenizer that versions before 5 of transformers read.
@@ -128,6 +81,96 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         seconds = time.perf_counter() - started
         say(f"model written to {workdir / 'model'} after {seconds:.0f} s")
         quality.measure(workdir, settings, stream(_SHEET), stream(_TEST))
+
+
+def plan(config: ConfigDict) -> planning.Plan:
+    """What a run takes.
+
+    Raises:
+        UserError: fonts are missing.
+    """
+    settings = config.text_to_image
+    mesh = phases.data_mesh("text_to_image", settings)
+    stream = functools.partial(jax.random.fold_in, jax.random.key(config.seed))
+    atlas = shapes.outline(tuple(settings.families), settings.pen_shapes_per_digit)
+    tokenizer = prompt_tokenizer()
+    networks = make_networks(settings, tokenizer)
+    train = phases.Rehearsal("text_to_image", settings, mesh)
+    _train_vae(train, settings, stream, networks, atlas)
+    side, count = networks.unet.config.sample_size, settings.pictures
+    latents = jax.ShapeDtypeStruct(
+        (count, side, side, settings.latent_channels), jnp.float32
+    )
+    prompts = jax.ShapeDtypeStruct((count,), jnp.int32)
+    data = latents, token_table(tokenizer), prompts
+    _train_unet(train, settings, stream, networks, data)
+    size = drawing.IMAGE_SIZE
+    return train.plan(
+        [
+            (
+                "data",
+                f"about {atlas.digit.shape[0]:,} shapes of digits, drawn in {size} x "
+                f"{size} pixels, {settings.batch_size} a step; {count:,} for the UNet",
+            )
+        ]
+    )
+
+
+def _train_vae(train, settings, stream, networks, atlas):
+    """The autoencoder's parameters."""
+    blank = jnp.zeros((1, drawing.IMAGE_SIZE, drawing.IMAGE_SIZE, 3))
+    params = jax.jit(networks.vae.init)(stream(_VAE_INIT), blank)["params"]
+    return train(
+        "vae",
+        params=params,
+        loss=lambda params, pictures, key: losses.vae_loss(
+            networks.vae, settings.kl_weight, params, pictures, key
+        ),
+        data=atlas,
+        batch=lambda atlas, key: render(key, atlas, settings.batch_size)[0],
+        key=stream(_VAE_DATA),
+    )
+
+
+def _train_unet(train, settings, stream, networks, data):
+    """The parameters of the text encoder and the UNet.
+
+    Args:
+        data: scaled latents, the table of tokens, and each picture's prompt.
+    """
+    text_key, unet_key = jax.random.split(stream(_UNET_INIT))
+    side = networks.unet.config.sample_size
+    init = {
+        "text_encoder": networks.text_encoder.init(
+            text_key, jnp.zeros((1, PROMPT_TOKENS), jnp.int32)
+        )["params"],
+        "unet": jax.jit(networks.unet.init)(
+            unet_key,
+            jnp.zeros((1, side, side, settings.latent_channels)),
+            jnp.zeros((1,), jnp.int32),
+            jnp.zeros((1, PROMPT_TOKENS, settings.text_features)),
+        )["params"],
+    }
+
+    def batch(data, key):
+        scaled, table, described = data
+        row_key, empty_key = jax.random.split(key)
+        rows = jax.random.randint(row_key, (settings.batch_size,), 0, len(scaled))
+        empty = jax.random.bernoulli(empty_key, settings.empty_prompts, rows.shape)
+        tokens = table[jnp.where(empty, len(table) - 1, described[rows])]
+        return scaled[rows], tokens
+
+    alphas_cumprod = make_solver().alphas_cumprod()
+    return train(
+        "unet",
+        params=init,
+        loss=lambda params, examples, key: losses.denoising_loss(
+            networks, alphas_cumprod, params, *examples, key
+        ),
+        data=data,
+        batch=batch,
+        key=stream(_UNET_DATA),
+    )
 
 
 def _load_atlas(workdir: pathlib.Path, config: ConfigDict) -> shapes.Atlas:

@@ -7,8 +7,9 @@ families (Google Fonts, extra `fonts`) and from the pen paths of `pen_paths.json
 import functools
 import importlib.resources
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
@@ -192,6 +193,24 @@ def covers_digits(path: str) -> bool:
     return None not in names and len(set(names)) == 10
 
 
+def _installed(families: tuple[str, ...]) -> dict[str, Any]:
+    """What is installed, with these families among it."""
+    try:
+        import fontpkg
+    except ImportError as error:
+        raise UserError(
+            "rendering glyphs needs the font packages: pip install 'gptfl-jax[fonts]'"
+        ) from error
+    installed = fontpkg.families()
+    missing = sorted(set(families) - set(installed))
+    if missing:
+        raise UserError(
+            f"config.text_to_image.families: {', '.join(missing)} not installed: "
+            "pip install 'gptfl-jax[fonts]', or leave the field empty for all that are"
+        )
+    return installed
+
+
 def font_shapes(
     families: tuple[str, ...] = (), weights: tuple[int, ...] = (200, 400, 700)
 ) -> tuple[
@@ -209,20 +228,10 @@ def font_shapes(
     Raises:
         UserError: Fonts are missing.
     """
-    try:
-        import fontpkg
-        from fontpkg.pil import truetype
-    except ImportError as error:
-        raise UserError(
-            "rendering glyphs needs the font packages: pip install 'gptfl-jax[fonts]'"
-        ) from error
-    installed = fontpkg.families()
-    missing = sorted(set(families) - set(installed))
-    if missing:
-        raise UserError(
-            f"config.text_to_image.families: {', '.join(missing)} not installed: "
-            "pip install 'gptfl-jax[fonts]', or leave the field empty for all that are"
-        )
+    installed = _installed(families)
+    import fontpkg
+    from fontpkg.pil import truetype
+
     fields, digits, names = [], [], []
     for name in sorted(families or installed):
         drawn = set()
@@ -298,4 +307,25 @@ def make_atlas(
         radius.astype(np.float32),
         handwritten,
         lookup.astype(np.int32),
+    )
+
+
+def outline(families: tuple[str, ...], pen_shapes_per_digit: int) -> Atlas:
+    """The shapes of an atlas's arrays, if each family has three faces upright.
+
+    Raises:
+        UserError: Fonts are missing.
+    """
+    faces = 3 * len(families or _installed(families))
+    count = 10 * (faces + pen_shapes_per_digit)
+
+    def array(dtype, *sizes):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    return Atlas(
+        array(np.float32, count, FIELD_SIDE, FIELD_SIDE),
+        array(np.int32, count),
+        array(np.float32, count),
+        array(np.bool_, count),
+        array(np.int32, 2, 10, count // 10),
     )

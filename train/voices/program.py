@@ -15,6 +15,7 @@ checkpoints of the three phases, `quality.json`.
 import functools
 import io
 import pathlib
+import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts
+from gptfl_jax import artifacts, planning
 from gptfl_jax.generators.speech.spectrogram import (
     HOP,
     NUM_MELS,
@@ -34,7 +35,13 @@ from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.progress import say
 from train import phases
 from train.voices import losses, networks, quality
-from train.voices.corpus import load_corpus, spectrograms, voices_of, words_of
+from train.voices.corpus import (
+    Corpus,
+    load_corpus,
+    spectrograms,
+    voices_of,
+    words_of,
+)
 from train.voices.synthesizers import Voice
 
 _SECTION = "text_to_speech"
@@ -84,6 +91,30 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         say(f"model written to {folder} after {seconds:.0f} s")
         keys = stream(_SAMPLES), stream(_TEST), stream(_READER)
         quality.measure(workdir, settings, keys, corpus, words, voices)
+
+
+def plan(config: ConfigDict) -> planning.Plan:
+    """What a run takes, if every voice speaks every word as long as may be."""
+    settings = config.text_to_speech
+    mesh = phases.data_mesh(_SECTION, settings)
+    stream = functools.partial(jax.random.fold_in, jax.random.key(config.seed))
+    words, voices = words_of(settings), voices_of(settings)
+    clips, frames = len(words) * len(voices), settings.max_frames
+    number = np.zeros(clips, np.int32)
+    nothing = np.zeros((), np.int16)
+    corpus = Corpus(
+        np.broadcast_to(nothing, (clips, frames * HOP)), number + 1, number, number
+    )
+    mels = np.broadcast_to(np.float32(0), (clips, frames, NUM_MELS))
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = networks.make_tokenizer(words, pathlib.Path(folder))
+    train = phases.Rehearsal(_SECTION, settings, mesh)
+    model = networks.make_model(settings, tokenizer)
+    table = networks.token_table(tokenizer, words, model.config.pad_token_id)
+    _train_speech(train, settings, stream, model, table, len(voices), corpus, mels)
+    _train_vocoder(train, settings, stream, corpus, mels, mels)
+    text = f"at most {clips:,} clips: {len(words)} words by {len(voices)} voices"
+    return train.plan([("data", text)])
 
 
 def _train_speech(train, settings, stream, model, table, num_voices, corpus, mels):
