@@ -24,6 +24,7 @@ _FACE = {
     "Dataset": "gptfl_jax.data.datasets",
     "Source": "gptfl_jax.data.datasets",
     "load": "gptfl_jax.data.sources",
+    "setup": "gptfl_jax.launch",
     "LocalTraining": "gptfl_jax.fl.local_training",
     "StableDiffusion": "gptfl_jax.generators.pictures.stable_diffusion",
 }

@@ -56,6 +56,7 @@ __all__ = [
     "prepare",
     "printable",
     "read_config",
+    "setup",
 ]
 
 
@@ -197,6 +198,22 @@ def prepare(config: ConfigDict) -> None:
     )
     if "float64" in dtypes:
         jax.config.update("jax_enable_x64", True)
+    _use_all_cores()
+
+
+def setup() -> None:
+    """Sets JAX up for a notebook or script as the programs do for themselves.
+
+    A CPU has a device of every core, so that a cohort or a batch is split over them,
+    and what XLA compiles is kept on disk for the next start. For this to count, JAX
+    must not have been used before; devices it has already made stay as they are.
+    """
+    _quieten()
+    _use_all_cores()
+    compilation_cache.start()
+
+
+def _use_all_cores() -> None:
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices < 1 and not forced:
         with contextlib.suppress(RuntimeError):  # JAX has started

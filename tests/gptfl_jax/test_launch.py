@@ -162,6 +162,23 @@ def test_makes_a_device_of_every_core(folder):
     ]
 
 
+def test_a_notebook_is_set_up_as_the_programs_are(tmp_path):
+    code = (
+        "import gptfl_jax as gf; gf.setup(); import jax; "
+        "print(jax.device_count(), jax.config.jax_compilation_cache_dir)"
+    )
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert said[0] == str(len(os.sched_getaffinity(0)))
+    assert pathlib.Path(said[1]).is_dir() and said[1].startswith(str(tmp_path))
+
+
 def test_xla_flags_have_the_say_over_devices(folder):
     flags = "--xla_force_host_platform_device_count=5"
     process = start(folder, "--config=mine.py", "--workdir=w", XLA_FLAGS=flags)

@@ -152,7 +152,9 @@ class _ScaledPositions(linen.Module):
 class _Attention(linen.Module):
     """Multi-head attention; keys and values are made apart, so that they can be kept.
 
-    Logits and softmax are float32 whatever the inputs are.
+    Logits and softmax are float32 whatever the inputs are. Written out, as no fused
+    kernel fits: the encoder's distances are compared with the queries, which no bias
+    given from outside can be, and a step of the decoder has one query a sentence.
     """
 
     heads: int

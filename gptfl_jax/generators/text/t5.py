@@ -143,7 +143,12 @@ def relative_buckets(
 
 
 class _Attention(linen.Module):
-    """Attention without a scale; `relative` ones own the biases of the positions."""
+    """Attention without a scale; `relative` ones own the biases of the positions.
+
+    Written out, as no fused kernel fits: a step has one query a sentence, over keys
+    that several sentences share, and a bias for every head. What it never holds, the
+    logits, is small here: prompts are tens of tokens.
+    """
 
     config: T5Config
     dtype: DTypeLike
