@@ -1,5 +1,6 @@
 """Set-up shared by all tests."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -21,16 +22,27 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="gptfl-jax-tests-")
         os.environ["GPTFL_CACHE_DIR"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    # XLA's older code generator compiles the many small programs of these tests in half
-    # the time. `make long` and `make parity` run what users run.
+    # XLA's older code generator, optimising little, compiles the many small programs of
+    # these tests in half the time. `make long` and `make parity` run what users run.
     markers, paths = config.option.markexpr, " ".join(config.args)
     if markers == "not long" and "parity" not in paths:
         of_user = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {of_user}"
+        os.environ["XLA_FLAGS"] = (
+            "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+            + of_user
+        )
     os.environ.setdefault("MPLBACKEND", "agg")
     # Stages that tests call would otherwise make a device of every core. Programs that
     # tests start are not told.
     jax.config.update("jax_num_cpu_devices", 1)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays: the collector need not walk it again and again while JAX
+    # makes its many small objects.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import pytest
 
 from train.glyphs import drawing, prompts
 
-OPEN = jnp.int32(0)
+# Pictures a call; one number for all tests, as compiling takes far longer than drawing.
+COUNT = 100
 
 
 @functools.cache
@@ -17,17 +18,17 @@ def _program():
     return jax.jit(jax.vmap(drawing.draw, (0, None, 0)))
 
 
-def draw(atlas, digit, words=(), count=40, seed=0):
+def draw_in_colour(atlas, wanted, seed):
+    wanted = jax.tree.map(lambda x: jnp.full((COUNT,), x, jnp.int32), wanted)
+    return _program()(jax.random.split(jax.random.key(seed), COUNT), atlas, wanted)
+
+
+def draw(atlas, digit, words=(), seed=0):
     """Grey pictures in [0, 1] of a digit in a look, and what they show."""
-    wanted = {name: OPEN for name in prompts.Attributes._fields} | {
-        "digit": jnp.int32(digit)
-    }
+    wanted = dict.fromkeys(prompts.Attributes._fields, 0) | {"digit": digit}
     for slot, word in words:
-        wanted[slot] = jnp.int32(getattr(prompts, f"{slot.upper()}S").index(word))
-    wanted = prompts.Attributes(**wanted)
-    wanted = jax.tree.map(lambda x: jnp.full((count,), x), wanted)
-    keys = jax.random.split(jax.random.key(seed), count)
-    pictures, shown = _program()(keys, atlas, wanted)
+        wanted[slot] = getattr(prompts, f"{slot.upper()}S").index(word)
+    pictures, shown = draw_in_colour(atlas, prompts.Attributes(**wanted), seed)
     return np.asarray(pictures, np.float32).mean(-1) / 255, shown
 
 
@@ -47,10 +48,8 @@ def ink_box(picture):
 def test_a_picture_is_a_function_of_its_key(atlas):
     first, _ = draw(atlas, 3, seed=5)
     again, _ = draw(atlas, 3, seed=5)
-    fewer, _ = draw(atlas, 3, seed=5, count=40)
     other, _ = draw(atlas, 3, seed=6)
     np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(first, fewer)
     assert np.abs(first - other).mean() > 0.05
 
 
@@ -65,7 +64,7 @@ def test_what_is_asked_for_is_shown(atlas):
 
 
 def test_open_slots_take_every_value(atlas):
-    _, shown = draw(atlas, 8, count=400)
+    parts = [draw(atlas, 8, seed=seed)[1] for seed in range(4)]
     for slot, words in (
         ("kind", prompts.KINDS),
         ("weight", prompts.WEIGHTS),
@@ -73,7 +72,7 @@ def test_open_slots_take_every_value(atlas):
         ("background", prompts.BACKGROUNDS),
         ("framing", prompts.FRAMINGS),
     ):
-        values = np.asarray(getattr(shown, slot))
+        values = np.concatenate([getattr(shown, slot) for shown in parts])
         assert set(values.tolist()) == set(range(1, len(words))), slot
 
 
@@ -91,14 +90,14 @@ def test_backgrounds(atlas):
 )
 def test_framing_sets_the_height(atlas, framing, low, high):
     words = (*SCAN[:2], ("framing", framing))
-    pictures, _ = draw(atlas, 3, words, count=60)
+    pictures, _ = draw(atlas, 3, words)
     heights = np.array([box[1] - box[0] for box in map(ink_box, pictures)])
     assert low <= np.percentile(heights, 5) and np.percentile(heights, 95) <= high
 
 
 def test_weights_order_the_amount_of_ink(atlas):
     ink = [
-        draw(atlas, 2, (*SCAN, ("weight", weight)), count=60)[0].mean()
+        draw(atlas, 2, (*SCAN, ("weight", weight)))[0].mean()
         for weight in ("thin", "medium", "thick")
     ]
     assert ink[0] * 1.4 < ink[1] and ink[1] * 1.2 < ink[2]
@@ -107,7 +106,7 @@ def test_weights_order_the_amount_of_ink(atlas):
 def test_slants_lean_to_their_side(atlas):
     lean = {}
     for slant in ("tilted", "upright", "slanted"):
-        pictures, _ = draw(atlas, 1, (*SCAN, ("slant", slant)), count=100)
+        pictures, _ = draw(atlas, 1, (*SCAN, ("slant", slant)))
         columns = np.arange(32)
         top, bottom = pictures[:, 4:10], pictures[:, 22:28]
         centre = [
@@ -119,11 +118,7 @@ def test_slants_lean_to_their_side(atlas):
 
 
 def test_markers_and_pens_have_colour_and_the_rest_is_grey(atlas):
-    wanted = prompts.Attributes(
-        *(jnp.full((60,), v, jnp.int32) for v in (4, 0, 0, 0, 2, 0))
-    )
-    keys = jax.random.split(jax.random.key(0), 60)
-    pictures, shown = _program()(keys, atlas, wanted)
+    pictures, shown = draw_in_colour(atlas, prompts.Attributes(4, 0, 0, 0, 2, 0), 0)
     spread = np.ptp(np.asarray(pictures, np.int32), axis=-1).max((1, 2))
     kind = np.asarray(shown.kind)
     assert np.median(spread[kind == prompts.KINDS.index("marker")]) > 80
