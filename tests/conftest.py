@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="gptfl-jax-tests-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if "GPTFL_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="gptfl-jax-tests-")

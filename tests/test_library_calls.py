@@ -47,6 +47,7 @@ def content(workdir: pathlib.Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_all_stages_are_functions(tmp_path, capsys, monkeypatch):
     call_all(tmp_path)
     assert not flags.FLAGS.is_parsed()

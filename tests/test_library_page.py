@@ -24,6 +24,7 @@ def test_no_task_takes_more_than_ten_lines(repository):
         assert len(statements.strip().splitlines()) < 10, block
 
 
+@pytest.mark.long
 def test_the_page_runs(repository, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

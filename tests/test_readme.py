@@ -51,6 +51,7 @@ def test_config_of_ones_own_pictures(readme):
     assert config.data.source == "image_folder"
 
 
+@pytest.mark.long
 def test_a_notebook(readme, capsys):
     (block,) = [b for b in python_blocks(readme) if "gf.simulate(" in b]
     names = {}

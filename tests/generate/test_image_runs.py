@@ -102,6 +102,7 @@ def test_kills_change_nothing(runs, alone):
     assert "are there already" in runs.log.read_text()
 
 
+@pytest.mark.long
 def test_two_processes_make_what_one_makes(runs, alone):
     """They begin, one goes on alone, and both finish."""
     workdir = runs.workdir("two processes")
