@@ -405,7 +405,9 @@ print(jax.device_count())
     assert said[0].startswith("config.federated.rounds = -5: takes a whole number")
     assert said[1].startswith("config.federated.algorithm = 'fedadam': takes one of")
     assert said[-1] == str(len(os.sched_getaffinity(0)))
-    assert process.stderr == ""
+    # A machine so busy that this takes half a minute is told how far it has come.
+    lines = process.stderr.splitlines()
+    assert [line for line in lines if not line.endswith(" left")] == []
 
 
 def test_a_run_is_not_named_after_a_path_that_is_too_long():
