@@ -21,6 +21,7 @@ from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.execution import clients_mesh
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.generators.diffusion import sampling as diffusion
 from gptfl_jax.generators.pictures import sampling, stable_diffusion
 
 
@@ -40,14 +41,14 @@ def stable_diffusion_2_1():
     """The sampling of 16 pictures of 768 pixels in 50 guided steps, and its sizes."""
     networks = stable_diffusion.networks_of("stable-diffusion-2-1", "bfloat16")
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    programs_of, noted = sampling.programs_of, []
+    programs_of, noted = diffusion.programs_of, []
 
     def note(*arguments):
         programs = programs_of(*arguments)
         noted.append(Noted(programs.whole))
         return programs._replace(whole=noted[0])
 
-    with mock.patch.object(sampling, "programs_of", note):
+    with mock.patch.object(diffusion, "programs_of", note):
         lowered = sampling.lower(
             networks,
             networks.latent_shape(),

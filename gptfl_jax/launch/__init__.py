@@ -162,7 +162,7 @@ def _run(
         return
     command = read_command(argv)
     if command.dry_run and dry_run is None:
-        raise UserError("--dry_run: this program does no long work, and takes none")
+        raise UserError("--dry_run: this program takes none; leave it out")
     config = configured(command, sections)
     if command.distributed:
         go_on_in_a_child(program)

@@ -561,4 +561,4 @@ def test_dry_run_takes_the_place_of_the_run(folder, capsys):
     assert output.endswith("would run 7 rounds\n") and not (folder / "runs").exists()
     with pytest.raises(SystemExit):
         launch.launch(generator.run, ("federated",), flags)
-    assert "--dry_run: this program does no long work" in capsys.readouterr().err
+    assert "--dry_run: this program takes none" in capsys.readouterr().err
