@@ -1,6 +1,9 @@
 """What --dry_run says of federations, and that it is said of the very same programs."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +13,6 @@ from federated import compare, experiment, plans
 from gptfl_jax import evaluation
 from gptfl_jax.fl.execution import place
 
-from ..programs import Programs
 from .conftest import make_config
 
 
@@ -58,21 +60,28 @@ def test_a_test_is_lowered_as_it_is_run(setting):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_compiles_nothing_that_its_dry_run_has_not(devices, tmp_path, repository):
     cache, workdir = tmp_path / "cache", tmp_path / "work"
-    programs = Programs("federated.simulate", repository, tmp_path / "log.txt")
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    flags = (
-        *("--config=digits", f"--workdir={workdir}", f"--cpu_devices={devices}"),
-        *("--config.federated.rounds=2", "--config.federated.algorithm=scaffold"),
-    )
-    programs.complete(*flags, "--dry_run", environment=environment)
-    assert "It fits" in (tmp_path / "log.txt").read_text()
+
+    def simulate(*more):
+        flags = ("--config=digits", f"--workdir={workdir}", f"--cpu_devices={devices}")
+        algorithm = "--config.federated.algorithm=scaffold"
+        return subprocess.check_output(
+            [
+                *(sys.executable, "-m", "federated.simulate", *flags, algorithm),
+                *("--config.federated.rounds=2", *more),
+            ],
+            cwd=repository,
+            env=os.environ | environment,
+            text=True,
+        )
+
+    assert "It fits" in simulate("--dry_run")
     assert not workdir.exists()
     planned = {path.name for path in cache.iterdir()}
-    programs.complete(*flags, environment=environment)
-    programs.close()
+    simulate()
     new = {path.name for path in cache.iterdir()} - planned
     ours = re.compile("jit_(round_of_all|train_apart|update_apart|_count)")
     assert any(map(ours.match, planned)) and not any(map(ours.match, new))
