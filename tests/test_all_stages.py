@@ -172,6 +172,36 @@ def write_crema_d(root: pathlib.Path) -> None:
     (root / "processedResults" / "summaryTable.csv").write_text("\n".join(rows))
 
 
+def write_iemocap(root: pathlib.Path) -> None:
+    for session in (1, 2, 3):
+        dialog = f"Ses0{session}F_impro01"
+        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]"]
+        for number, code in enumerate(("neu", "exc", "sad", "ang")):
+            for speaker, gender in enumerate("FM"):
+                turn = f"{dialog}_{gender}{number:03}"
+                lines.append(f"[1.0 - 2.0]\t{turn}\t{code}\t[2.5, 2.5, 2.5]")
+                path = root / f"Session{session}/sentences/wav/{dialog}/{turn}.wav"
+                recordings.write_tone(path, number, speaker, session, 16_000)
+        table = root / f"Session{session}/dialog/EmoEvaluation/{dialog}.txt"
+        table.parent.mkdir(parents=True)
+        table.write_text("\n".join(lines))
+
+
+def write_meld(root: pathlib.Path) -> None:
+    """Twelve lines of each of two speakers in both parts."""
+    folders = {"train": "train_splits", "test": "output_repeated_splits_test"}
+    for part, folder in folders.items():
+        rows = ["Utterance,Speaker,Sentiment,Dialogue_ID,Utterance_ID"]
+        for number in range(12):
+            feeling = ("neutral", "positive", "negative")[number % 3]
+            for dialogue, speaker in enumerate(("Joey", "Phoebe")):
+                rows.append(f"Hi,{speaker},{feeling},{dialogue},{number}")
+                name = f"dia{dialogue}_utt{number}.wav"
+                path = root / folder / "waves" / name
+                recordings.write_tone(path, number % 3, dialogue, number, 16_000)
+        (root / f"{part}_sent_emo.csv").write_text("\n".join(rows))
+
+
 def write_fsdd(root: pathlib.Path) -> None:
     recordings.write_fsdd(root, takes=(0, 5))
 
@@ -234,6 +264,8 @@ CASES = {
         "test_speaker=anna,epochs=1",
         "speech",
     ),
+    "iemocap": Case(SOUNDS, write_iemocap, "test_fold=1", "nothing"),
+    "meld": Case(SOUNDS, write_meld, "", "nothing"),
     "mnist": Case(PICTURES | TWO_CLIENTS),
     "speech_commands": Case(SPOKEN, write_words, "", "speech"),
     "urbansound8k": Case(

@@ -77,7 +77,16 @@ def test_audio_configs_have_the_settings_of_the_original():
     for config in (street, sounds):
         assert config.federated.partition == "dirichlet_balanced"
         assert config.federated.num_clients == 50
-    for name in ("speech_commands", "esc50", "urbansound8k", "crema_d"):
+    talks, lines = map(launch.read_config, ("iemocap", "meld:task=emotion"))
+    assert (talks.federated.cohort_size, talks.federated.rounds) == (8, 5000)
+    assert talks.federated.client_learning_rate == 0.0025
+    assert lines.data.options.task == "emotion"
+    heard = launch.read_config("meld:faithful=True").data.options
+    features = {"max_duration_s": 8.0, "channel": "first"}
+    assert heard.features.to_dict() == features
+    for name in (
+        *("speech_commands", "esc50", "urbansound8k", "crema_d", "iemocap", "meld"),
+    ):
         assert launch.read_config(name).federated.eval_every == 2
         faithful = launch.read_config(f"{name}:faithful=True")
         configuration.validate(faithful)
@@ -221,6 +230,8 @@ def test_further_picture_configs():
         ("esc50:test_fold=3", ["fold3"]),
         ("urbansound8k:test_fold=10", ["fold10"]),
         ("crema_d", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
+        ("iemocap", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
+        ("iemocap:test_fold=2", ["fold2"]),
     ],
 )
 def test_turns_of_the_comparison(argument, turns):

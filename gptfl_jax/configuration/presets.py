@@ -298,7 +298,8 @@ def as_the_original(config: ConfigDict) -> None:
     """
     config.train.validation_fraction = 0.0
     config.model.options = {"masked": False}
-    config.data.options.features = {"channel": "first"}
+    features = config.data.options.get("features", {})
+    config.data.options.features = {**features, "channel": "first"}
     config.data.options.flaws = {"label_equal": True}
     if "generate" in config:
         config.generate.trim_db = 0.0

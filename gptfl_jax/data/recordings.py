@@ -17,6 +17,7 @@ import numpy as np
 from gptfl_jax.data import audio, noise
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import say
 from gptfl_jax.rules import Keywords
 
 Options = Keywords | None
@@ -222,6 +223,35 @@ def _noisy_clips(examples: list[Example], flaws: Flaws) -> list[audio.Clip]:
             )
         clips.append(clip)
     return clips
+
+
+def long_enough(
+    examples: list[Example],
+    least_s: int | float,
+    durations_s: Sequence[float] | None = None,
+) -> list[Example]:
+    """The clips that are not shorter than `least_s`; says how many are.
+
+    Args:
+        examples: of whole recordings.
+        least_s: in seconds; 0 keeps all, without a look at them.
+        durations_s: of each clip, in seconds; None: as their files have it.
+
+    Raises:
+        UserError: a recording that cannot be read.
+    """
+    if not least_s:
+        return examples
+    if durations_s is None:
+        durations_s = [audio.duration_s(example.clip.path) for example in examples]
+    kept = [
+        example
+        for example, duration_s in zip(examples, durations_s, strict=True)
+        if duration_s >= least_s
+    ]
+    if short := len(examples) - len(kept):
+        say(f"left out {short:,} clips shorter than {least_s:g} s, kept {len(kept):,}")
+    return kept
 
 
 def checked_folds(folds: int | Sequence[int], count: int) -> Sequence[int]:

@@ -168,6 +168,33 @@ def write_crema_d(folder: pathlib.Path) -> None:
         write_clip(folder / "AudioWAV" / f"{name}.wav")
 
 
+def write_meld(folder: pathlib.Path) -> None:
+    rows = {"train": "Joey,negative,0,1\nRoss,neutral,2,3", "dev": "Ross,positive,4,5"}
+    for part, clips in (("train", "train_splits"), ("dev", "dev_splits_complete")):
+        (folder / f"{part}_sent_emo.csv").write_text(
+            f"Speaker,Sentiment,Dialogue_ID,Utterance_ID\n{rows[part]}\n"
+        )
+        for row in rows[part].split():
+            _, _, dialogue, utterance = row.split(",")
+            name = f"dia{dialogue}_utt{utterance}.wav"
+            write_clip(folder / clips / "waves" / name)
+
+
+IEMOCAP_TABLE = "Session{}/dialog/EmoEvaluation/Ses0{}F_impro01.txt"
+
+
+def write_iemocap(folder: pathlib.Path) -> None:
+    for session in (1, 2):
+        dialog = f"Ses0{session}F_impro01"
+        table = folder / IEMOCAP_TABLE.format(session, session)
+        table.parent.mkdir(parents=True)
+        table.write_text(
+            f"% [times] turn emotion\n[0 - 1]\t{dialog}_F000\thap\t[2, 2, 2]\n"
+        )
+        wav = folder / f"Session{session}" / "sentences" / "wav" / dialog
+        write_clip(wav / f"{dialog}_F000.wav")
+
+
 def write_leaf(folder: pathlib.Path) -> None:
     handwriting.write_leaf(folder / "a.json", {"w": [1, 2], "v": [61, 0]})
 
@@ -321,6 +348,22 @@ READERS = {
             functools.partial(read_source, "crema_d", labels="voted", test_fold=3),
         ),
         of_table,
+    ),
+    "MELD's table": (
+        Reader(
+            "train_sent_emo.csv",
+            write_meld,
+            functools.partial(read_source, "meld", test_list="dev", min_clips=1),
+        ),
+        of_table,
+    ),
+    "IEMOCAP's turns": (
+        Reader(
+            IEMOCAP_TABLE.format(2, 2),
+            write_iemocap,
+            functools.partial(read_source, "iemocap"),
+        ),
+        of_binary,
     ),
     "LEAF's FEMNIST": (
         Reader("a.json", write_leaf, functools.partial(read_source, "femnist")),

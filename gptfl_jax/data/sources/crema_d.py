@@ -22,6 +22,7 @@ EMOTIONS = {
     **{"NEU": "neutral", "HAP": "happy", "SAD": "sad"},
     **{"ANG": "anger", "DIS": "disgust", "FEA": "fear"},
 }
+_CLASSES = ("neutral", "happy", "sad", "anger")
 _ACTORS = range(1001, 1092)
 # It is known to hold no sound.
 _BROKEN = "1076_MTI_SAD_XX.wav"
@@ -31,7 +32,7 @@ def crema_d(
     folder: str,
     *,
     test_fold: int = 1,
-    emotions: Sequence[str] = ("neutral", "happy", "sad", "anger"),
+    emotions: Sequence[str] = _CLASSES,
     labels: Literal["acted", "voted"] = "acted",
     features: Options = None,
     flaws: Options = None,
@@ -79,3 +80,10 @@ def crema_d(
         for path, (emotion, actor) in found.items()
     ]
     return to_source(examples, tuple(emotions), features, flaws, cache)
+
+
+def class_names(
+    folder: str, *, emotions: Sequence[str] = _CLASSES, **options
+) -> tuple[str, ...]:
+    """The emotions that are told apart."""
+    return tuple(emotions)

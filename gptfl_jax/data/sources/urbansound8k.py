@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from gptfl_jax import labels
 from gptfl_jax.data import audio, downloads, tables
 from gptfl_jax.data.datasets import Source
-from gptfl_jax.data.recordings import Example, Options, checked_folds, to_source
+from gptfl_jax.data.recordings import (
+    Example,
+    Options,
+    checked_folds,
+    long_enough,
+    to_source,
+)
 from gptfl_jax.rules import NonNegative, Positive
 
 # The checksum is the one that Zenodo publishes.
@@ -37,7 +43,8 @@ def urbansound8k(
         folder: holds `UrbanSound8K/`, or is that folder: `metadata/UrbanSound8K.csv`,
             `audio/fold<n>/`.
         test_folds: one or several of 1 to 10.
-        min_duration_s: shorter clips are left out; the original's limit is 0.1 s.
+        min_duration_s: shorter clips are left out, and counted; the original's limit is
+            0.1 s.
         segment_s: clips are cut into segments of so many seconds, of which each is a
             training example, and a clip is tested by all of its own; the original takes
             3. 0: clips as they are.
@@ -68,10 +75,11 @@ def urbansound8k(
         "fold": tables.whole_number(1, 10),
         "classID": tables.whole_number(0, len(names) - 1),
     }
-    examples = []
+    examples, durations_s = [], []
     for row in tables.read(root / table, columns):
-        if row["end"] - row["start"] >= min_duration_s:
-            path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
-            label, test = names[row["classID"]], row["fold"] in test_folds
-            examples.append(Example(audio.Clip(path), label, row["fsID"], test))
+        path = root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]
+        label, test = names[row["classID"]], row["fold"] in test_folds
+        examples.append(Example(audio.Clip(path), label, row["fsID"], test))
+        durations_s.append(row["end"] - row["start"])
+    examples = long_enough(examples, min_duration_s, durations_s)
     return to_source(examples, names, features, flaws, cache, segment_s, segment_hop_s)

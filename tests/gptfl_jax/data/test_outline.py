@@ -47,6 +47,15 @@ def test_writers_and_segments_count(tmp_path):
     assert source.test.inputs[1].shape == (792, 2) and len(source.test.labels) == 792
 
 
+def test_classes_that_an_option_chooses(tmp_path):
+    source, _ = outline.load("meld", str(tmp_path), task="emotion")
+    assert source.train.num_classes == 7 and len(set(source.train.clients)) == 86
+    source, _ = outline.load("crema_d", str(tmp_path), emotions=("fear", "sad"))
+    assert source.train.class_names == ("fear", "sad")
+    source, _ = outline.load("iemocap", "")
+    assert source.train.class_names == ("neutral", "happy", "sad", "anger")
+
+
 def test_what_cannot_be_outlined_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         outline.load("image_folder", str(tmp_path / "none"))

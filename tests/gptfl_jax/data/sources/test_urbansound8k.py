@@ -8,7 +8,7 @@ from gptfl_jax.errors import UserError
 from ..conftest import SETTINGS, SMALL, by_config, check_rows, write
 
 
-def test_urbansound8k(tmp_path):
+def test_urbansound8k(tmp_path, capsys):
     root = tmp_path / "UrbanSound8K"
     rows = (
         ("100-3-0-0.wav", 100, 0.0, 0.1, 1, 1, 3, "dog_bark"),
@@ -25,7 +25,9 @@ def test_urbansound8k(tmp_path):
     for seed, file in enumerate(files):
         write(file, seed)
     source = sources.load("urbansound8k", str(tmp_path), features=SMALL)
-    check_rows(source.train, files[:2])  # the third is shorter than 0.1 s
+    check_rows(source.train, files[:2])
+    said = capsys.readouterr().out
+    assert said == "left out 1 clips shorter than 0.1 s, kept 3\n"
     check_rows(source.test, files[3:])
     whole = by_config("urbansound8k", tmp_path, segment_s=0)
     check_rows(whole.test, files[3:])
