@@ -3,12 +3,12 @@
   python -m benchmarks.generators --output docs/performance.md
 
 Needs the `parity` extra. Networks in the sizes of Stable Diffusion 2.1, T5-base,
-SpeechT5 and HiFi-GAN, and the shipped glyphs and voices as whole pipelines, in float32.
-Either side runs a case in a process of its own with all cores, so that the peak of its
-memory, loading included, is the case's own. Both load the same files, take turns, so
-that other work on the machine meets both alike, and must agree; medians count. A UNet
-step of ours is the sampler's, which made the prompt's keys and values before its first
-step. The first call, which compiles, is given apart.
+SpeechT5, HiFi-GAN and AudioLDM, and the shipped glyphs and voices as whole pipelines,
+in float32. Either side runs a case in a process of its own with all cores, so that the
+peak of its memory, loading included, is the case's own. Both load the same files, take
+turns, so that other work on the machine meets both alike, and must agree; medians
+count. A UNet step of ours is the sampler's, which made the prompt's keys and values
+before its first step. The first call, which compiles, is given apart.
 
 What was measured is kept in `--folder` and not measured again: a run that was
 interrupted goes on, and `--only unet64 --batch 2` measures a part of the table.
@@ -64,6 +64,10 @@ CASES = {
         Case("decode512", "VAE decoder, 512 px", "vae"),
         Case("speecht5", "SpeechT5, 100 steps", "speecht5", (1, 2, 4, 16)),
         Case("hifigan", "HiFi-GAN, 200 frames", "hifigan"),
+        Case("clap", "AudioLDM's text tower, 32 tokens", "clap"),
+        Case("sound_unet", "AudioLDM's UNet step, 5 s", "sound_unet"),
+        Case("sound_decode", "AudioLDM's VAE decoder, 5 s", "sound_vae"),
+        Case("vocoder", "AudioLDM's vocoder, 5 s", "vocoder", (1, 2)),
         # Pixels: whole numbers from 0 to 255.
         Case("glyphs", "glyphs, 15 steps", "", (1, 2, 4, 128), 2.5 / 255),
         Case("voices", "voices, whole words", "", (1, 2, 4, 16), 1e-2),
@@ -234,6 +238,15 @@ def inputs(case: Case, batch: int) -> dict[str, np.ndarray]:
             return {"tokens": tokens, "speakers": normal(batch, _SPEAKERS)}
         case "hifigan":
             return {"mels": normal(batch, _FRAMES, 80)}
+        case "clap":  # three words and padding
+            words = rng.integers(3, 50265, (batch, 5))
+            return {"tokens": np.pad(words, ((0, 0), (0, 27)), constant_values=1)}
+        case "sound_unet":
+            return {"latents": normal(batch, 125, 16, 8), "classes": normal(batch, 512)}
+        case "sound_decode":
+            return {"latents": normal(batch, 125, 16, 8)}
+        case "vocoder":
+            return {"mels": normal(batch, 500, 64)}
         case "glyphs":
             return {"latents": normal(batch, 8, 8, 4)}
         case _:
@@ -316,7 +329,61 @@ def _make_hifigan():
     return transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig())
 
 
+def _make_clap():
+    import transformers
+
+    return transformers.ClapTextModelWithProjection(transformers.ClapTextConfig())
+
+
+def _make_sound_unet():
+    import diffusers
+
+    return diffusers.UNet2DConditionModel(
+        sample_size=128,
+        in_channels=8,
+        out_channels=8,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        block_out_channels=(128, 256, 384, 640),
+        cross_attention_dim=(128, 256, 384, 640),
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=512,
+        class_embeddings_concat=True,
+    )
+
+
+def _make_sound_vae():
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(128, 256, 512),
+        layers_per_block=2,
+        latent_channels=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+
+
+def _make_vocoder():
+    import transformers
+
+    config = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=64,
+        upsample_initial_channel=1024,
+        upsample_rates=[5, 4, 2, 2, 2],
+        upsample_kernel_sizes=[16, 16, 8, 4, 4],
+        normalize_before=False,
+    )
+    return transformers.SpeechT5HifiGan(config)
+
+
 _MODELS: dict[str, Callable[[], Any]] = {
+    "clap": _make_clap,
+    "sound_unet": _make_sound_unet,
+    "sound_vae": _make_sound_vae,
+    "vocoder": _make_vocoder,
     "clip": _make_clip,
     "t5": _make_t5,
     "unet": _make_unet,
@@ -344,18 +411,23 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
     from gptfl_jax.released import torch_weights
 
     given = inputs(case, batch)
-    if case.model in ("clip", "unet", "vae"):
+    if case.model in _EXAMPLES:
         network, current_name = _our_network(case.model, folder)
-        example = {"clip": (1, 1), "unet": (1, 8, 8, 4), "vae": (1, 8, 8, 3)}
-        examples = [jnp.zeros(example[case.model], network_input(case.model))]
+        examples = [jnp.zeros(_EXAMPLES[case.model], network_input(case.model))]
         if case.model == "unet":
             examples += [jnp.zeros(1), jnp.zeros((1, 1, 1024))]
+        if case.model == "sound_unet":
+            examples += [jnp.zeros(1), None, jnp.zeros((1, 512))]
         shapes = jax.eval_shape(network.init, jax.random.key(0), *examples)["params"]
         params = _our_weights(folder, shapes, current_name)
 
         def apply(params, given):
-            if case.model == "clip":
+            if "tokens" in given:
                 return network.apply({"params": params}, given["tokens"])
+            if case.model == "sound_unet":
+                time = jnp.full(1, 500.0)
+                others = time, None, given["classes"]
+                return network.apply({"params": params}, given["latents"], *others)
             if case.model == "unet":
                 time = jnp.full(1, 500.0)
                 variables = {"params": params, "context": given["projected"]}
@@ -376,7 +448,7 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
         if case.model == "unet":
             # As the sampler, which has these from before its first step.
             given["projected"] = unet.project_context(params, given["context"])
-        if case.model == "vae":
+        if case.model in ("vae", "sound_vae"):
             # As the sampler, by parts.
             [(name, values)] = given.items()
             config = network.config
@@ -422,26 +494,37 @@ def ours(case: Case, batch: int, folder: pathlib.Path) -> Callable[[], np.ndarra
     return _our_speech(case, batch, folder, given)
 
 
+# Shapes of what networks of one kind of input read first.
+_EXAMPLES = {
+    "clip": (1, 1),
+    "clap": (1, 1),
+    "unet": (1, 8, 8, 4),
+    "sound_unet": (1, 8, 8, 8),
+    "vae": (1, 8, 8, 3),
+    "sound_vae": (1, 8, 8, 1),
+}
+
+
 def network_input(model: str) -> type:
     """The type of what a network reads first."""
-    return np.int32 if model == "clip" else np.float32
+    return np.int32 if model in ("clip", "clap") else np.float32
 
 
 def _our_network(model, folder):
     from gptfl_jax.generators.diffusion import unet, vae
     from gptfl_jax.generators.pictures import clip_text
+    from gptfl_jax.generators.sounds import clap_text
 
+    clip = clip_text.CLIPTextConfig, clip_text.CLIPTextModel, clip_text.current_name
+    clap = clap_text.CLAPTextConfig, clap_text.CLAPTextModel, clap_text.current_name
+    config, network, current_name = {
+        "clip": clip,
+        "clap": clap,
+        "unet": (unet.UNetConfig, unet.UNet2DCondition, str),
+        "vae": (vae.VAEConfig, vae.AutoencoderKL, vae.current_name),
+    }[model.removeprefix("sound_")]
     options = hub.read_json(folder / "config.json")
-    config = {
-        "clip": clip_text.CLIPTextConfig,
-        "unet": unet.UNetConfig,
-        "vae": vae.VAEConfig,
-    }[model].from_json(options)
-    if model == "clip":
-        return clip_text.CLIPTextModel(config), clip_text.current_name
-    if model == "unet":
-        return unet.UNet2DCondition(config), str
-    return vae.AutoencoderKL(config), vae.current_name
+    return network(config.from_json(options)), current_name
 
 
 def _our_weights(folder, shapes, current_name):
@@ -472,7 +555,7 @@ def _our_speech(case, batch, folder, given):
     from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
     from gptfl_jax.released import torch_weights
 
-    if case.name == "hifigan":
+    if case.model in ("hifigan", "vocoder"):
         network = HifiGan(
             HifiGanConfig.from_json(hub.read_json(folder / "config.json"))
         )
@@ -564,13 +647,22 @@ def torch_side(
         "vae": diffusers.AutoencoderKL,
         "speecht5": transformers.SpeechT5ForTextToSpeech,
         "hifigan": transformers.SpeechT5HifiGan,
-    }[case.model]
+        "vocoder": transformers.SpeechT5HifiGan,
+        "clap": transformers.ClapTextModelWithProjection,
+    }[case.model.removeprefix("sound_")]
     model = kind.from_pretrained(folder).eval()
 
     def run():
         match case.model:
             case "clip":
                 return model(given["tokens"]).last_hidden_state
+            case "clap":
+                mask = (given["tokens"] != 1).long()
+                embedded = model(given["tokens"], attention_mask=mask).text_embeds
+                return torch.nn.functional.normalize(embedded, dim=-1)
+            case "sound_unet":
+                classes = given["classes"]
+                return model(given["latents"], 500, None, class_labels=classes).sample
             case "t5":
                 options = {"min_new_tokens": 16, "max_new_tokens": 16}
                 return model.generate(given["tokens"], do_sample=False, **options)[
@@ -580,7 +672,7 @@ def torch_side(
                 return model(given["latents"], 500, given["context"]).sample
             case "vae" if "images" in given:
                 return model.encode(given["images"]).latent_dist.mean
-            case "vae":
+            case "vae" | "sound_vae":
                 return model.decode(given["latents"]).sample
             case "speecht5":
                 mels = model.generate_speech(

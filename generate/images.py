@@ -20,7 +20,7 @@ from PIL import Image
 
 from generate import samples
 from generate.samples import samples_per_class
-from gptfl_jax import drawing, planning, prompting, user_files
+from gptfl_jax import drawing, planning, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators import placement
@@ -133,10 +133,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     """
     options = config.generate
     outline = samples.outline(config, workdir)
-    made = outline.made
-    if not made and config.prompts.method == "ucg":
-        made = {"guidance_choices": prompting.UCG_GUIDANCE}
-    guidance = samples.guidance_scales(config, made)
+    guidance = samples.planned_guidance(config, outline)
     networks = networks_of(options.model, options.dtype)
     shape = networks.latent_shape(options.height or None, options.width or None)
     mesh = placement.mesh()
@@ -168,23 +165,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         ),
     ]
     smaller = "lower config.generate.batch_size, or height and width"
-    return planning.Plan(
-        "generate.images",
-        facts,
-        resident=[
-            planning.Resident(
-                "weights", lowered.params, "set config.generate.dtype='bfloat16'"
-            )
-        ],
-        programs=[
-            planning.Program(name, program, smaller)
-            for name, program in lowered.programs.items()
-        ],
-        work=[
-            planning.Work(name, flops, times * outline.batches)
-            for name, (flops, times) in lowered.flops.items()
-        ],
-    )
+    return samples.diffusion_plan("generate.images", facts, lowered, outline, smaller)
 
 
 def main() -> None:

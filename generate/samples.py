@@ -25,12 +25,13 @@ from PIL import Image
 from generate import sample_folder, wording
 from generate.prompts import label_set_of_config
 from generate.prompts import settings as prompt_settings
-from gptfl_jax import artifacts, drawing, interruption, prompting
+from gptfl_jax import artifacts, drawing, interruption, planning, prompting
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import outline as data_outline
 from gptfl_jax.data import sample_counts, sources
 from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.progress import Progress, say
 from gptfl_jax.released.licences import licence_of
 
@@ -214,11 +215,54 @@ def guidance_scales(
     return tuple(map(float, choices or (config.generate.guidance_scale,)))
 
 
+def planned_guidance(config: ConfigDict, outline: Outline) -> tuple[float, ...]:
+    """`guidance_scales`, before the prompts need be made."""
+    made = outline.made
+    if not made and config.prompts.method == "ucg":
+        made = {"guidance_choices": prompting.UCG_GUIDANCE}
+    return guidance_scales(config, made)
+
+
 def manner(config: ConfigDict, guidance: Sequence[float]) -> str:
     """How a diffusion model makes samples, for the first line that is printed."""
     drawn = "guidance" if len(guidance) == 1 else "guidance drawn from"
     scales = ", ".join(f"{scale:g}" for scale in guidance)
     return f"{config.generate.num_steps} steps, {drawn} {scales}"
+
+
+def diffusion_plan(
+    program: str,
+    facts: Sequence[tuple[str, str]],
+    lowered: Lowered,
+    outline: Outline,
+    smaller: str,
+) -> planning.Plan:
+    """What a run of a diffusion model takes.
+
+    Args:
+        program: its name.
+        facts: said of it.
+        lowered: sampling of a batch.
+        outline: of the samples.
+        smaller: what to do where a program needs too much memory.
+    """
+    return planning.Plan(
+        program,
+        facts,
+        resident=[
+            planning.Resident(
+                "weights", lowered.params, "set config.generate.dtype='bfloat16'"
+            )
+        ],
+        programs=[
+            planning.Program(name, each, smaller)
+            for name, each in lowered.programs.items()
+        ],
+        work=[
+            planning.Work(name, flops, times * outline.batches)
+            for name, (flops, times) in lowered.flops.items()
+        ],
+    )
 
 
 class Maker(NamedTuple):

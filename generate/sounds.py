@@ -24,11 +24,15 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from generate import clips, samples
+from gptfl_jax import planning
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
-from gptfl_jax.generators.sounds.audioldm import AudioLDM
+from gptfl_jax.generators import placement
+from gptfl_jax.generators.sounds.audioldm import AudioLDM, lower, networks_of
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import say
 from gptfl_jax.released import hub
+from gptfl_jax.released.licences import licence_of
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -92,8 +96,55 @@ def _settings(
     return samples.settings(config, names, others, prompts)
 
 
+def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Says what a run would take."""
+    prepare(config)
+    say(planning.table(plan(config, workdir)))
+
+
+def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+    """What a run takes: the networks by their config files, the clips by the config.
+
+    Raises:
+        UserError: the model is unknown, or the classes.
+    """
+    options = config.generate
+    outline = samples.outline(config, workdir)
+    guidance = samples.planned_guidance(config, outline)
+    guided = len(guidance) > 1 or guidance[0] > 1
+    networks = networks_of(options.model, options.dtype)
+    lowered = lower(
+        networks,
+        options.duration_s,
+        placement.mesh(),
+        batch=outline.batch,
+        num_steps=options.num_steps,
+        guided=guided,
+    )
+    sizes = {
+        name: planning.amount(planning.parameters(tree))
+        for name, tree in lowered.params.items()
+    }
+    facts = [
+        (
+            "model",
+            f"{options.model} in {options.dtype}: UNet {sizes['unet']}, text encoder "
+            f"{sizes['text_encoder']}, autoencoder {sizes['vae']}, vocoder "
+            f"{sizes['vocoder']} parameters; licence: {licence_of(options.model)}",
+        ),
+        *outline.facts(config, "clips"),
+        (
+            "sampling",
+            f"{options.duration_s:g} s, {options.num_steps} steps, "
+            f"{'with' if guided else 'without'} guidance",
+        ),
+    ]
+    smaller = "lower config.generate.batch_size or duration_s"
+    return samples.diffusion_plan("generate.sounds", facts, lowered, outline, smaller)
+
+
 def main() -> None:
-    launch(run, sections=("data", "prompts", "generate"))
+    launch(run, sections=("data", "prompts", "generate"), dry_run=dry_run)
 
 
 if __name__ == "__main__":

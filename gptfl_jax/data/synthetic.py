@@ -72,7 +72,7 @@ def synthetic_sounds(
             clip could be used.
     """
     folder = pathlib.Path(folder)
-    command = "python -m generate.speech --config=... --workdir=..."
+    command = "python -m generate.speech (or .sounds) --config=... --workdir=..."
     files, labels, digests, left_out = _list_synthetic(
         folder, class_names, _SOUND_ENDINGS, command
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from generate import prompts, samples, sounds
 from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.generators.sounds.audioldm import AudioLDM
 from gptfl_jax.launch.config_files import read_config
 
@@ -98,6 +99,24 @@ def test_what_cannot_be_made_is_refused(make_config, tmp_path):
     config.generate.duration_s = 1e-4
     with pytest.raises(UserError, match="duration_s = 0.0001: takes 0.0025 to"):
         sounds.run(config, tmp_path)
+
+
+def test_a_plan_counts_batches_and_steps(make_config, tmp_path, monkeypatch):
+    asked = {}
+
+    def lower(networks, duration_s, mesh, **options):
+        asked.update(options, duration_s=duration_s)
+        params = dict.fromkeys(("unet", "vae", "text_encoder", "vocoder"), ())
+        return Lowered(params, {}, {"steps": (1e9, options["num_steps"])})
+
+    monkeypatch.setattr(sounds, "lower", lower)
+    plan = sounds.plan(make_config("samples=6"), tmp_path)
+    assert asked == {"batch": 8, "num_steps": 2, "guided": True, "duration_s": 0.05}
+    facts = dict(plan.facts)
+    assert facts["clips"].startswith("12 of 2 classes")
+    assert facts["model"].endswith("licence: cc-by-nc-sa-4.0")
+    assert plan.work[0].times == 2 * 2
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,12 @@ class Networks(Protocol):
     `params` are those of all networks, by name; "unet" is one of them.
     """
 
+    unet: Any
+    """Its `dtype` is that of the computation."""
+
+    def shapes(self) -> dict[str, Any]:
+        """Parameters of each network, as `jax.ShapeDtypeStruct`s."""
+
     def encode(self, params: Any, tokens: Int[Array, "rows length"]) -> Array:
         """What the text encoder makes of prompts, a row each."""
 

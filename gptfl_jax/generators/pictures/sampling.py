@@ -2,22 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from gptfl_jax import planning
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators import placement
-from gptfl_jax.generators.diffusion import blocks, solvers
-from gptfl_jax.generators.diffusion import sampling as diffusion
+from gptfl_jax.generators.diffusion import blocks, lowering
+from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, project_context
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.clip_text import CLIPTextModel
-from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +102,6 @@ class Networks:
         return self.vae.config.pictures_at_once(height, width)
 
 
-class Lowered(NamedTuple):
-    """What sampling compiles, for arrays of some shapes."""
-
-    params: dict[str, Any]
-    """Shapes, on the devices."""
-    programs: dict[str, jax.stages.Lowered]
-    """By what they do."""
-    flops: dict[str, tuple[float, int]]
-    """By what is done: floating-point operations, and how often for a batch."""
-
-
 def lower(
     networks: Networks,
     shape: Sequence[int],
@@ -125,60 +111,14 @@ def lower(
     num_steps: int,
     guided: bool,
 ) -> Lowered:
-    """The programs that sample a batch, without their arrays.
-
-    Args:
-        shape: of a picture's latents, `networks.latent_shape()`.
-        mesh: of `placement.mesh`.
-        batch: pictures.
-        num_steps: of the solver.
-        guided: whether pictures are steered, away from one prompt for all.
-    """
-    rows = -(-batch // mesh.size) * mesh.size
-    dtype = networks.unet.dtype
-    params = planning.shapes(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), networks.shapes()),
-        mesh,
-    )
+    """The programs that sample a batch, as `lowering.lower` takes its arguments."""
     tokens = networks.text_encoder.config.max_position_embeddings
-    key = jax.eval_shape(jax.random.key, 0)
-    start = diffusion.Start(
-        tokens=_rows(mesh, SPLIT, rows, (tokens,), jnp.int32),
-        negative_tokens=_rows(mesh, EVERYWHERE, 1, (tokens,), jnp.int32)
-        if guided
-        else None,
-        guidance=_rows(mesh, SPLIT, rows, (), jnp.float32),
-        keys=_rows(mesh, SPLIT, rows, key.shape, key.dtype),
-        latents=None,
+    return lowering.lower(
+        networks,
+        shape,
+        mesh,
+        batch=batch,
+        num_steps=num_steps,
+        guided=guided,
+        tokens=tokens,
     )
-    schedule = jax.eval_shape(lambda: solvers.DPMSolver().schedule(num_steps))
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), schedule)
-    plain = diffusion.functions(networks, tuple(shape))
-    context, state = jax.eval_shape(plain.begin, params, start)
-    context, state = planning.shapes((context, state), mesh, SPLIT)
-    step = params["unet"], row, context, start.guidance, state
-    compiled = diffusion.programs_of(
-        networks, tuple(shape), mesh, diffusion.specs(start)
-    )
-    if jax.default_backend() == "cpu":
-        size = rows
-        if mesh.size == 1:
-            size = placement.part_size(rows, networks.decoded_at_once(shape))
-        part = _rows(mesh, SPLIT, size, tuple(shape), state.sample.dtype)
-        programs = {
-            "texts": compiled.begin.lower(params, start),
-            "a step": compiled.step.lower(*step),
-            "decoding": compiled.end.lower(params["vae"], part),
-        }
-    else:
-        programs = {"a batch": compiled.whole.lower(params, start, schedule)}
-    flops = {
-        "texts": (planning.flops(plain.begin, params, start), 1),
-        "steps": (planning.flops(plain.step, *step), num_steps),
-        "decoding": (planning.flops(plain.end, params["vae"], state.sample), 1),
-    }
-    return Lowered(params, programs, flops)
-
-
-def _rows(mesh, spec, count, shape, dtype) -> jax.ShapeDtypeStruct:
-    return planning.shapes(jax.ShapeDtypeStruct((count, *shape), dtype), mesh, spec)

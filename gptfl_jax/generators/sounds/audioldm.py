@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
-from gptfl_jax.generators.diffusion import folders, sampling, vae
+from gptfl_jax.generators.diffusion import folders, lowering, sampling, vae
 from gptfl_jax.generators.diffusion.folders import Component
+from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
@@ -240,16 +241,90 @@ class AudioLDM:
         return tokens
 
 
+# What the config files of the release say, for plans where they cannot be read.
+_RELEASE: dict[str, dict[str, Any]] = {
+    "text_encoder": {},
+    "unet": {
+        "sample_size": 128,
+        "in_channels": 8,
+        "out_channels": 8,
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        "block_out_channels": (128, 256, 384, 640),
+        "cross_attention_dim": (128, 256, 384, 640),
+        "class_embed_type": "simple_projection",
+        "class_embeddings_concat": True,
+        "projection_class_embeddings_input_dim": 512,
+    },
+    "vae": {
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (128, 256, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 2,
+        "latent_channels": 8,
+        "scaling_factor": 0.9227914214134216,
+    },
+    "vocoder": {
+        "model_in_dim": 64,
+        "upsample_initial_channel": 1024,
+        "upsample_rates": (5, 4, 2, 2, 2),
+        "upsample_kernel_sizes": (16, 16, 8, 4, 4),
+        "normalize_before": False,
+    },
+}
+_RELEASED_AS = ("audioldm", "audioldm-s-full", "audioldm-s-full-v2")
+
+
 def networks_of(
     path_or_id: str | pathlib.Path, dtype: DTypeLike = jnp.float32
 ) -> Networks:
     """The networks of a pipeline by its config files alone, without weights.
 
+    Of the smallest releases (cvssp/audioldm) these need not be there.
+
     Raises:
         UserError: as `AudioLDM.from_pretrained`.
     """
-    folder = _find(path_or_id, None)
-    return Networks(**folders.read_networks(folder, _COMPONENTS, dtype))
+    try:
+        folder = _find(path_or_id, None)
+        return Networks(**folders.read_networks(folder, _COMPONENTS, dtype))
+    except hub.ModelNotFound:
+        if pathlib.PurePath(path_or_id).name not in _RELEASED_AS:
+            raise
+    configs = {name: c.config(**_RELEASE[name]) for name, c in _COMPONENTS.items()}
+    return Networks(**folders.make_networks(configs, _COMPONENTS, dtype))
+
+
+def lower(
+    networks: Networks,
+    duration_s: int | float,
+    mesh: Mesh,
+    *,
+    batch: int,
+    num_steps: int,
+    guided: bool,
+) -> Lowered:
+    """The programs that sample a batch of sounds, as `lowering.lower`.
+
+    Args:
+        networks: of `networks_of`.
+        duration_s: of a sound, in seconds.
+        mesh: of `placement.mesh`.
+        batch: sounds.
+        num_steps: of the solver.
+        guided: whether sounds are steered, away from one prompt for all.
+    """
+    return lowering.lower(
+        networks,
+        networks.latent_shape(duration_s),
+        mesh,
+        batch=batch,
+        num_steps=num_steps,
+        guided=guided,
+        tokens=min(_TOKENS, networks.text_encoder.config.longest),
+    )
 
 
 def _find(path_or_id, revision) -> pathlib.Path:

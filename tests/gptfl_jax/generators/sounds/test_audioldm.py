@@ -11,14 +11,10 @@ import small_audioldm
 
 from gptfl_jax import planning
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators import placement
 from gptfl_jax.generators.diffusion import sampling
-from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.sounds import audioldm
 from gptfl_jax.generators.sounds.audioldm import AudioLDM
-from gptfl_jax.generators.sounds.clap_text import CLAPTextConfig, CLAPTextModel
-from gptfl_jax.generators.sounds.networks import Networks
-from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
 
 PROMPTS = ["a dog", "rain", "a sound of rain"]
 # 11 frames, so one of the 12 that six latents stand for is cut off.
@@ -146,6 +142,31 @@ def test_arguments_that_do_not_fit_are_refused(pipeline, options, message):
         waves(pipeline, **options)
 
 
+def test_the_lowered_programs_make_the_sounds_of_a_run(pipeline, keys):
+    lowered = audioldm.lower(
+        pipeline.networks,
+        SECONDS,
+        placement.mesh(),
+        batch=len(PROMPTS),
+        num_steps=2,
+        guided=True,
+    )
+    programs = {name: each.compile() for name, each in lowered.programs.items()}
+    tokens = pipeline._tokenize(PROMPTS)
+    start = sampling.Start(
+        tokens, pipeline._tokenize([""]), np.full(3, 2.5, np.float32), keys, None
+    )
+    conditions, state = programs["texts"](pipeline.params, start)
+    schedule = pipeline.solver.schedule(2)
+    for i in range(2):
+        row = jax.tree.map(lambda column, i=i: column[i], schedule)
+        arguments = row, conditions, start.guidance, state
+        state = programs["a step"](pipeline.params["unet"], *arguments)
+    decoder = pipeline.networks.decoder(pipeline.params)
+    found = programs["decoding"](decoder, state.sample)[:, :220]
+    np.testing.assert_array_equal(found, waves(pipeline, key=keys))
+
+
 # Files ------------------------------------------------------------------------------
 
 
@@ -229,43 +250,16 @@ def test_a_folder_without_a_vocoder_is_refused(folder):
         AudioLDM.from_pretrained(folder)
 
 
-def test_the_release_by_its_sizes():
+def test_the_release_by_its_sizes(monkeypatch):
     """cvssp/audioldm: parameters as PyTorch counts them, shapes of 5 s."""
-    networks = Networks(
-        CLAPTextModel(CLAPTextConfig()),
-        UNet2DCondition(
-            UNetConfig(
-                in_channels=8,
-                out_channels=8,
-                down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
-                up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
-                block_out_channels=(128, 256, 384, 640),
-                cross_attention_dim=(128, 256, 384, 640),
-                class_embed_type="simple_projection",
-                class_embeddings_concat=True,
-                projection_class_embeddings_input_dim=512,
-            )
-        ),
-        AutoencoderKL(
-            VAEConfig(
-                in_channels=1,
-                out_channels=1,
-                block_out_channels=(128, 256, 512),
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                layers_per_block=2,
-                latent_channels=8,
-            )
-        ),
-        HifiGan(
-            HifiGanConfig(
-                model_in_dim=64,
-                upsample_initial_channel=1024,
-                upsample_rates=(5, 4, 2, 2, 2),
-                upsample_kernel_sizes=(16, 16, 8, 4, 4),
-            )
-        ),
-    )
+
+    def out_of_reach(*_):
+        raise audioldm.hub.ModelNotFound("someone/audioldm-l-full: out of reach")
+
+    monkeypatch.setattr(audioldm.hub, "snapshot", out_of_reach)
+    networks = audioldm.networks_of("cvssp/audioldm-s-full-v2")
+    with pytest.raises(UserError, match="audioldm-l-full"):
+        audioldm.networks_of("someone/audioldm-l-full")
     networks.check()
     shapes = networks.shapes()
     shapes["vocoder"] = shapes["vocoder"]["params"]

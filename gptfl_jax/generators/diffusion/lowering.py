@@ -1,0 +1,97 @@
+"""Sampling without its arrays: what is compiled, and how much it computes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gptfl_jax import planning
+from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion import sampling, solvers
+from gptfl_jax.generators.diffusion.sampling import Networks
+from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
+
+
+class Lowered(NamedTuple):
+    """What sampling compiles, for arrays of some shapes."""
+
+    params: dict[str, Any]
+    """Shapes, on the devices."""
+    programs: dict[str, jax.stages.Lowered]
+    """By what they do."""
+    flops: dict[str, tuple[float, int]]
+    """By what is done: floating-point operations, and how often for a batch."""
+
+
+def lower(
+    networks: Networks,
+    shape: Sequence[int],
+    mesh: Mesh,
+    *,
+    batch: int,
+    num_steps: int,
+    guided: bool,
+    tokens: int,
+) -> Lowered:
+    """The programs that sample a batch, without their arrays.
+
+    Args:
+        networks: of the pipeline.
+        shape: of a sample's latents, `networks.latent_shape()`.
+        mesh: of `placement.mesh`.
+        batch: samples.
+        num_steps: of the solver.
+        guided: whether samples are steered, away from one prompt for all.
+        tokens: of a prompt, filled up.
+    """
+    rows = -(-batch // mesh.size) * mesh.size
+    dtype = networks.unet.dtype
+    params = planning.shapes(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), networks.shapes()),
+        mesh,
+    )
+    key = jax.eval_shape(jax.random.key, 0)
+    start = sampling.Start(
+        tokens=_rows(mesh, SPLIT, rows, (tokens,), jnp.int32),
+        negative_tokens=_rows(mesh, EVERYWHERE, 1, (tokens,), jnp.int32)
+        if guided
+        else None,
+        guidance=_rows(mesh, SPLIT, rows, (), jnp.float32),
+        keys=_rows(mesh, SPLIT, rows, key.shape, key.dtype),
+        latents=None,
+    )
+    schedule = jax.eval_shape(lambda: solvers.DPMSolver().schedule(num_steps))
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), schedule)
+    plain = sampling.functions(networks, tuple(shape))
+    context, state = jax.eval_shape(plain.begin, params, start)
+    context, state = planning.shapes((context, state), mesh, SPLIT)
+    step = params["unet"], row, context, start.guidance, state
+    compiled = sampling.programs_of(networks, tuple(shape), mesh, sampling.specs(start))
+    if jax.default_backend() == "cpu":
+        size = rows
+        if mesh.size == 1:
+            size = placement.part_size(rows, networks.decoded_at_once(shape))
+        part = _rows(mesh, SPLIT, size, tuple(shape), state.sample.dtype)
+        programs = {
+            "texts": compiled.begin.lower(params, start),
+            "a step": compiled.step.lower(*step),
+            "decoding": compiled.end.lower(networks.decoder(params), part),
+        }
+    else:
+        programs = {"a batch": compiled.whole.lower(params, start, schedule)}
+    decoder = networks.decoder(params)
+    flops = {
+        "texts": (planning.flops(plain.begin, params, start), 1),
+        "steps": (planning.flops(plain.step, *step), num_steps),
+        "decoding": (
+            planning.flops(plain.end, decoder, state.sample),
+            1,
+        ),
+    }
+    return Lowered(params, programs, flops)
+
+
+def _rows(mesh, spec, count, shape, dtype) -> jax.ShapeDtypeStruct:
+    return planning.shapes(jax.ShapeDtypeStruct((count, *shape), dtype), mesh, spec)
