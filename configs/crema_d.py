@@ -6,8 +6,9 @@
 Each fifth of the actors is the test set in turn; `test_fold=1` leaves that turn alone.
 The classes are the original's four emotions, by the vote of those who saw and heard the
 clip; 7 of them take part in a round, 1,000 rounds, tested every second; FedProx has mu
-1 (arXiv 2210.15707). The original reads 81 of the 91 actors, here are all.
-`faithful=True` hears the first channel of stereo recordings, and shares wrong labels
+1 (arXiv 2210.15707). Features are standardised over all clips of an actor;
+`standardise=clip` does it clip by clip. `faithful=True` takes the 81 of the 91 actors
+whom the original finds, in its folds, hears the first channel of stereo recordings, and shares wrong labels
 equally where `data.options.flaws` asks for some. Methods start at random: GPT-FL has no
 synthetic data for this set, and `init` names weights of your own.
 
@@ -23,6 +24,7 @@ ARGUMENTS = {
     **presets.FEDAUDIO_ARGUMENTS,
     "test_fold": "data.options.test_fold",
     "labels": "data.options.labels",
+    "standardise": "data.options.standardise",
 }
 
 
@@ -33,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     config = presets.fedaudio("crema_d")
     config.data.options.update({"test_fold": 1, "labels": "voted"})
+    config.data.options.standardise = "speaker"
 
     config.train.data = "real"
 
@@ -42,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg, faithful = presets.take_flag(arg, "faithful")
     if faithful:
         presets.as_the_original(config)
+        config.data.options.actors = "original"
     configuration.apply_arguments(config, arg, ARGUMENTS)
     presets.set_folds(config, arg, "test_fold", count=5)
     config.compare.methods = presets.FEDAUDIO_METHODS

@@ -9,6 +9,8 @@ talks, where excitement is happiness. All eight other speakers take part in a ro
 5,000 rounds at a learning rate of 0.0025, tested every second; FedProx has mu 1 (arXiv
 2210.15707; a script of the original has 300 rounds at 0.005). A turn is heard up to its
 tenth second, which is ours: the original pads each batch to its longest turn.
+Features are standardised over all turns of a speaker; `standardise=clip` does it turn
+by turn.
 `faithful=True` hears the first channel of stereo recordings, and shares wrong labels
 equally where `data.options.flaws` asks for some. The original's features are those of a
 pretrained network (APC), here they are log-mel spectrograms. Methods start at random:
@@ -27,6 +29,7 @@ ARGUMENTS = {
     **presets.FEDAUDIO_ARGUMENTS,
     "test_fold": "data.options.test_session",
     "dialogs": "data.options.dialogs",
+    "standardise": "data.options.standardise",
 }
 
 
@@ -36,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     `faithful=True` does more as the original (`presets.as_the_original`).
     """
     config = presets.fedaudio("iemocap")
-    config.data.options.test_session = 1
+    config.data.options.update({"test_session": 1, "standardise": "speaker"})
     config.data.options.features = {"max_duration_s": 10.0}
 
     config.train.data = "real"

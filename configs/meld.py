@@ -8,7 +8,8 @@ more than ten clips are clients, but for what the tables call All, Man, Policema
 and Woman. FedAudio (arXiv 2210.15707) reads this set but gives no results on it: how
 many clients take part in a round, 5, the 1,000 rounds and the learning rate of 0.1 are
 ours. A clip is heard up to its eighth second, which is ours too: the original pads each
-batch to its longest clip. `faithful=True` hears the first channel of stereo recordings,
+batch to its longest clip. Features are standardised over all clips of a speaker;
+`standardise=clip` does it clip by clip. `faithful=True` hears the first channel of stereo recordings,
 and shares wrong labels equally where `data.options.flaws` asks for some. Methods start
 at random: GPT-FL has no synthetic data for this set.
 
@@ -25,6 +26,7 @@ ARGUMENTS = {
     **presets.FEDAUDIO_ARGUMENTS,
     "task": "data.options.task",
     "test_list": "data.options.test_list",
+    "standardise": "data.options.standardise",
 }
 
 
@@ -35,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     config = presets.fedaudio("meld")
     config.data.options.update({"task": "sentiment", "test_list": "test"})
+    config.data.options.standardise = "speaker"
     config.data.options.features = {"max_duration_s": 8.0}
 
     config.train.data = "real"

@@ -81,6 +81,10 @@ def test_audio_configs_have_the_settings_of_the_original():
     assert (talks.federated.cohort_size, talks.federated.rounds) == (8, 5000)
     assert talks.federated.client_learning_rate == 0.0025
     assert lines.data.options.task == "emotion"
+    for config in (actors, talks, lines):
+        assert config.data.options.standardise == "speaker"
+    faithful = launch.read_config("crema_d:faithful=True,standardise=clip").data.options
+    assert (faithful.actors, faithful.standardise) == ("original", "clip")
     heard = launch.read_config("meld:faithful=True").data.options
     features = {"max_duration_s": 8.0, "channel": "first"}
     assert heard.features.to_dict() == features

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32, Shaped
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
@@ -258,6 +258,28 @@ def standardise(
     wide = features.astype(np.float64)
     deviation = wide.std(0) + _STANDARD_DEVIATION_FLOOR
     return ((wide - wide.mean(0)) / deviation).astype(np.float32)
+
+
+def standardise_groups(
+    features: Float32[np.ndarray, "clips frames bands"],
+    lengths: Int32[np.ndarray, " clips"],
+    groups: Shaped[np.ndarray, " clips"],
+) -> None:
+    """`standardise`, in place, over the frames of all clips of a group together.
+
+    Args:
+        features: padded with zeros, which stay.
+        lengths: frames of each clip.
+        groups: what each clip belongs to, as its speaker.
+    """
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        clips = [features[row, : lengths[row]] for row in rows]
+        together = standardise(np.concatenate(clips))
+        for clip, new in zip(
+            clips, np.split(together, np.cumsum(lengths[rows])[:-1]), strict=True
+        ):
+            clip[:] = new
 
 
 def compute(

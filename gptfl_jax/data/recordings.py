@@ -10,7 +10,7 @@ of `gptfl_jax.data.audio`. Every source takes these options as well as its own:
 
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from gptfl_jax.rules import Keywords
 
 Options = Keywords | None
 """Fields to change, by name."""
+
+Standardise = Literal["clip", "speaker"]
+"""Over what each band of the features has mean 0 and deviation 1."""
 
 _ENDINGS = {".wav", ".flac", ".ogg", ".mp3"}
 
@@ -65,6 +68,7 @@ def to_source(
     cache: str,
     segment_s: int | float = 0.0,
     segment_hop_s: int | float = 1.0,
+    standardise: Standardise = "clip",
 ) -> Source:
     """Reads the examples; both parts are padded to the longest clip of all.
 
@@ -82,6 +86,9 @@ def to_source(
         segment_s: length of a segment in seconds; a shorter clip is one. 0: clips are
             examples.
         segment_hop_s: from the start of a segment to the next.
+        standardise: over the frames of a clip, or of all clips that a speaker has in
+            a part. Clips without a speaker, synthetic or a stranger's, are standardised
+            each by itself in either case.
 
     Raises:
         UserError: a set without examples, a field that there is not, or recordings that
@@ -103,13 +110,18 @@ def to_source(
         train = [s for each in train for s in _segments(each, segment_s, segment_hop_s)]
         test = [segment for each in cut for segment in each]
     clips = [*_noisy_clips(train, flaws), *(example.clip for example in test)]
-    inputs = audio.extract(clips, settings, cache, "recordings")
+    computed = settings
+    if standardise == "speaker":
+        computed = settings._replace(standardise=False)
+    inputs = audio.extract(clips, computed, cache, "recordings")
     number = {name: label for label, name in enumerate(class_names)}
 
     def part(examples: list[Example], rows: slice) -> Dataset:
         labels = np.asarray([number[e.label] for e in examples], np.int32)
         clients = np.asarray([e.client for e in examples])
         arrays = tuple(leaf[rows] for leaf in inputs)
+        if standardise == "speaker":
+            audio.standardise_groups(*arrays, clients)
         return Dataset(arrays, labels, class_names, clients)
 
     data = part(train, slice(len(train)))

@@ -11,6 +11,7 @@ from gptfl_jax.data.datasets import Source
 from gptfl_jax.data.recordings import (
     Example,
     Options,
+    Standardise,
     check_named,
     checked_folds,
     to_source,
@@ -23,7 +24,6 @@ EMOTIONS = {
     **{"ANG": "anger", "DIS": "disgust", "FEA": "fear"},
 }
 _CLASSES = ("neutral", "happy", "sad", "anger")
-_ACTORS = range(1001, 1092)
 # It is known to hold no sound.
 _BROKEN = "1076_MTI_SAD_XX.wav"
 
@@ -34,6 +34,8 @@ def crema_d(
     test_fold: int = 1,
     emotions: Sequence[str] = _CLASSES,
     labels: Literal["acted", "voted"] = "acted",
+    actors: Literal["all", "original"] = "all",
+    standardise: Standardise = "clip",
     features: Options = None,
     flaws: Options = None,
     cache: str = "",
@@ -51,6 +53,12 @@ def crema_d(
         labels: `acted` is what the actor was told to show; `voted` is what most of
             those who saw and heard it named, as in the original, and clips without a
             single winner are left out.
+        actors: all 91, or the 81 whom the original finds. It counts actors from 0 and
+            looks for files named 10 and that number, hence finds none of 1001 to 1009
+            and not 1091, and its folds begin with actor 1000: the first tests 1010 to
+            1018, the second 1019 to 1036.
+        standardise: features over the frames of a clip, or of all clips of a speaker
+            in the training or the test set, as the original.
         features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
         flaws: fields of `recordings.Flaws`: noise in the training set.
         cache: folder for computed features; empty: computed at every start.
@@ -58,6 +66,10 @@ def crema_d(
     root = downloads.locate(folder, ("CREMA-D", "."), "AudioWAV", "CREMA-D", _PAGE)
     checked_folds(test_fold, 5)
     check_named(emotions, set(EMOTIONS.values()), "emotions", "CREMA-D")
+    original = actors == "original"
+    numbers = np.arange(91) + (1000 if original else 1001)
+    tested = np.array_split(numbers, 5)[test_fold - 1]
+    taken = set(range(1010, 1091) if original else numbers)
     voted = {}
     if labels == "voted":
         initials = {name[0].upper(): name for name in EMOTIONS.values()}
@@ -72,14 +84,15 @@ def crema_d(
             emotion = EMOTIONS.get(acted, "")
             if labels == "voted":
                 emotion = voted.get(path.stem, "")
-            if emotion in emotions:
+            if emotion in emotions and int(actor) in taken:
                 found[path] = (emotion, actor)
-    tested = np.array_split(_ACTORS, 5)[test_fold - 1]
     examples = [
         Example(audio.Clip(path), emotion, actor, int(actor) in tested)
         for path, (emotion, actor) in found.items()
     ]
-    return to_source(examples, tuple(emotions), features, flaws, cache)
+    return to_source(
+        *(examples, tuple(emotions), features, flaws, cache), standardise=standardise
+    )
 
 
 def class_names(

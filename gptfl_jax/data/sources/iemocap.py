@@ -11,6 +11,7 @@ from gptfl_jax.data.datasets import Source
 from gptfl_jax.data.recordings import (
     Example,
     Options,
+    Standardise,
     check_named,
     checked_folds,
     to_source,
@@ -41,6 +42,7 @@ def iemocap(
     emotions: Sequence[str] = _CLASSES,
     excited_is_happy: bool = True,
     dialogs: Literal["improvised", "scripted", "all"] = "improvised",
+    standardise: Standardise = "clip",
     features: Options = None,
     flaws: Options = None,
     cache: str = "",
@@ -59,6 +61,8 @@ def iemocap(
         emotions: the classes, in order; others are left out. The original takes these.
         excited_is_happy: counts excitement as happiness, as the original.
         dialogs: `improvised` talks, as the original, `scripted` ones, or all.
+        standardise: features over the frames of a clip, or of all clips of a speaker
+            in the training or the test set, as the original.
         features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
         flaws: fields of `recordings.Flaws`: noise in the training set.
         cache: folder for computed features; empty: computed at every start.
@@ -81,7 +85,9 @@ def iemocap(
                 clip = audio.Clip(wav / f"{dialog}_{gender}{name}.wav")
                 test = int(number) == test_session
                 examples.append(Example(clip, emotion, session + gender, test))
-    return to_source(examples, tuple(emotions), features, flaws, cache)
+    return to_source(
+        *(examples, tuple(emotions), features, flaws, cache), standardise=standardise
+    )
 
 
 def class_names(

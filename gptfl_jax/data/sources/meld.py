@@ -7,7 +7,13 @@ from typing import Literal
 
 from gptfl_jax.data import audio, downloads, tables
 from gptfl_jax.data.datasets import Source
-from gptfl_jax.data.recordings import Example, Options, long_enough, to_source
+from gptfl_jax.data.recordings import (
+    Example,
+    Options,
+    Standardise,
+    long_enough,
+    to_source,
+)
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
 from gptfl_jax.rules import NonNegative, PositiveCount
@@ -40,6 +46,7 @@ def meld(
     min_clips: PositiveCount = 11,
     everyone: bool = False,
     min_duration_s: NonNegative = 0.1,
+    standardise: Standardise = "clip",
     features: Options = None,
     flaws: Options = None,
     cache: str = "",
@@ -63,6 +70,8 @@ def meld(
         everyone: whether those are speakers too whom the table calls All, Man,
             Policeman, Tag and Woman. The original leaves them out.
         min_duration_s: shorter clips are left out.
+        standardise: features over the frames of a clip, or of all clips of a speaker
+            in the training or the test set, as the original.
         features: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
         flaws: fields of `recordings.Flaws`: noise in the training set.
         cache: folder for computed features; empty: computed at every start.
@@ -88,7 +97,9 @@ def meld(
     if missing:
         say(f"MELD: left out {missing:,} clips that its tables name and are not there")
     examples = long_enough(examples, min_duration_s)
-    return to_source(examples, CLASSES[task], features, flaws, cache)
+    return to_source(
+        *(examples, CLASSES[task], features, flaws, cache), standardise=standardise
+    )
 
 
 def class_names(folder: str, *, task: str = "sentiment", **options) -> tuple[str, ...]:
