@@ -8,9 +8,9 @@ The classes are the original's four emotions, by the vote of those who saw and h
 clip; 7 of them take part in a round, 1,000 rounds, tested every second; FedProx has mu
 1 (arXiv 2210.15707). Features are standardised over all clips of an actor;
 `standardise=clip` does it clip by clip. `faithful=True` takes the 81 of the 91 actors
-whom the original finds, in its folds, hears the first channel of stereo recordings, and shares wrong labels
-equally where `data.options.flaws` asks for some. Methods start at random: GPT-FL has no
-synthetic data for this set, and `init` names weights of your own.
+whom the original finds, in its folds, hears the first channel of stereo recordings, and
+shares wrong labels equally where `data.options.flaws` asks for some. Methods start at
+random: GPT-FL has no synthetic data for this set, and `init` names weights of your own.
 
 The data are in $GPTFL_DATA_DIR/crema_d, or data/crema_d where that is not set.
 """

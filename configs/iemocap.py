@@ -8,9 +8,8 @@ leaves that turn alone. The classes are the original's four emotions of the impr
 talks, where excitement is happiness. All eight other speakers take part in a round,
 5,000 rounds at a learning rate of 0.0025, tested every second; FedProx has mu 1 (arXiv
 2210.15707; a script of the original has 300 rounds at 0.005). A turn is heard up to its
-tenth second, which is ours: the original pads each batch to its longest turn.
-Features are standardised over all turns of a speaker; `standardise=clip` does it turn
-by turn.
+tenth second, which is ours: the original pads each batch to its longest turn. Features
+are standardised over all turns of a speaker; `standardise=clip` does it turn by turn.
 `faithful=True` hears the first channel of stereo recordings, and shares wrong labels
 equally where `data.options.flaws` asks for some. The original's features are those of a
 pretrained network (APC), here they are log-mel spectrograms. Methods start at random:

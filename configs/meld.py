@@ -9,9 +9,9 @@ and Woman. FedAudio (arXiv 2210.15707) reads this set but gives no results on it
 many clients take part in a round, 5, the 1,000 rounds and the learning rate of 0.1 are
 ours. A clip is heard up to its eighth second, which is ours too: the original pads each
 batch to its longest clip. Features are standardised over all clips of a speaker;
-`standardise=clip` does it clip by clip. `faithful=True` hears the first channel of stereo recordings,
-and shares wrong labels equally where `data.options.flaws` asks for some. Methods start
-at random: GPT-FL has no synthetic data for this set.
+`standardise=clip` does it clip by clip. `faithful=True` hears the first channel of
+stereo recordings, and shares wrong labels equally where `data.options.flaws` asks for
+some. Methods start at random: GPT-FL has no synthetic data for this set.
 
 The data are in $GPTFL_DATA_DIR/meld, or data/meld where that is not set; the sound is
 to be taken out of the videos first (`gptfl_jax/data/sources/meld.py` says how).
