@@ -22,6 +22,7 @@ from jaxtyping import Float, Float32, Int32, Shaped
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
+from gptfl_jax.data import speech_models
 from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.errors import UserError
 
@@ -49,7 +50,9 @@ class FeatureSettings(NamedTuple):
     """What is computed from a recording; the defaults are the original's."""
 
     kind: str = "log_mel"
-    """`log_mel` (decibels) or `mfcc`."""
+    """`log_mel` (decibels), `mfcc`, or a pretrained network of speech: its folder, or
+    owner/name on Hugging Face, as `ntu-spml/distilhubert`. Of the other fields such a
+    network goes by `max_duration_s`, `standardise` and `channel` alone."""
     sample_rate_hz: int = SAMPLE_RATE_HZ
     """Recordings at another rate are resampled to it."""
     num_mels: int = 128
@@ -298,27 +301,57 @@ def compute(
     return standardise(features) if settings.standardise else features
 
 
+def resolved(settings: FeatureSettings) -> FeatureSettings:
+    """The settings, with rate, hop and bands of the network that they name, if any.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    if not _is_network(settings.kind):
+        return settings
+    shape = speech_models.shape(settings.kind)
+    return settings._replace(
+        sample_rate_hz=shape.sample_rate_hz,
+        hop=shape.hop,
+        num_coefficients=shape.num_features,
+    )
+
+
+def _is_network(kind: str) -> bool:
+    return kind not in _KINDS and ("/" in kind or pathlib.Path(kind).is_dir())
+
+
 def _kind(settings: FeatureSettings):
-    kinds = {"log_mel": log_mel, "mfcc": mfcc}
-    if settings.kind not in kinds:
+    if _is_network(settings.kind):
+        _check_channel(settings)
+        return lambda waveform, settings: speech_models.compute(waveform, settings.kind)
+    if settings.kind not in _KINDS:
         raise UserError(
-            f"features.kind = {settings.kind!r}: takes one of {', '.join(kinds)}"
+            f"features.kind = {settings.kind!r}: takes one of {', '.join(_KINDS)}, or "
+            "a network of speech: its folder, or owner/name on Hugging Face"
         )
     for name in ("sample_rate_hz", "num_mels", "num_coefficients", "fft_size", "hop"):
         if getattr(settings, name) < 1:
             raise UserError(
                 f"features.{name} = {getattr(settings, name)}: takes a whole number > 0"
             )
-    if settings.channel not in ("mean", "first"):
-        raise UserError(
-            f"features.channel = {settings.channel!r}: takes one of mean, first"
-        )
+    _check_channel(settings)
     if settings.kind == "mfcc" and settings.num_coefficients > settings.num_mels:
         raise UserError(
             f"features.num_coefficients = {settings.num_coefficients}: there are no "
             f"more than num_mels = {settings.num_mels}"
         )
-    return kinds[settings.kind]
+    return _KINDS[settings.kind]
+
+
+def _check_channel(settings: FeatureSettings) -> None:
+    if settings.channel not in ("mean", "first"):
+        raise UserError(
+            f"features.channel = {settings.channel!r}: takes one of mean, first"
+        )
+
+
+_KINDS = {"log_mel": log_mel, "mfcc": mfcc}
 
 
 def _mel_power(waveform, settings):
@@ -388,6 +421,7 @@ def extract(
     Raises:
         UserError: a file that cannot be read, or settings out of range.
     """
+    settings = resolved(settings)
     _kind(settings)
 
     @functools.lru_cache(maxsize=256)
@@ -488,6 +522,8 @@ def _features_of(
         key = hashlib.sha256(content)
         heard = (clip.start_s, clip.duration_s, clip.noise and clip.noise[:2])
         key.update(repr((_CACHE_VERSION, *settings, heard)).encode() + digest)
+        if _is_network(settings.kind):
+            key.update(speech_models.digest(settings.kind).encode())
         name = key.hexdigest()
         kept = pathlib.Path(cache) / name[:2] / f"{name}.npy"
         features = _from_cache(kept, settings.num_bands)

@@ -141,7 +141,7 @@ def _outline(
             released = released._replace(train=train, seconds=seconds)
         module = sys.modules[choices.find(families.SOURCE, name).__module__]
         fields = getattr(module, "FEATURES", {}) | dict(options.get("features") or {})
-        settings = audio.FeatureSettings(**fields)
+        settings = audio.resolved(audio.FeatureSettings(**fields))
         sounds = Sounds(settings)
         longest = min(settings.max_duration_s or released.seconds, released.seconds)
         frames = 1 + int(longest * settings.sample_rate_hz) // settings.hop
