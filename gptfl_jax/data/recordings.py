@@ -94,9 +94,7 @@ def to_source(
         UserError: a set without examples, a field that there is not, or recordings that
             cannot be read.
     """
-    settings = audio.resolved(
-        _settings(audio.FeatureSettings, features, "features")
-    )
+    settings = audio.resolved(_settings(audio.FeatureSettings, features, "features"))
     flaws = _settings(Flaws, flaws, "flaws")
     train = [example for example in examples if not example.test]
     test = [example for example in examples if example.test]

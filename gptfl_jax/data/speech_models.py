@@ -6,6 +6,8 @@ safetensors are read, and nothing in it is executed.
 """
 
 import functools
+import pathlib
+import reprlib
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,8 +57,8 @@ def shape(model: str) -> Shape:
     path = folder / "config.json"
     if (kind := config.get("model_type")) not in _KINDS:
         raise UserError(
-            f"{path}: model_type is {user_files.shown(kind)}: features come from a "
-            f"network of {', '.join(_KINDS)}"
+            f"{path}: model_type is {reprlib.repr(kind)}: features come from a network "
+            f"of {', '.join(_KINDS)}"
         )
     strides, kernels = config.get("conv_stride"), config.get("conv_kernel")
     rate, features = heard.get("sampling_rate"), config.get("hidden_size")
@@ -91,7 +93,7 @@ def _are_sizes(numbers: Any) -> bool:
 @functools.lru_cache(maxsize=8)
 def digest(model: str) -> str:
     """What features depend on: a folder's content, or a repository's name."""
-    return f"{model if '/' in model else ''} {hub.model_digest(model)}"
+    return hub.model_digest(model) if pathlib.Path(model).is_dir() else model
 
 
 def compute(
