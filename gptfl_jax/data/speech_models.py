@@ -7,7 +7,6 @@ safetensors are read, and nothing in it is executed.
 
 import functools
 import pathlib
-import reprlib
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from gptfl_jax import user_files
-from gptfl_jax.errors import UserError
+from gptfl_jax.errors import UserError, shown
 from gptfl_jax.released import hub
 
 _CONFIGS = ("config.json", "preprocessor_config.json")
@@ -57,7 +56,7 @@ def shape(model: str) -> Shape:
     path = folder / "config.json"
     if (kind := config.get("model_type")) not in _KINDS:
         raise UserError(
-            f"{path}: model_type is {reprlib.repr(kind)}: features come from a network "
+            f"{path}: model_type is {shown(kind)}: features come from a network "
             f"of {', '.join(_KINDS)}"
         )
     strides, kernels = config.get("conv_stride"), config.get("conv_kernel")

@@ -67,11 +67,11 @@ def test_settings_are_those_of_the_network(network, tmp_path):
         ({"hidden_size": True}, "hidden_size is missing or damaged"),
         (
             {"sampling_rate": "16k"},
-            "preprocessor_config.json: sampling_rate is missing",
+            "preprocessor_config.json: sampling_rate is ",
         ),
         (
             {"auto_map": {"AutoModel": "own.Model"}},
-            "is never run: name a model without",
+            "is never run: name a model",
         ),
     ],
 )
