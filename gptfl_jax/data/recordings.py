@@ -3,7 +3,8 @@
 A source's inputs are the pair (features [examples, frames, bands], lengths [examples])
 of `gptfl_jax.data.audio`. Every source takes these options as well as its own:
 
-- `features`: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}.
+- `features`: fields of `audio.FeatureSettings` to change, as {"num_mels": 64}, or
+  a pretrained network, as {"kind": "ntu-spml/distilhubert"} (`speech_models`).
 - `flaws`: fields of `Flaws`, to put noise into the training set.
 - `cache`: a folder for computed features.
 """
