@@ -13,8 +13,8 @@ are standardised over all turns of a speaker; `standardise=clip` does it turn by
 `faithful=True` hears the first channel of stereo recordings, and shares wrong labels
 equally where `data.options.flaws` asks for some. The original's features are those of a
 pretrained network (APC), here they are log-mel spectrograms, or by
-`data.options.features` those of a wav2vec 2.0 or HuBERT. Methods start at random: GPT-
-FL has no synthetic data for this set.
+`data.options.features` those of a wav2vec 2.0 or HuBERT. Methods start at random:
+GPT-FL has no synthetic data for this set.
 
 The data are in $GPTFL_DATA_DIR/iemocap, or data/iemocap where that is not set. Who may
 have them: https://sail.usc.edu/iemocap.
