@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 from gptfl_jax import prompting
-from gptfl_jax.data import audio, images, partition, sources
+from gptfl_jax.data import audio, images, partition, sources, speech_models
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNetConfig
@@ -284,6 +284,14 @@ def write_lists(folder: pathlib.Path, form: str) -> None:
     (folder / f"lists.{form}").write_bytes(content)
 
 
+def write_speech_network(folder: pathlib.Path) -> None:
+    config = {"model_type": "hubert", "hidden_size": 12}
+    config |= {"conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 2]}
+    (folder / "config.json").write_text(json.dumps(config))
+    heard = {"sampling_rate": 16_000, "do_normalize": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(heard))
+
+
 def write_config(kind: type, folder: pathlib.Path) -> None:
     (folder / "config.json").write_text(json.dumps(kind().to_json()))
 
@@ -436,6 +444,22 @@ READERS = {
             lambda folder: hub.read_weights(folder / "w.safetensors"),
         ),
         of_binary,
+    ),
+    "a speech network's config": (
+        Reader(
+            "config.json",
+            write_speech_network,
+            lambda folder: speech_models.shape.__wrapped__(str(folder)),
+        ),
+        json_of,
+    ),
+    "how a speech network hears": (
+        Reader(
+            "preprocessor_config.json",
+            write_speech_network,
+            lambda folder: speech_models.shape.__wrapped__(str(folder)),
+        ),
+        json_of,
     ),
     "an index of weights": (
         Reader(
