@@ -186,6 +186,8 @@ def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
     assert "all 6 rounds are done" in capsys.readouterr().out
 
 
+# To the bit, which the little that XLA optimises in the fast tests does not give.
+@pytest.mark.long
 def test_streamed_equals_data_on_the_device(tmp_path, setting, monkeypatch, capsys):
     name = "federated/fedavg-random-s0"
     device = make_config(data_placement="device")
