@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ..generate.conftest import make_model
+from ..small_generators import save_stable_diffusion
 from .conftest import lines_without_seconds
 
 # One epoch, one step, one client: what is slow at this size is compilation.
@@ -38,7 +38,7 @@ OVERRIDES = {
 def programs(tmp_path_factory, repository):
     """Starts a program on the tiny setting; more overrides may be given."""
     folder = tmp_path_factory.mktemp("pipeline")
-    make_model(folder / "generator", seed=0)
+    save_stable_diffusion(folder / "generator", seed=0)
     workdir = folder / "run"
 
     def start(module: str, **overrides) -> subprocess.Popen:
