@@ -19,12 +19,13 @@ def results_on(
     Args:
         dump: where XLA writes the programs of the run on 2 devices.
     """
-    flags = {2: f"--xla_dump_to={dump} --xla_dump_hlo_as_text"}
+    flags = dict.fromkeys(counts, os.environ.get("XLA_FLAGS", ""))
+    flags[2] = f"{flags[2]} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     runs = {
         count: subprocess.Popen(
             [sys.executable, str(program), str(count)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "XLA_FLAGS": flags.get(count, "")},
+            env={**os.environ, "XLA_FLAGS": flags[count]},
         )
         for count in counts
     }

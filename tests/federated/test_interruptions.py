@@ -47,6 +47,7 @@ def stage(request, repository, tmp_path):
     programs.close()
 
 
+@pytest.mark.long
 def test_what_is_done_is_saved_and_goes_on(stage, tmp_path):
     programs, config, name, last, step = stage
     arguments = config, "--cpu_devices=1"

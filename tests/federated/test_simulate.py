@@ -356,6 +356,7 @@ def test_a_partition_file_may_move_and_not_change(tmp_path, setting):
         run(moved, 3)
 
 
+@pytest.mark.long
 def test_data_that_moved_are_the_same_and_others_are_not(tmp_path):
     def photos(place, seed=0):
         random = np.random.default_rng(seed)
@@ -377,6 +378,7 @@ def test_data_that_moved_are_the_same_and_others_are_not(tmp_path):
         simulate.simulate(config, tmp_path / "w")
 
 
+@pytest.mark.long
 def test_a_stage_called_from_python_is_as_the_command(repository, tmp_path):
     code = f"""
 import jax

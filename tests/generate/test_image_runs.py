@@ -76,6 +76,7 @@ def test_devices_and_batch_size_change_nothing(runs, alone, devices, batch_size)
     assert_same_samples(workdir, alone)
 
 
+@pytest.mark.long
 def test_kills_change_nothing(runs, alone):
     """Six kills -9, anywhere from before the first line to after the last but one."""
     workdir = runs.workdir("killed")

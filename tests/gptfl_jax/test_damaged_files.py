@@ -511,7 +511,17 @@ def time_limit() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("name", READERS)
+# Of pictures, the kinds that people have in the fast tests.
+RARE = [f"a picture, {ending}" for ending in ("bmp", "ppm", "tiff", "webp")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in RARE else ())
+        for name in READERS
+    ],
+)
 def test_damage_is_a_line_that_names_the_file(name, tmp_path, time_limit):
     reader, damaged = READERS[name]
     reader.prepare(tmp_path)

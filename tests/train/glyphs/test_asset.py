@@ -76,11 +76,13 @@ def test_it_is_small_and_complete():
         assert {value.dtype for value in weights} == {np.dtype(np.float16)}
 
 
+@pytest.mark.long
 def test_the_digit_is_the_one_in_the_prompt(samples, reader):
     pictures, labels = samples
     assert reader.score(blocks(pictures), labels) >= 0.85
 
 
+@pytest.mark.long
 def test_samples_alone_teach_to_read_handwriting(samples):
     """What is asked of 5,000 samples, of a tenth; the model card has the rest."""
     assert quality.digits_accuracy(*samples)["accuracy"] >= 0.75

@@ -57,6 +57,7 @@ def test_every_voice_of_the_synthesizers_has_a_vector(speakers):
         assert archive.testzip() is None
 
 
+@pytest.mark.long
 def test_words_sound_like_themselves_in_any_voice(pipeline, speakers):
     """A reader fitted on some voices knows the digits of others."""
     voices = np.random.default_rng(0).permutation(len(speakers.names))[:60]

@@ -214,6 +214,7 @@ for count in (1, 2, 8):
 """
 
 
+@pytest.mark.long
 def test_the_number_of_devices_makes_no_difference(repository, tmp_path):
     """Five samples: on 2 and 8 devices the batch is padded."""
     folders = [repository, repository / "tests" / "references", tmp_path]

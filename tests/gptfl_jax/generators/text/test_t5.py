@@ -185,6 +185,7 @@ for count in (1, 8):
 """
 
 
+@pytest.mark.long
 def test_the_number_of_devices_makes_no_difference(repository, tmp_path):
     """Ten texts, or five answers: on 8 devices either is filled up."""
     folders = [repository, repository / "tests" / "references", tmp_path]
