@@ -1,7 +1,7 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
 # make test     the tests; no torch needed
-# make long     the tests that take up to minutes each: kills, lost processes, pipelines
+# make long     the tests that take up to minutes each: kills, processes, every config
 # make parity   live comparisons with the torch implementations and FedJAX
 # make lint     ruff, without changes; make format lets it change files
 #
