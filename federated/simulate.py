@@ -247,14 +247,13 @@ def _is_streamed(
     quiet: bool,
 ) -> bool:
     """Whether the clients' examples stay on the host; says why it decided so."""
-    streamed = experiment.is_streamed(config.federated, data, mesh)
     if config.federated.data_placement != "auto":
-        return streamed
+        return experiment.is_streamed(config.federated, data, mesh)
     room = devices.room_for(data, mesh)
+    streamed = not room.enough
     how = "streamed, a cohort at a time" if streamed else "kept on the device"
     say(
-        f"{experiment.run_name(config)}: examples are {how}: {room.need / 1e6:,.1f} "
-        f"MB, where {room.free / 1e6:,.1f} MB are free "
+        f"{experiment.run_name(config)}: {room.words(how)} "
         "(config.federated.data_placement)",
         quiet,
     )

@@ -31,7 +31,6 @@ from gptfl_jax.generators.pictures.stable_diffusion import (
 )
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
-from gptfl_jax.released import hub
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -110,13 +109,8 @@ def _settings(
     config: ConfigDict, prompts: Mapping[str, Sequence[str]], guidance: Sequence[float]
 ) -> dict[str, Any]:
     """What the pixels of a sample depend on, by the names a refusal shows."""
-    options = config.generate
     names = ("model", "num_steps", "negative_prompt", "height", "width", "dtype")
-    others = {
-        "guidance scales": list(guidance),
-        "content of the model's files": hub.model_digest(options.model),
-    }
-    return samples.settings(config, names, others, prompts)
+    return samples.diffusion_settings(config, names, guidance, prompts)
 
 
 def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:

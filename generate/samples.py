@@ -33,6 +33,7 @@ from gptfl_jax.data.datasets import Source
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.progress import Progress, say
+from gptfl_jax.released import hub
 from gptfl_jax.released.licences import licence_of
 
 # The shape of prompts.json.
@@ -406,6 +407,20 @@ def settings(
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         result[f"list of prompts for class {name!r}"] = digest
     return result
+
+
+def diffusion_settings(
+    config: ConfigDict,
+    names: Sequence[str],
+    guidance: Sequence[float],
+    prompts: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """`settings` of a model whose samples are guided by one of some scales."""
+    others = {
+        "guidance scales": list(guidance),
+        "content of the model's files": hub.model_digest(config.generate.model),
+    }
+    return settings(config, names, others, prompts)
 
 
 def _shown(

@@ -104,6 +104,11 @@ class Room(NamedTuple):
     free: int
     """Bytes free on this process's fullest device."""
 
+    def words(self, how: str) -> str:
+        """That examples are kept `how`, and why."""
+        need, free = self.need / 1e6, self.free / 1e6
+        return f"examples are {how}: {need:,.1f} MB, where {free:,.1f} MB are free"
+
 
 def room_for(tree: PyTree, mesh: Mesh | None, shares: int = 1) -> Room:
     """Whether the devices have room for examples: they may take half of what is free.
@@ -148,9 +153,13 @@ def free_memory(mesh: Mesh | None = None) -> int:
         if "bytes_limit" in stats:
             free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         else:
-            machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            free.append(machine // len(devices))
+            free.append(machine_memory() // len(devices))
     return min(free)
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree[Array]:

@@ -10,7 +10,6 @@ figure is that of the model on any backend.
 """
 
 import math
-import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from gptfl_jax import convolution
+from gptfl_jax import convolution, devices
 
 EVERYWHERE = PartitionSpec()
 
@@ -222,7 +221,7 @@ def device_memory() -> int | None:
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return devices.machine_memory()
     return None
 
 

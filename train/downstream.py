@@ -229,12 +229,9 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
 
         streamed = _is_streamed(config, data)
         if settings.data_placement == "auto":
-            room = _room(config, data)
             how = "streamed, ahead of the steps" if streamed else "kept on the device"
-            say(
-                f"examples are {how}: {room.need / 1e6:,.1f} MB, where "
-                f"{room.free / 1e6:,.1f} MB are free (config.train.data_placement)"
-            )
+            words = _room(config, data).words(how)
+            say(f"{words} (config.train.data_placement)")
 
         def stop_where_told():
             if interruption.should_save():

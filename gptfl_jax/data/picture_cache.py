@@ -30,7 +30,7 @@ import platformdirs
 import threadpoolctl
 from tqdm.auto import tqdm
 
-from gptfl_jax import artifacts, user_files
+from gptfl_jax import artifacts, devices, user_files
 from gptfl_jax.data import images
 from gptfl_jax.data.stored_rows import Part, Rows, StoredRows, digest
 from gptfl_jax.errors import UserError
@@ -341,8 +341,7 @@ class _Store:
 
     def _hold(self, block: _Block) -> None:
         self._held += sum(picture.nbytes for picture in block.pixels)
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if self._held > machine / 2:
+        if self._held > devices.machine_memory() / 2:
             raise UserError(
                 f"{self._description}: decoded pictures take more than half of the "
                 f"memory, and {self._folder} does not take them ({self._refused}): set "

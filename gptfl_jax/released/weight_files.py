@@ -80,9 +80,7 @@ def download(address: str) -> pathlib.Path:
     """
     url, _, fragment = address.partition("#")
     name, _, digits = fragment.partition("=")
-    if fragment and not (
-        name == "sha256" and re.fullmatch("[0-9a-fA-F]{8,64}", digits)
-    ):
+    if fragment and not (name == "sha256" and _DIGITS.fullmatch(digits)):
         raise UserError(
             f"{address}: behind # stands sha256= and 8 or more of the digits of the "
             "file's SHA-256"
