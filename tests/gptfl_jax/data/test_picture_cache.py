@@ -155,13 +155,13 @@ def test_two_at_once_share_the_work(files):
 
 
 PROGRAM = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 from gptfl_jax.data import images, picture_cache
 
 picture_cache.BLOCK = 4
 
 def read(file):
-    print(file.stem, flush=True)
+    os.write(1, f"{file.stem}\\n".encode())  # a whole line: threads do this at once
     time.sleep(float(sys.argv[2]))
     return images.read_picture(file, 2, 3, crop=True)
 
