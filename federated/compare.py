@@ -102,13 +102,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         for each in {each.federated.init: each for each in configs}.values():
             _require_synthetic_only(each, workdir)
     prepared: dict[str, experiment.Setting] = {}
-    source, options = None, None
+    source, options, mixed = None, None, None
     partitions: set[str] = set()
     failed = []
     for number, each in enumerate(configs, start=1):
         name = experiment.run_name(each)
         if source is None or options != each.data.options:
-            options, source = each.data.options, experiment.load(each)
+            options, source, mixed = each.data.options, experiment.load(each), None
             # Of the turn that is over only the programs are kept.
             prepared = {
                 key: experiment.on(setting, source) for key, setting in prepared.items()
@@ -117,10 +117,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         if key not in prepared:
             prepared[key] = experiment.prepare(each, source)
         setting = prepared[key]
+        if mixed is None:
+            mixed = experiment.load_mixed(each, workdir, source)
+        if experiment.mixes(each.federated):
+            setting = setting._replace(synthetic=mixed)
+        dealt = experiment.deal(each, source.train, mixed=mixed)
         if config.compare.data:
-            rows = experiment.padded_rows(len(source.train.labels))
-            setting = setting._replace(rows=rows)
-        dealt = experiment.deal(each, source.train)
+            most = max(len(source.train.labels), len(dealt.labels))
+            setting = setting._replace(rows=experiment.padded_rows(most))
         summary = f"seed {each.seed}: " + str(
             federated_data.summarise(dealt, source.train.num_classes)
         )

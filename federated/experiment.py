@@ -5,6 +5,7 @@
 """
 
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,15 +31,24 @@ from gptfl_jax import (
 from gptfl_jax.data import (
     datasets,
     federated_data,
+    mixing,
     partition,
     sources,
     stored_rows,
+    synthetic,
 )
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.errors import UserError, refused
 from gptfl_jax.fl import composition, personalisation, sampling
 from gptfl_jax.fl.execution import clients_mesh, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.fl.rounds import SERVER, key_of
+from gptfl_jax.fl.server_training import (
+    ServerStep,
+    make_server_step,
+    server_training,
+)
+from gptfl_jax.progress import say
 
 SECTIONS = ("data", "model", "federated")
 
@@ -72,8 +82,12 @@ class Setting(NamedTuple):
     test_labels: Int32[Array, " examples"]
     test_clients: Callable[..., personalisation.ClientCounts]
     """Of `personalisation.make_evaluation`."""
+    server_step: ServerStep
+    """Of the server on synthetic examples."""
     rows: int = 0
     """Rows that the clients' examples are filled up to, for one compiled shape."""
+    synthetic: datasets.Dataset | None = None
+    """What stage 1 made, where the method mixes it in."""
 
 
 def run_name(config: ConfigDict) -> str:
@@ -125,6 +139,7 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
         method.mesh,
         *_test_set(source, method.mesh),
         method.test_clients,
+        make_server_step(method.learner, _schedule(config.federated)),
     )
 
 
@@ -161,6 +176,7 @@ def on(setting: Setting, source: datasets.Source) -> Setting:
         return setting
     inputs, labels = _test_set(source, setting.mesh)
     return setting._replace(
+        synthetic=None,
         source=source,
         fingerprint=fingerprint(source.train, source.test),
         test_inputs=inputs,
@@ -197,7 +213,8 @@ def shared_by(config: ConfigDict, source: datasets.Source) -> str:
         *("run", "init", "init_checkpoint"),
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
         *("client_test_fraction", "personalisation_every", "personalisation_clients"),
-        "data_placement",
+        *("data_placement", "synthetic_per_client", "synthetic_allocation"),
+        *("server_steps", "server_batch_size", "server_step_rate"),
     )
     for name in not_compiled:
         del fields["federated"][name]
@@ -269,6 +286,13 @@ def check(federated: ConfigDict) -> None:
         predict=lambda variables, inputs: inputs,
     )
     algorithm = make_algorithm(federated, learner, None)
+    if federated.server_steps and not algorithm.aggregates:
+        raise refused(
+            "federated.server_steps",
+            federated.server_steps,
+            f"0 for {federated.algorithm}, whose clients never see what the server "
+            "has trained",
+        )
     if configuration.sampling_repeats(federated) and not composition.takes_repeats(
         algorithm.init(weight, 1)
     ):
@@ -278,6 +302,27 @@ def check(federated: ConfigDict) -> None:
             f"another for {federated.algorithm}: a client that is twice in a cohort "
             "would change the server's state twice, but its own once",
         )
+
+
+def after_round(
+    config: ConfigDict, setting: Setting
+) -> Callable[[composition.ServerState, int], composition.ServerState]:
+    """What the server makes of its weights after a round, on synthetic examples."""
+    federated, mixed = config.federated, setting.synthetic
+    if not federated.server_steps:
+        return lambda state, round: state
+    return server_training(
+        setting.server_step,
+        mixed.inputs,
+        mixed.labels,
+        steps=federated.server_steps,
+        batch_size=federated.server_batch_size,
+        learning_rate=federated.server_step_rate,
+        seed=config.seed,
+        key=key_of(config.seed, SERVER),
+        streamed=is_streamed(federated, mixed.inputs, setting.mesh),
+        mesh=setting.mesh,
+    )
 
 
 def _cosine(done: Array) -> Array:
@@ -303,19 +348,55 @@ def _optimizer(
     return getattr(optax, name)(learning_rate=learning_rate, **options.to_dict())
 
 
+def mixes(federated: ConfigDict) -> bool:
+    """Whether a method trains on synthetic examples, at the clients or the server."""
+    return bool(federated.synthetic_per_client or federated.server_steps)
+
+
+def load_mixed(
+    config: ConfigDict, workdir: pathlib.Path, source: datasets.Source
+) -> datasets.Dataset | None:
+    """The examples of stage 1 for a method that `mixes`; None for another.
+
+    Raises:
+        UserError: there are none; the message has the command that makes them.
+    """
+    if not mixes(config.federated):
+        return None
+    dataset, report = synthetic.load_synthetic(workdir / "synthetic", source)
+    say(f"{report} to mix in")
+    return dataset
+
+
 def deal(
-    config: ConfigDict, train: datasets.Dataset, rows: int = 0
+    config: ConfigDict,
+    train: datasets.Dataset,
+    rows: int = 0,
+    mixed: datasets.Dataset | None = None,
 ) -> federated_data.FederatedData:
     """Deals the training set to the clients, less what they hold out.
 
     Args:
         rows: of the result at least; those that are no client's are zero.
+        mixed: synthetic examples, for `federated.synthetic_per_client`.
 
     Raises:
         UserError: a cohort would be larger than the number of clients.
     """
+    federated = config.federated
     owner, num_clients, held_out = _owners(config, train)
-    data = _federate(train, owner, num_clients, ~held_out)
+    if mixed is not None and federated.synthetic_per_client:
+        data = mixing.mix(
+            datasets.select(train, ~held_out),
+            owner[~held_out],
+            num_clients,
+            mixed,
+            federated.synthetic_per_client,
+            federated.synthetic_allocation,
+            config.seed,
+        )
+    else:
+        data = _federate(train, owner, num_clients, ~held_out)
     missing = rows - len(data.labels)
     if missing <= 0:
         return data

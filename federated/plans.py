@@ -79,7 +79,7 @@ def plan(
 
     # Who has which example is computed, the examples themselves are not moved.
     bare = source.train._replace(inputs=np.zeros((len(source.train.labels), 0)))
-    dealt = experiment.deal(config, bare)
+    dealt = _mixed(federated, experiment.deal(config, bare))
     sizes = np.diff(dealt.offsets)
     data, copies, streamed = _placed(federated, source.train.inputs, dealt, mesh)
     lowered = method.algorithm.lower(variables, data, federated.cohort_size)
@@ -166,6 +166,19 @@ def plan(
             planning.Work(
                 "local steps", training_step, runs * federated.rounds * steps
             ),
+            *(
+                [
+                    planning.Work(
+                        f"server's steps of {federated.server_batch_size} examples",
+                        training_step
+                        * federated.server_batch_size
+                        / federated.batch_size,
+                        runs * federated.rounds * federated.server_steps,
+                    )
+                ]
+                if federated.server_steps
+                else []
+            ),
             planning.Work(
                 f"tests of {federated.batch_size} examples",
                 prediction,
@@ -173,6 +186,17 @@ def plan(
             ),
         ),
     )
+
+
+def _mixed(
+    federated: ConfigDict, dealt: federated_data.FederatedData
+) -> federated_data.FederatedData:
+    """With room for the synthetic examples that each client gets, of class 0."""
+    more = federated.synthetic_per_client
+    offsets = dealt.offsets + more * np.arange(len(dealt.offsets), dtype=np.int32)
+    labels = np.zeros(more * (len(offsets) - 1), dealt.labels.dtype)
+    labels = np.concatenate([dealt.labels, labels])
+    return dealt._replace(offsets=offsets, labels=labels)
 
 
 def _smaller_training(federated: ConfigDict) -> str:

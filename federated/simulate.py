@@ -24,6 +24,10 @@ whose update was not finite), `bytes_up` and `bytes_down` (sums over all rounds 
 `seconds`, and, every `eval_every` rounds and after the last one, `accuracy`, `macro_f1`
 and `loss` on the test set.
 
+Synthetic examples of stage 1 may be mixed in: among each client's own
+(`synthetic_per_client`), and in steps that the server takes after each round
+(`server_steps`).
+
 With `client_test_fraction` every client holds some of its examples out of its training.
 Every `personalisation_every` rounds and after the last one, the same clients are tested
 on them, before and after local fine-tuning (gptfl_jax/fl/personalisation.py): the line
@@ -55,6 +59,7 @@ from gptfl_jax import (
     training,
 )
 from gptfl_jax.data import federated_data
+from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
@@ -102,8 +107,13 @@ def simulate(
     if setting is None:
         experiment.check(config.federated)
         setting = experiment.prepare(config)
+    if setting.synthetic is None:
+        mixed = experiment.load_mixed(config, workdir, setting.source)
+        setting = setting._replace(synthetic=mixed)
     folder = workdir / "federated" / experiment.run_name(config)
-    data = experiment.deal(config, setting.source.train, setting.rows)
+    data = experiment.deal(
+        config, setting.source.train, setting.rows, setting.synthetic
+    )
     if jax.process_count() > 1:
         agree(
             _digest((data, setting.source.test[:2])).encode(),
@@ -172,6 +182,8 @@ def _identity(
     if config.federated.learning_rate_schedule == "cosine":
         what = "rounds, over which the cosine schedule lowers the learning rate,"
         federated[what] = config.federated.rounds
+    if experiment.mixes(config.federated):
+        federated["synthetic examples"] = fingerprint(setting.synthetic)
     if config.federated.init != "random":
         # Stage 2 run again, or another model: the weights say so, not the path.
         federated["initial_weights"] = _digest(variables)
@@ -348,6 +360,7 @@ def _run(
                 lambda done: sampler(rounds.key_of(seed, rounds.COHORTS), done),
                 rounds.key_of(seed, rounds.CLIENTS),
                 federated.rounds,
+                after_round=experiment.after_round(config, setting),
                 observe=observe,
                 done=start.round,
                 stop=interruption.should_save,

@@ -147,6 +147,8 @@ class Algorithm(NamedTuple):
     start: Callable[[ServerState, int], Variables]
     """(state, client) -> the weights that client would start from: the server's, unless
     it keeps some of its own."""
+    aggregates: bool = True
+    """Whether rounds change the server's weights; False: each client has its own."""
 
 
 def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggregation:

@@ -17,7 +17,7 @@ from gptfl_jax.fl.diagnostics import RoundMetrics
 
 # The streams of draws from a seed; a result depends on these numbers.
 _STAGE = 3
-INITIAL_WEIGHTS, COHORTS, CLIENTS, TESTED_CLIENTS, FINE_TUNING = range(5)
+INITIAL_WEIGHTS, COHORTS, CLIENTS, TESTED_CLIENTS, FINE_TUNING, SERVER = range(6)
 
 
 def key_of(seed: int, stream: int) -> PRNGKeyArray:
@@ -44,6 +44,9 @@ def rounds(
     key: PRNGKeyArray,
     num_rounds: int,
     *,
+    after_round: Callable[[ServerState, int], ServerState] = lambda state, number: (
+        state
+    ),
     observe: Callable[[int, ServerState, bool], Any] = lambda number, state, last: None,
     done: int | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -62,6 +65,8 @@ def rounds(
         sample: rounds done -> the next cohort. It is asked one round ahead.
         key: of local training; round r uses fold_in(key, r - 1).
         num_rounds: in all, those done included.
+        after_round: (state, round) -> what the server makes of it before anyone sees it,
+            as `server_training.make_server_training` gives it.
         observe: (round, state after it, whether it is the last) -> what the caller
             wants of a state, as counts of a test or the state itself to save it. It
             must not wait for the device.
@@ -87,6 +92,7 @@ def rounds(
             cohort, given = rows.send(metrics)
             of_round = jax.random.fold_in(key, number - 1)
             state, metrics = algorithm.round(state, given, cohort, of_round)
+            state = after_round(state, number)
             last = number == num_rounds or stop()
             pending.append(Round(number, metrics, observe(number, state, last)))
             while len(pending) > (0 if last else 1):

@@ -106,7 +106,14 @@ _LATER = {
         *("crop_area", "crop_aspect"),
         *("brightness", "contrast", "saturation", "hue"),
     )
-} | {"trainable": "all"}
+} | {
+    "trainable": "all",
+    "synthetic_per_client": 0,
+    "synthetic_allocation": "equal",
+    "server_steps": 0,
+    "server_batch_size": 32,
+    "server_step_rate": 0.1,
+}
 
 
 def without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:

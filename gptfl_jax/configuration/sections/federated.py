@@ -119,6 +119,30 @@ FIELDS: dict[str, Field] = {
     "num_clients": Field(
         100, rules.whole(1), "clients, of partitions that do not say how many there are"
     ),
+    "synthetic_per_client": Field(
+        0,
+        rules.whole(0),
+        "examples of <workdir>/synthetic that every client trains on beside its own, "
+        "as FedGC; 0: none",
+    ),
+    "synthetic_allocation": Field(
+        "equal",
+        rules.one_of("equal", "fill"),
+        "classes of these: equal, as many of each; fill, those that a client has "
+        "fewest of",
+    ),
+    "server_steps": Field(
+        0,
+        rules.whole(0),
+        "steps of SGD that the server takes on examples of <workdir>/synthetic after "
+        "each round; 0: none",
+    ),
+    "server_batch_size": Field(32, rules.whole(1), "examples of such a step"),
+    "server_step_rate": Field(
+        0.1,
+        rules.number(above=0),
+        "learning rate of such a step, before learning_rate_schedule",
+    ),
     "client_test_fraction": Field(
         0.0,
         rules.number(least=0, below=1),

@@ -35,4 +35,4 @@ def local_only(learner: Learner, local: LocalTraining, **options: Any) -> Algori
         sent_down=lambda variables, shared: (),
         sent_up=lambda message: (),
     )
-    return compose(rule, local, IDENTITY, **options)
+    return compose(rule, local, IDENTITY, **options)._replace(aggregates=False)
