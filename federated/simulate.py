@@ -22,7 +22,8 @@ A line of metrics.jsonl has `step` (the round), `train_loss`, what was measured 
 the clients' updates (`gradient_diversity`, `update_norm_mean`, ...), `dropped` (clients
 whose update was not finite), `bytes_up` and `bytes_down` (sums over all rounds so far),
 `seconds`, and, every `eval_every` rounds and after the last one, `accuracy`, `macro_f1`
-and `loss` on the test set.
+and `loss` on the test set; where clients keep weights of their own (local_only), means
+over the clients that have trained, or `personalisation_clients` of them.
 
 Synthetic examples of stage 1 may be mixed in: among each client's own
 (`synthetic_per_client`), and in steps that the server takes after each round
@@ -36,12 +37,14 @@ and the same of `personalised_accuracy`.
 """
 
 import contextlib
+import functools
 import hashlib
 import pathlib
 import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
@@ -384,15 +387,27 @@ def _run(
 def _test(
     config: ConfigDict, setting: experiment.Setting, state: composition.ServerState
 ) -> evaluation.Counts:
-    return evaluation.evaluate_async(
-        setting.learner,
-        state.variables,
-        setting.test_inputs,
-        setting.test_labels,
-        setting.source.test.num_classes,
-        config.federated.eval_batch_size,
-        split_over_clients(setting.mesh),
-    )
+    """Of the server's weights; where clients keep their own, of these together."""
+
+    def test(variables: training.Variables) -> evaluation.Counts:
+        return evaluation.evaluate_async(
+            setting.learner,
+            variables,
+            setting.test_inputs,
+            setting.test_labels,
+            setting.source.test.num_classes,
+            config.federated.eval_batch_size,
+            split_over_clients(setting.mesh),
+        )
+
+    if setting.algorithm.aggregates or not state.own.rows:
+        return test(state.variables)
+    clients, most = sorted(state.own.rows), config.federated.personalisation_clients
+    if 0 < most < len(clients):
+        generator = np.random.default_rng((config.seed, len(clients)))
+        clients = sorted(generator.choice(clients, most, replace=False).tolist())
+    each = (test(setting.algorithm.start(state, client)) for client in clients)
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
 
 
 def _client_tests(

@@ -65,8 +65,8 @@ def rounds(
         sample: rounds done -> the next cohort. It is asked one round ahead.
         key: of local training; round r uses fold_in(key, r - 1).
         num_rounds: in all, those done included.
-        after_round: (state, round) -> what the server makes of it before anyone sees it,
-            as `server_training.make_server_training` gives it.
+        after_round: (state, round) -> what the server makes of it before anyone sees
+            it, as `server_training.server_training` gives it.
         observe: (round, state after it, whether it is the last) -> what the caller
             wants of a state, as counts of a test or the state itself to save it. It
             must not wait for the device.

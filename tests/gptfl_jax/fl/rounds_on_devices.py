@@ -11,7 +11,14 @@ import numpy as np
 import optax
 
 from gptfl_jax.data.federated_data import FederatedData
-from gptfl_jax.fl import algorithms, composition, personalisation, sampling, streaming
+from gptfl_jax.fl import (
+    algorithms,
+    composition,
+    personalisation,
+    sampling,
+    server_training,
+    streaming,
+)
 from gptfl_jax.fl.execution import clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import Learner, cross_entropy, masked_mean
@@ -88,10 +95,18 @@ def main() -> None:
         "scaffold": lambda: algorithms.scaffold(learner, local, mesh=mesh),
     }
     resident = [(cohort, placed) for cohort in cohorts]
+    steps = server_training.server_training(
+        server_training.make_server_step(learner),
+        *(data.inputs, data.labels),
+        **{"steps": 2, "batch_size": 16, "learning_rate": 0.1, "seed": 0},
+        key=jax.random.key(4),
+        mesh=mesh,
+    )
     results = {}
     for name, make in makers.items():
         algorithm = make()
-        state, results[name] = train(algorithm, variables, resident)
+        after_round = steps if name == "packed" else lambda state, number: state
+        state, results[name] = train(algorithm, variables, resident, after_round)
         if name != "packed":
             execution = "vmap"
             if name == "scaffold":
@@ -116,12 +131,15 @@ def count_compilations():
         yield compilations
 
 
-def train(algorithm, variables, rows) -> tuple[composition.ServerState, dict]:
+def train(
+    algorithm, variables, rows, after_round=lambda state, number: state
+) -> tuple[composition.ServerState, dict]:
     state = algorithm.init(variables, len(SIZES))
     with count_compilations() as compilations:
         for number, (cohort, data) in enumerate(rows):
             key = jax.random.fold_in(jax.random.key(2), number)
             state, metrics = algorithm.round(state, data, cohort, key)
+            state = after_round(state, number + 1)
     own = []
     if state.own:
         own = [np.asarray(x) for x in jax.tree.leaves(state.own.pack().rows)]
