@@ -52,7 +52,7 @@ class FeatureSettings(NamedTuple):
     kind: str = "log_mel"
     """`log_mel` (decibels), `mfcc`, or a pretrained network of speech: its folder, or
     owner/name on Hugging Face, as `ntu-spml/distilhubert`. Of the other fields such a
-    network goes by `max_duration_s`, `standardise` and `channel` alone."""
+    network goes by `max_duration_s`, `standardise`, `by_band` and `channel` alone."""
     sample_rate_hz: int = SAMPLE_RATE_HZ
     """Recordings at another rate are resampled to it."""
     num_mels: int = 128
@@ -67,6 +67,9 @@ class FeatureSettings(NamedTuple):
     """Clips are cut to it; 0 keeps all of a clip."""
     standardise: bool = True
     """Whether each band of each clip has mean 0 and deviation 1 over time."""
+    by_band: bool = True
+    """False: all bands of a clip together have. The loudness of bands beside each other
+    stays, by which a low drum differs from a cymbal."""
     channel: str = "mean"
     """`mean` of all channels of a recording, or the `first`, as the original."""
 
@@ -255,18 +258,23 @@ def mfcc(
 
 
 def standardise(
-    features: Float32[np.ndarray, "frames bands"],
+    features: Float32[np.ndarray, "frames bands"], by_band: bool = True
 ) -> Float32[np.ndarray, "frames bands"]:
-    """(x - mean) / (std + 1e-5), each band by its own mean and deviation over time."""
+    """(x - mean) / (std + 1e-5), each band by its own mean and deviation over time.
+
+    With `by_band` False all bands by the mean and the deviation of all.
+    """
     wide = features.astype(np.float64)
-    deviation = wide.std(0) + _STANDARD_DEVIATION_FLOOR
-    return ((wide - wide.mean(0)) / deviation).astype(np.float32)
+    axes = 0 if by_band else None
+    deviation = wide.std(axes) + _STANDARD_DEVIATION_FLOOR
+    return ((wide - wide.mean(axes)) / deviation).astype(np.float32)
 
 
 def standardise_groups(
     features: Float32[np.ndarray, "clips frames bands"],
     lengths: Int32[np.ndarray, " clips"],
     groups: Shaped[np.ndarray, " clips"],
+    by_band: bool = True,
 ) -> None:
     """`standardise`, in place, over the frames of all clips of a group together.
 
@@ -274,11 +282,12 @@ def standardise_groups(
         features: padded with zeros, which stay.
         lengths: frames of each clip.
         groups: what each clip belongs to, as its speaker.
+        by_band: as `standardise` takes it.
     """
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         clips = [features[row, : lengths[row]] for row in rows]
-        together = standardise(np.concatenate(clips))
+        together = standardise(np.concatenate(clips), by_band)
         for clip, new in zip(
             clips, np.split(together, np.cumsum(lengths[rows])[:-1]), strict=True
         ):
@@ -298,7 +307,9 @@ def compute(
             : max(1, round(settings.max_duration_s * settings.sample_rate_hz))
         ]
     features = _kind(settings)(waveform, settings)
-    return standardise(features) if settings.standardise else features
+    if settings.standardise:
+        features = standardise(features, settings.by_band)
+    return features
 
 
 def resolved(settings: FeatureSettings) -> FeatureSettings:

@@ -122,7 +122,7 @@ def to_source(
         clients = np.asarray([e.client for e in examples])
         arrays = tuple(leaf[rows] for leaf in inputs)
         if standardise == "speaker":
-            audio.standardise_groups(*arrays, clients)
+            audio.standardise_groups(*arrays, clients, settings.by_band)
         return Dataset(arrays, labels, class_names, clients)
 
     data = part(train, slice(len(train)))

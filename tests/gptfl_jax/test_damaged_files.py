@@ -168,6 +168,16 @@ def write_crema_d(folder: pathlib.Path) -> None:
         write_clip(folder / "AudioWAV" / f"{name}.wav")
 
 
+def write_drumkits(folder: pathlib.Path) -> None:
+    for kit in ("a", "b"):
+        write_clip(folder / kit / "1.wav")
+        (folder / kit / "drumkit.xml").write_text(
+            "<drumkit_info><instrumentList><instrument><name>Kick</name>"
+            "<layer><filename>1.wav</filename></layer></instrument>"
+            "</instrumentList></drumkit_info>"
+        )
+
+
 def write_meld(folder: pathlib.Path) -> None:
     rows = {"train": "Joey,negative,0,1\nRoss,neutral,2,3", "dev": "Ross,positive,4,5"}
     for part, clips in (("train", "train_splits"), ("dev", "dev_splits_complete")):
@@ -356,6 +366,14 @@ READERS = {
             functools.partial(read_source, "crema_d", labels="voted", test_fold=3),
         ),
         of_table,
+    ),
+    "a kit of Hydrogen": (
+        Reader(
+            "a/drumkit.xml",
+            write_drumkits,
+            functools.partial(read_source, "drumkits", least_classes=0, test_kits="b"),
+        ),
+        of_binary,
     ),
     "MELD's table": (
         Reader(

@@ -12,6 +12,7 @@ SIZES = {
     "cifar10": 10,
     "cifar100": 100,
     "covid_radiography": 3,
+    "drumkits": 6,
     "esc50": 50,
     "eurosat": 10,
     "femnist": 62,

@@ -13,7 +13,7 @@ from gptfl_jax.data.recordings import Example, Options, check_named, to_source
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
 
-FEATURES = {"num_mels": 64, "max_duration_s": 1.0}
+FEATURES = {"num_mels": 64, "max_duration_s": 1.0, "by_band": False}
 """What it takes of `audio.FeatureSettings`, by default."""
 
 WORDS = {
@@ -54,7 +54,7 @@ def drumkits(
     Debian's package hydrogen-drumkits has 12 kits with such strokes, under GPL-2,
     CC BY 3.0 and CC BY-SA 3.0. An instrument is of the class that its name has a word
     of (`WORDS`); one whose name has words of no class or two, a bell, or a roll is left
-    out. Features are of the first second, 64 bands by default.
+    out. Features are by default of the first second, 64 bands standardised together.
 
     Args:
         folder: holds `drumkits/`, or is that folder: `<kit>/drumkit.xml` and its

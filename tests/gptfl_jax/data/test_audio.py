@@ -119,6 +119,23 @@ def test_standardised_bands():
     np.testing.assert_allclose(audio.standardise(x), expected, rtol=1e-6)
 
 
+def test_bands_standardised_together():
+    x = np.asarray([[1, 5], [3, 5], [8, 5]], np.float32)
+    # Mean 27 / 6, squares 12.25 + 2.25 + 12.25 + 3 * 0.25
+    deviation = np.sqrt(27.5 / 6) + 1e-5
+    expected = np.asarray([[-3.5, 0.5], [-1.5, 0.5], [3.5, 0.5]]) / deviation
+    found = audio.standardise(x, by_band=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # Of a clip, as `compute` has it.
+    settings = FeatureSettings(num_mels=8, fft_size=64, hop=32, by_band=False)
+    wave = np.random.default_rng(0).normal(size=400)
+    clip = audio.compute(wave, settings)
+    assert abs(clip.mean()) < 1e-6 and abs(clip.std() - 1) < 1e-5
+    plain = audio.compute(wave, settings._replace(standardise=False))
+    order = np.argsort(plain.mean(0))  # the bands' order stays
+    np.testing.assert_array_equal(np.argsort(clip.mean(0)), order)
+
+
 @pytest.mark.parametrize(
     ("ending", "form", "subtype", "tolerance"),
     [
