@@ -47,3 +47,21 @@ def write_synthetic(workdir: pathlib.Path, per_class: int, digits: int = 10) -> 
             write_tone(path, digit, index % 3, 100 + index, 16_000)
             samples.append(artifacts.Sample(file, str(digit), "", index, None, "m", 0))
     artifacts.write_manifest(workdir / "synthetic", samples)
+
+
+def write_drumkits(
+    folder: pathlib.Path, kits: int = 4, strokes: int = 1, classes: Sequence[str] = ()
+) -> None:
+    """The layout of Hydrogen's kits: strokes are tones, a class a pitch."""
+    for kit in range(kits):
+        root = folder / "drumkits" / str(kit)
+        instruments = ""
+        for number, name in enumerate(classes or ("kick", "snare")):
+            layers = ""
+            for take in range(strokes):
+                file = f"{name}-{take}.wav"
+                write_tone(root / file, number, kit, take, 16_000)
+                layers += f"<layer><filename>{file}</filename></layer>"
+            instruments += f"<instrument><name>{name}</name>{layers}</instrument>"
+        content = f"<drumkit_info>{instruments}</drumkit_info>"
+        (root / "drumkit.xml").write_text(content)

@@ -168,16 +168,6 @@ def write_crema_d(folder: pathlib.Path) -> None:
         write_clip(folder / "AudioWAV" / f"{name}.wav")
 
 
-def write_drumkits(folder: pathlib.Path) -> None:
-    for kit in ("a", "b"):
-        write_clip(folder / kit / "1.wav")
-        (folder / kit / "drumkit.xml").write_text(
-            "<drumkit_info><instrumentList><instrument><name>Kick</name>"
-            "<layer><filename>1.wav</filename></layer></instrument>"
-            "</instrumentList></drumkit_info>"
-        )
-
-
 def write_meld(folder: pathlib.Path) -> None:
     rows = {"train": "Joey,negative,0,1\nRoss,neutral,2,3", "dev": "Ross,positive,4,5"}
     for part, clips in (("train", "train_splits"), ("dev", "dev_splits_complete")):
@@ -331,6 +321,7 @@ CONFIGS = (
 )
 
 PICTURES = functools.partial(read_source, "image_folder", image_size=4)
+KITS = functools.partial(read_source, "drumkits", least_classes=1)
 READERS = {
     "a CIFAR batch": (
         Reader("data_batch_2", write_cifar, read_cifar),
@@ -368,11 +359,7 @@ READERS = {
         of_table,
     ),
     "a kit of Hydrogen": (
-        Reader(
-            "a/drumkit.xml",
-            write_drumkits,
-            functools.partial(read_source, "drumkits", least_classes=0, test_kits="b"),
-        ),
+        Reader("drumkits/0/drumkit.xml", recordings.write_drumkits, KITS),
         of_binary,
     ),
     "MELD's table": (
