@@ -35,7 +35,7 @@ from gptfl_jax.generators.speech.speakers import read_speakers
 from gptfl_jax.generators.speech.speecht5 import SpeechT5Config
 from gptfl_jax.generators.text.t5 import T5Config
 from gptfl_jax.released import hub
-from tests import handwriting, mutations
+from tests import handwriting, mutations, recordings
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "references"
 
