@@ -65,6 +65,10 @@ class FeatureSettings(NamedTuple):
     """Samples from one frame to the next."""
     max_duration_s: float = 0.0
     """Clips are cut to it; 0 keeps all of a clip."""
+    least_duration_s: float = 0.0
+    """Shorter clips are followed by silence up to it."""
+    range_db: float = 0.0
+    """In `log_mel` nothing is further below the loudest value of the clip; 0: as is."""
     standardise: bool = True
     """Whether each band of each clip has mean 0 and deviation 1 over time."""
     by_band: bool = True
@@ -240,7 +244,10 @@ def log_mel(
     and turned into 10 log10(max(power, 1e-10)). There are 1 + samples // hop frames.
     Computed in float64.
     """
-    return _decibels(_mel_power(waveform, settings)).astype(np.float32)
+    decibels = _decibels(_mel_power(waveform, settings))
+    if settings.range_db:
+        decibels = np.maximum(decibels, decibels.max() - settings.range_db)
+    return decibels.astype(np.float32)
 
 
 def mfcc(
@@ -306,6 +313,8 @@ def compute(
         waveform = waveform[
             : max(1, round(settings.max_duration_s * settings.sample_rate_hz))
         ]
+    missing = round(settings.least_duration_s * settings.sample_rate_hz) - len(waveform)
+    waveform = np.pad(waveform, (0, max(0, missing)))
     features = _kind(settings)(waveform, settings)
     if settings.standardise:
         features = standardise(features, settings.by_band)

@@ -13,7 +13,10 @@ from gptfl_jax.data.recordings import Example, Options, check_named, to_source
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
 
-FEATURES = {"num_mels": 64, "max_duration_s": 1.0, "by_band": False}
+FEATURES = {
+    **{"num_mels": 64, "max_duration_s": 1.0, "least_duration_s": 1.0},
+    **{"range_db": 60.0, "by_band": False},
+}
 """What it takes of `audio.FeatureSettings`, by default."""
 
 WORDS = {
@@ -54,7 +57,8 @@ def drumkits(
     Debian's package hydrogen-drumkits has 12 kits with such strokes, under GPL-2,
     CC BY 3.0 and CC BY-SA 3.0. An instrument is of the class that its name has a word
     of (`WORDS`); one whose name has words of no class or two, a bell, or a roll is left
-    out. Features are by default of the first second, 64 bands standardised together.
+    out. Features are by default of a second, the silence behind a stroke
+    included: 64 bands of 60 dB, standardised together.
 
     Args:
         folder: holds `drumkits/`, or is that folder: `<kit>/drumkit.xml` and its

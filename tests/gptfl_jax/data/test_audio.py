@@ -111,6 +111,20 @@ def test_features_at_another_rate_and_size():
     )
 
 
+def test_silence_behind_a_clip_and_the_range_of_its_bands():
+    wave = np.random.default_rng(0).normal(size=400)
+    settings = FeatureSettings(num_mels=8, fft_size=64, hop=32, standardise=False)
+    longer = audio.compute(wave, settings._replace(least_duration_s=0.05))
+    padded = audio.compute(np.pad(wave, (0, 400)), settings)
+    np.testing.assert_array_equal(longer, padded)
+    same = audio.compute(wave, settings._replace(least_duration_s=0.01))
+    np.testing.assert_array_equal(same, audio.compute(wave, settings))
+    assert padded.max() - padded.min() > 60
+    narrow = audio.compute(np.pad(wave, (0, 400)), settings._replace(range_db=30.0))
+    expected = np.maximum(padded, padded.max() - 30)
+    np.testing.assert_allclose(narrow, expected, rtol=1e-6)
+
+
 def test_standardised_bands():
     x = np.asarray([[1, 5], [3, 5], [8, 5]], np.float32)
     # Mean 4, squares 9 + 1 + 16
