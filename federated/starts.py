@@ -7,15 +7,37 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, models, trainable, training
-from gptfl_jax.errors import UserError
+from gptfl_jax import artifacts, choices, description, models, trainable, training
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds
 from gptfl_jax.progress import say
 from gptfl_jax.web_files import is_address
 
+# Code of the user's own that gives weights: `def weights(variables)`.
+_OWN = choices.Family(
+    field="federated.init",
+    options="federated.init",
+    home="federated.starts",
+    belongs=choices.takes_first("variables"),
+)
+# Starts that are a folder of the workdir, and what makes them.
+_STAGE_2 = {"synthetic": "pretrain", "procedural": "procedural"}
+
+
+def random(variables: training.Variables) -> training.Variables:
+    """The random weights as they are."""
+    return variables
+
+
+def _is_own(init: str) -> bool:
+    """Whether a start is a Python file, with `:function` or without."""
+    return choices.is_own(init) and init.partition(":")[0].endswith(".py")
+
 
 def short_name(init: str) -> str:
     """What a run's folder is called by its start."""
+    if _is_own(init):
+        return choices.stem(init)
     if is_address(init):
         return pathlib.PurePosixPath(urllib.parse.urlsplit(init).path).stem
     # runs/other/pretrain/checkpoints is not a name of a folder.
@@ -33,7 +55,9 @@ def released(config: ConfigDict) -> str:
         if not config.model.weights:
             raise UserError("config.model.weights is empty: federated.init needs it")
         return config.model.weights
-    if init in ("random", "synthetic") or _is_run(pathlib.Path(init).expanduser()):
+    if init == "random" or init in _STAGE_2 or _is_own(init):
+        return ""
+    if _is_run(pathlib.Path(init).expanduser()):
         return ""
     return init if models.stands_for_weights(init) else ""
 
@@ -57,12 +81,33 @@ def released_file(config: ConfigDict) -> pathlib.Path | None:
 def checkpoints(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
     """The folder of checkpoints that a run starts from; None: it starts from others."""
     init = config.federated.init
-    if init == "random" or released(config):
+    if init == "random" or _is_own(init) or released(config):
         return None
     folder = pathlib.Path(init).expanduser()
-    if init == "synthetic":
-        folder = workdir / "pretrain"
+    if init in _STAGE_2:
+        folder = workdir / _STAGE_2[init]
     return folder if folder.name == "checkpoints" else folder / "checkpoints"
+
+
+def require(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses a start that is missing, before anything is computed.
+
+    Raises:
+        UserError: a file or folder of weights is missing, or cannot be had.
+        ConfigError: code of the user's own cannot be.
+    """
+    released_file(config)
+    if _is_own(config.federated.init):
+        choices.find(_OWN, config.federated.init)
+    folder = checkpoints(config, workdir)
+    if folder is not None:
+        artifacts.require(folder, _command(config, folder))
+
+
+def _command(config: ConfigDict, folder: pathlib.Path) -> str:
+    of_workdir = folder.parent.parent
+    data = " --config.train.data=procedural" * (config.federated.init == "procedural")
+    return f"python -m train.downstream --config=... --workdir={of_workdir}{data}"
 
 
 def initial_weights(
@@ -72,12 +117,16 @@ def initial_weights(
 
     Of checkpoints, `federated.init_checkpoint` takes the last or the best: stage 2
     chooses its best by a validation split of its training set, never by the test set.
-    Of released weights for other classes, the last layer stays random.
+    Of released weights for other classes, and of procedural ones, the last layer stays
+    random. Code of the user's own is given random weights, of the whole model.
 
     Raises:
         UserError: the checkpoint or file is missing, or of another model.
+        ConfigError: code of the user's own is missing, or gives other weights.
     """
     key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
+    if _is_own(config.federated.init):
+        return _own_weights(config.federated.init, learner.init(key))
     file, folder = released_file(config), checkpoints(config, workdir)
     if file is None and folder is None:
         return learner.init(key)
@@ -89,12 +138,55 @@ def initial_weights(
         head = "" if complete else ", but for the last layer, which is random"
         say(f"initial weights: {released(config)}{head}")
         return trainable.parted(jax.tree.map(jnp.asarray, variables), template)
-    of_workdir = folder.parent.parent
-    artifacts.require(
-        folder, f"python -m train.downstream --config=... --workdir={of_workdir}"
-    )
+    artifacts.require(folder, _command(config, folder))
     step = "best" if config.federated.init_checkpoint == "best" else None
-    saved = artifacts.restore_checkpoint(
-        folder, {"variables": trainable.whole(template)}, step
-    )
+    whole = trainable.whole(template)
+    if config.federated.init == "procedural":
+        return _procedural_weights(config, folder, learner.init(key), step)
+    saved = artifacts.restore_checkpoint(folder, {"variables": whole}, step)
     return trainable.parted(saved["variables"], template)
+
+
+def _own_weights(init: str, variables: training.Variables) -> training.Variables:
+    whole = trainable.whole(variables)
+    given = choices.find(_OWN, init)(whole)
+    shapes = [
+        jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x).name), each)
+        for each in (whole, given)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"config.federated.init = {init!r}: its weights are not of the model: "
+            "return the variables that it is given, with other numbers in them"
+        )
+    say(f"initial weights: {init}")
+    return trainable.parted(jax.tree.map(jnp.asarray, given), variables)
+
+
+def _procedural_weights(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    fresh: training.Variables,
+    step: str | None,
+) -> training.Variables:
+    """All but the last layer, which told rules apart and not classes."""
+    whole = trainable.whole(fresh)
+    if trainable.HEAD not in whole["params"]:
+        raise UserError(
+            f"config.federated.init = 'procedural': {config.model.name} has no layer "
+            f"{trainable.HEAD!r}, whose weights would stay random"
+        )
+    about = description.read(folder.parent / description.FILE, _command(config, folder))
+    example = about.example
+    model = models.create(
+        config.model.name, len(about.class_names), **config.model.options.to_dict()
+    )
+    other = training.make_learner(model, example)
+    saved = artifacts.restore_checkpoint(
+        folder,
+        {"variables": jax.eval_shape(other.init, jax.random.key(0))},
+        step,
+    )
+    loaded = saved["variables"]
+    params = {**loaded["params"], trainable.HEAD: whole["params"][trainable.HEAD]}
+    return trainable.parted({**loaded, "params": params}, fresh)

@@ -5,7 +5,12 @@ The training set is `<workdir>/synthetic/` (stage 1), the real training set of
 class, is held out to tell which checkpoint is best. The test set is always real; its
 accuracy, macro F1 and loss are reported and choose nothing.
 
-Written to `<workdir>/pretrain/` (`train.run` gives another name):
+`train.data=procedural` trains on fractals, or of sounds on calls, that are drawn by rule
+(gptfl_jax/data/procedural.py): it tells the rules apart, and is tested on others of their
+drawings. No real or generated example is used; the last layer is of no use to others.
+
+Written to `<workdir>/pretrain/`, of procedural data to `procedural/` (`train.run` gives
+another name):
 
     run.json         the command, the config, versions
     classifier.json  what `gptfl_jax.load_classifier` needs besides the weights
@@ -50,7 +55,7 @@ from gptfl_jax import (
     training,
     user_files,
 )
-from gptfl_jax.data import datasets, outline, sample_counts, sources
+from gptfl_jax.data import datasets, outline, procedural, sample_counts, sources
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
 from gptfl_jax.errors import UserError, refused
@@ -71,11 +76,17 @@ _FREE_TO_CHANGE = (
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains `config.model` as `config.train` says, or continues to."""
     prepare(config)
-    folder = workdir / config.train.run
+    folder = workdir / run_name(config)
     with artifacts.lock(folder, workdir):
         _weights_file(config)  # a download fails before the data are read
         data = load_data(config, workdir)
         train(config, folder, data)
+
+
+def run_name(config: ConfigDict) -> str:
+    """Name of a run's folder."""
+    usual = "procedural" if config.train.data == "procedural" else "pretrain"
+    return config.train.run or usual
 
 
 class Data(NamedTuple):
@@ -84,7 +95,7 @@ class Data(NamedTuple):
     train: datasets.Dataset
     validation: datasets.Dataset | None
     source: datasets.Source
-    """The real data."""
+    """The real data; of procedural ones, these in its form."""
 
     @property
     def test(self) -> datasets.Dataset:
@@ -106,7 +117,10 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
         **config.data.options,
     )
     dataset = source.train
-    if config.train.data != "real":
+    if config.train.data == "procedural":
+        source = _procedural(config, source)
+        dataset = source.train
+    elif config.train.data != "real":
         names = dataset.class_names
         synthetic, report = load_synthetic(workdir / "synthetic", source)
         say(str(report))
@@ -133,6 +147,15 @@ def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
         validation = datasets.select(dataset, held_out)
         dataset = datasets.select(dataset, ~held_out)
     return Data(dataset, validation, source)
+
+
+def _procedural(config: ConfigDict, source: datasets.Source) -> datasets.Source:
+    """The source with procedural examples in place of its own."""
+    classes, count = config.train.procedural_classes, config.train.procedural_per_class
+    total = classes * (count + procedural.tests_of(count))
+    with Progress(total, "example", name="drawing") as bar:
+        made = procedural.like(source, classes, count, config.seed, bar.update)
+    return source._replace(train=made.train, test=made.test)
 
 
 def make_learner(config: ConfigDict, data: Data) -> training.Learner:
@@ -311,7 +334,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
                 f"{log} has no line of epoch {best_epoch}, the best one: put the file "
                 f"back from a copy, or delete {folder} to train again"
             )
-        _report(lines, best_epoch, data)
+        _report(lines, best_epoch, data, config.train.data)
 
 
 def _is_streamed(config: ConfigDict, data: Data) -> bool:
@@ -409,8 +432,11 @@ def _line(best: str | None) -> dict[str, Any]:
     return dict.fromkeys(names, artifacts.NUMBER)
 
 
-def _report(tests: dict[int, dict[str, Any]], best_epoch: int, data: Data) -> None:
-    examples = f"{len(data.test.labels):,} real test examples"
+def _report(
+    tests: dict[int, dict[str, Any]], best_epoch: int, data: Data, kind: str
+) -> None:
+    kind = kind if kind == "procedural" else "real"
+    examples = f"{len(data.test.labels):,} {kind} test examples"
     for name, epoch in (("last", max(tests)), ("best", best_epoch)):
         line = tests[epoch]
         say(
@@ -490,7 +516,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         ),
     ]
     return planning.Plan(
-        f"train.downstream, {settings.run}",
+        f"train.downstream, {run_name(config)}",
         facts,
         resident=(
             # With a copy on the host, to save when told to stop.
@@ -535,7 +561,14 @@ def _outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str
     origin = [f"real: sizes as released, since it is not there: {lacking}"]
     origin = origin if lacking else []
     labels, names = source.train.labels, source.train.class_names
-    if config.train.data != "real":
+    if config.train.data == "procedural":
+        settings = config.train
+        names = tuple(map(str, range(settings.procedural_classes)))
+        labels = np.arange(len(names), dtype=np.int32)
+        test = np.repeat(labels, procedural.tests_of(settings.procedural_per_class))
+        labels = np.repeat(labels, settings.procedural_per_class)
+        origin = ["procedural: drawn when they are needed"]
+    elif config.train.data != "real":
         try:
             made = labels_of_synthetic(workdir / "synthetic", names)
         except UserError:
@@ -557,6 +590,8 @@ def _outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str
         return datasets.Dataset(inputs, labels, names)
 
     validation = part(labels[held_out]) if held_out.any() else None
+    if config.train.data == "procedural":
+        source = source._replace(train=part(labels), test=part(test))
     return Data(part(labels[~held_out]), validation, source), origin
 
 

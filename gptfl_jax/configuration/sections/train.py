@@ -10,8 +10,15 @@ from gptfl_jax.errors import refused
 
 FIELDS: dict[str, Field] = {
     "data": Field(
-        "synthetic", rules.one_of("synthetic", "real", "both"), "what to train on"
+        "synthetic",
+        rules.one_of("synthetic", "real", "both", "procedural"),
+        "what to train on: synthetic (stage 1's), real, both, or procedural: fractals, "
+        "of sounds calls, drawn by rule, for federated.init=procedural",
     ),
+    "procedural_classes": Field(
+        64, rules.whole(2), "rules that train.data=procedural tells apart"
+    ),
+    "procedural_per_class": Field(64, rules.whole(2), "examples of each of them"),
     "trainable": TRAINABLE,
     "epochs": Field(200, rules.whole(1), "passes over the training set"),
     "batch_size": Field(32, rules.whole(1), "examples a step, over all devices"),
@@ -44,9 +51,10 @@ FIELDS: dict[str, Field] = {
     "eval_every": Field(1, rules.whole(1), "epochs between tests on the real test set"),
     "checkpoint_every": Field(10, rules.whole(1), "most epochs between checkpoints"),
     "run": Field(
-        "pretrain",
-        rules.FOLDER_NAME,
-        "name of the folder, in the workdir, that checkpoints and metrics go to",
+        "",
+        rules.FOLDER_NAME_OR_EMPTY,
+        "name of the folder, in the workdir, that checkpoints and metrics go to; "
+        "empty: pretrain, of procedural data procedural",
     ),
     "eval_batch_size": Field(512, rules.whole(1), "examples at once in a test"),
     "dtype": Field("float32", rules.DTYPE, "precision of the computation"),
