@@ -17,6 +17,12 @@ seed or initial weights share one compiled program. Methods go by their names, i
 alphabetical order. Runs that are done are left alone, one that was interrupted goes on.
 `federated.report` compares them.
 
+`config.compare.starts` runs each method from each of several starts, in
+`<method>-<start>-s<seed>/`: `{"random": {}, "synthetic": {}, "procedural": {}}`, or
+`{"mine": {"init": "weights.safetensors"}}`. What is tuned for a method and a start
+stands there too, by the method's name: `{"synthetic": {"fedavg":
+{"client_learning_rate": 0.1}}}`.
+
 `config.compare.data` names turns, each by its changes of `config.data.options`: every
 speaker held out as the test set in turn, every fold, noise of several levels. Each
 method is then run with each seed in each turn, in `<method>-<turn>-s<seed>/`, and the
@@ -28,15 +34,38 @@ import copy
 import itertools
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from federated import experiment, plans, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import federated_data
-from gptfl_jax.errors import ConfigError, UserError
+from gptfl_jax.errors import ConfigError, UserError, unknown
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
+
+
+def methods(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
+    """The methods by name, each with its changes of `config.federated`.
+
+    Raises:
+        ConfigError: a start changes a method that there is not.
+    """
+    named = {name: dict(fields) for name, fields in config.compare.methods.items()}
+    if not config.compare.starts:
+        return list(named.items())
+    result = []
+    for start, changes in config.compare.starts.items():
+        changes = dict(changes)
+        init = changes.pop("init", start)
+        for name in changes:
+            if name not in named:
+                raise unknown(f"compare.starts.{start}.{name}", named, "method")
+        for name, fields in named.items():
+            fields = {**fields, "init": init, **changes.get(name, {})}
+            result.append((f"{name}-{start}", fields))
+    return result
 
 
 def runs(config: ConfigDict) -> list[ConfigDict]:
@@ -48,16 +77,14 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
     """
     configs = []
     turns = config.compare.data.items() or [("", {})]
-    for (turn, options), (name, fields) in itertools.product(
-        turns, config.compare.methods.items()
-    ):
+    for (turn, options), (name, fields) in itertools.product(turns, methods(config)):
         for seed in config.compare.seeds:
             run = copy.deepcopy(config)
             run.seed = seed
             for field, value in fields.items():
                 if field not in run.federated:
                     raise ConfigError(
-                        f"config.compare.methods['{name}']['{field}']: there is no "
+                        f"config.compare, method {name}, field {field}: there is no "
                         f"config.federated.{field}; there are "
                         + ", ".join(sorted(run.federated))
                     )
@@ -92,15 +119,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     prepare(config)
     configs = runs(config)
-    methods = {}
+    by_fields = {}
     for each in configs:
         fields = {**experiment.plain(each)["federated"], "run": ""}
-        methods[json.dumps(fields, sort_keys=True)] = each.federated
-    for federated in methods.values():
+        by_fields[json.dumps(fields, sort_keys=True)] = each.federated
+    for federated in by_fields.values():
         experiment.check(federated)
     if config.compare.data:
         for each in {each.federated.init: each for each in configs}.values():
             _require_synthetic_only(each, workdir)
+    for each in {each.federated.init: each for each in configs}.values():
+        starts.require(each, workdir)
     prepared: dict[str, experiment.Setting] = {}
     source, options, mixed = None, None, None
     partitions: set[str] = set()

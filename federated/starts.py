@@ -176,12 +176,15 @@ def _procedural_weights(
             f"config.federated.init = 'procedural': {config.model.name} has no layer "
             f"{trainable.HEAD!r}, whose weights would stay random"
         )
-    about = description.read(folder.parent / description.FILE, _command(config, folder))
-    example = about.example
+    about = description.read(
+        folder.parent / description.FILE,
+        f"delete {folder.parent} and train again: {_command(config, folder)}",
+        config.model.name,
+    )
     model = models.create(
         config.model.name, len(about.class_names), **config.model.options.to_dict()
     )
-    other = training.make_learner(model, example)
+    other = training.make_learner(model, about.example)
     saved = artifacts.restore_checkpoint(
         folder,
         {"variables": jax.eval_shape(other.init, jax.random.key(0))},

@@ -5,9 +5,9 @@ The training set is `<workdir>/synthetic/` (stage 1), the real training set of
 class, is held out to tell which checkpoint is best. The test set is always real; its
 accuracy, macro F1 and loss are reported and choose nothing.
 
-`train.data=procedural` trains on fractals, or of sounds on calls, that are drawn by rule
-(gptfl_jax/data/procedural.py): it tells the rules apart, and is tested on others of their
-drawings. No real or generated example is used; the last layer is of no use to others.
+`train.data=procedural` trains on fractals, or of sounds on calls, that are drawn by
+rule (gptfl_jax/data/procedural.py): it tells the rules apart, and is tested on others
+of their drawings. No real or generated example is used.
 
 Written to `<workdir>/pretrain/`, of procedural data to `procedural/` (`train.run` gives
 another name):
@@ -30,7 +30,7 @@ import hashlib
 import math
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,12 +55,11 @@ from gptfl_jax import (
     training,
     user_files,
 )
-from gptfl_jax.data import datasets, outline, procedural, sample_counts, sources
 from gptfl_jax.data.fingerprint import fingerprint
-from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
-from gptfl_jax.errors import UserError, refused
+from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import Progress, say
+from train import training_data
 
 # Every random draw comes from fold_in(key(seed), stage); the number is part of what a
 # seed means.
@@ -79,7 +78,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     folder = workdir / run_name(config)
     with artifacts.lock(folder, workdir):
         _weights_file(config)  # a download fails before the data are read
-        data = load_data(config, workdir)
+        data = training_data.load(config, workdir)
         train(config, folder, data)
 
 
@@ -89,76 +88,7 @@ def run_name(config: ConfigDict) -> str:
     return config.train.run or usual
 
 
-class Data(NamedTuple):
-    """What a run trains on, chooses by, and is measured by."""
-
-    train: datasets.Dataset
-    validation: datasets.Dataset | None
-    source: datasets.Source
-    """The real data; of procedural ones, these in its form."""
-
-    @property
-    def test(self) -> datasets.Dataset:
-        return self.source.test
-
-
-def load_data(config: ConfigDict, workdir: pathlib.Path) -> Data:
-    """Loads the training set the config asks for, and the real test set.
-
-    Raises:
-        UserError: there are no synthetic data; the message has the command that makes
-            them.
-    """
-    source = sources.load(
-        config.data.source,
-        config.data.folder,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        **config.data.options,
-    )
-    dataset = source.train
-    if config.train.data == "procedural":
-        source = _procedural(config, source)
-        dataset = source.train
-    elif config.train.data != "real":
-        names = dataset.class_names
-        synthetic, report = load_synthetic(workdir / "synthetic", source)
-        say(str(report))
-        absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
-        if absent:
-            lacking = ", ".join(names[label] for label in absent)
-            say(f"no {report.plural} of {lacking}")
-        both = config.train.data == "both"
-        dataset = datasets.concatenate(dataset, synthetic) if both else synthetic
-    validation = None
-    if config.train.validation_fraction:
-        held_out = datasets.hold_out(
-            dataset.labels,
-            config.train.validation_fraction,
-            config.seed,
-            datasets.contents(dataset.inputs),
-        )
-        if not held_out.any():
-            raise refused(
-                "train.validation_fraction",
-                config.train.validation_fraction,
-                "0 while no class has two different examples, of which to hold one out",
-            )
-        validation = datasets.select(dataset, held_out)
-        dataset = datasets.select(dataset, ~held_out)
-    return Data(dataset, validation, source)
-
-
-def _procedural(config: ConfigDict, source: datasets.Source) -> datasets.Source:
-    """The source with procedural examples in place of its own."""
-    classes, count = config.train.procedural_classes, config.train.procedural_per_class
-    total = classes * (count + procedural.tests_of(count))
-    with Progress(total, "example", name="drawing") as bar:
-        made = procedural.like(source, classes, count, config.seed, bar.update)
-    return source._replace(train=made.train, test=made.test)
-
-
-def make_learner(config: ConfigDict, data: Data) -> training.Learner:
+def make_learner(config: ConfigDict, data: training_data.Data) -> training.Learner:
     """The model with augmentation, normalisation and precision of the config."""
     settings = config.train
     model = models.create(
@@ -202,7 +132,7 @@ def _tests_split() -> NamedSharding | None:
     return NamedSharding(every_device, P("data")) if every_device else None
 
 
-def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
+def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) -> None:
     """The loop over epochs."""
     settings = config.train
     num_examples = len(data.train.labels)
@@ -337,14 +267,14 @@ def train(config: ConfigDict, folder: pathlib.Path, data: Data) -> None:
         _report(lines, best_epoch, data, config.train.data)
 
 
-def _is_streamed(config: ConfigDict, data: Data) -> bool:
+def _is_streamed(config: ConfigDict, data: training_data.Data) -> bool:
     """Whether the training set stays on the host."""
     if config.train.data_placement != "auto":
         return config.train.data_placement == "stream"
     return not _room(config, data).enough
 
 
-def _room(config: ConfigDict, data: Data) -> devices.Room:
+def _room(config: ConfigDict, data: training_data.Data) -> devices.Room:
     mesh = devices.for_steps(config.train.batch_size)
     return devices.room_for(data.train.inputs, mesh)
 
@@ -398,7 +328,7 @@ def _weights_file(config: ConfigDict) -> pathlib.Path | None:
     return models.find_weights(model.weights, model.name, **model.options.to_dict())
 
 
-def _identity(config: ConfigDict, data: Data) -> dict[str, Any]:
+def _identity(config: ConfigDict, data: training_data.Data) -> dict[str, Any]:
     """What must be the same for a run to continue from a checkpoint."""
     leaves = jax.tree.leaves(data.train.inputs)
     settings = configuration.without_unset(config.train.to_dict())
@@ -433,7 +363,10 @@ def _line(best: str | None) -> dict[str, Any]:
 
 
 def _report(
-    tests: dict[int, dict[str, Any]], best_epoch: int, data: Data, kind: str
+    tests: dict[int, dict[str, Any]],
+    best_epoch: int,
+    data: training_data.Data,
+    kind: str,
 ) -> None:
     kind = kind if kind == "procedural" else "real"
     examples = f"{len(data.test.labels):,} {kind} test examples"
@@ -458,7 +391,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     made yet, as `generate.samples_per_class` has it.
     """
     settings = config.train
-    data, origin = _outlined(config, workdir)
+    data, origin = training_data.outlined(config, workdir)
     count = len(data.train.labels)
     steps = math.ceil(count / settings.batch_size)
     learner = make_learner(config, data)
@@ -547,73 +480,6 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
             ),
         ),
     )
-
-
-def _outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]]:
-    """The data, of whose training and validation sets only the sizes are right."""
-    source, lacking = outline.load(
-        config.data.source,
-        config.data.folder,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        **config.data.options,
-    )
-    origin = [f"real: sizes as released, since it is not there: {lacking}"]
-    origin = origin if lacking else []
-    labels, names = source.train.labels, source.train.class_names
-    if config.train.data == "procedural":
-        settings = config.train
-        names = tuple(map(str, range(settings.procedural_classes)))
-        labels = np.arange(len(names), dtype=np.int32)
-        test = np.repeat(labels, procedural.tests_of(settings.procedural_per_class))
-        labels = np.repeat(labels, settings.procedural_per_class)
-        origin = ["procedural: drawn when they are needed"]
-    elif config.train.data != "real":
-        try:
-            made = labels_of_synthetic(workdir / "synthetic", names)
-        except UserError:
-            origin.append("synthetic: not made yet, counted as they will be")
-            made = _to_be_made(config, source)
-        both = config.train.data == "both"
-        labels = np.concatenate([labels, made]) if both else made
-    held_out = np.zeros(len(labels), bool)
-    if config.train.validation_fraction:
-        held_out = datasets.hold_out(
-            labels, config.train.validation_fraction, config.seed
-        )
-
-    def part(labels):
-        def like(leaf):
-            return np.broadcast_to(leaf[:1] * 0, (len(labels), *leaf.shape[1:]))
-
-        inputs = jax.tree.map(like, source.train.inputs)
-        return datasets.Dataset(inputs, labels, names)
-
-    validation = part(labels[held_out]) if held_out.any() else None
-    if config.train.data == "procedural":
-        source = source._replace(train=part(labels), test=part(test))
-    return Data(part(labels[~held_out]), validation, source), origin
-
-
-def _to_be_made(config: ConfigDict, source: datasets.Source) -> np.ndarray:
-    """Labels of as many synthetic examples as stage 1 will make."""
-    names, labels = source.train.class_names, source.train.labels
-    if "generate" not in config:
-        return labels
-    wanted = config.generate.samples_per_class
-    if isinstance(wanted, ConfigDict):
-        wanted = wanted.to_dict()
-    counts = np.bincount(labels, minlength=len(names)).tolist()
-    # A label set may name a class of which there is no example, as silence.
-    wanted_of = [name for name, number in zip(names, counts, strict=True) if number]
-    planned = sample_counts.samples_per_class(
-        wanted,
-        wanted_of,
-        lambda: dict(zip(names, counts, strict=True)),
-        config.data.source,
-    )
-    numbers = [planned.get(name, 0) for name in names]
-    return np.repeat(np.arange(len(names), dtype=np.int32), numbers)
 
 
 def main() -> None:

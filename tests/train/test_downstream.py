@@ -26,7 +26,7 @@ from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
 from gptfl_jax.released import torch_weights
-from train import downstream
+from train import downstream, training_data
 
 
 def make_config(**settings):
@@ -53,7 +53,7 @@ def metrics_of(workdir, drop=("seconds",)):
 
 def weights_of(workdir, config, step=None):
     """The variables of a checkpoint, read as a later stage does."""
-    data = downstream.load_data(config, workdir)
+    data = training_data.load(config, workdir)
     template = downstream.make_learner(config, data).init(jax.random.key(9))
     folder = workdir / "pretrain" / "checkpoints"
     variables = artifacts.restore_checkpoint(
@@ -77,9 +77,9 @@ def test_a_class_of_one_example_has_none_to_hold_out(tmp_path):
         PIL.Image.fromarray(np.full((8, 8), label, np.uint8)).save(path)
     config = make_config(data="synthetic")
     with pytest.raises(UserError, match="validation_fraction = 0.1: takes 0 while no"):
-        downstream.load_data(config, tmp_path)
+        training_data.load(config, tmp_path)
     config.train.validation_fraction = 0.0
-    assert len(downstream.load_data(config, tmp_path).train.labels) == 10
+    assert len(training_data.load(config, tmp_path).train.labels) == 10
 
 
 def test_the_digits_are_learned_and_measured(finished):
@@ -89,7 +89,7 @@ def test_the_digits_are_learned_and_measured(finished):
     assert lines[-1]["accuracy"] > 0.8 > 0.5 > lines[-1]["train_loss"] / 2
     assert lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
     # 13 steps an epoch: 1,275 of the 1,415 examples, the rest is for validation.
-    data = downstream.load_data(config, finished)
+    data = training_data.load(config, finished)
     assert (len(data.train.labels), len(data.validation.labels)) == (1275, 140)
     halfway = 0.01 * (1 + np.cos(np.pi * 26 / 52)) / 2
     assert lines[1]["learning_rate"] == pytest.approx(halfway, rel=1e-5)
@@ -118,7 +118,7 @@ def test_stage_3_starts_from_the_checkpoint_it_asks_for(finished, which):
     config = configuration.default_config("data", "model", "train", "federated")
     config.federated.init = "synthetic"
     config.federated.init_checkpoint = which
-    data = downstream.load_data(make_config(), finished)
+    data = training_data.load(make_config(), finished)
     learner = downstream.make_learner(make_config(), data)
     weights = starts.initial_weights(config, finished, learner)
     step = {"last": None, "best": "best"}[which]
@@ -291,7 +291,7 @@ def test_synthetic_real_and_both(tmp_path, capsys):
     files = write_synthetic(tmp_path)
     (tmp_path / "synthetic/3/3_00001.png").write_bytes(b"broken")
     config = make_config(data="synthetic", validation_fraction=0)
-    data = downstream.load_data(config, tmp_path)
+    data = training_data.load(config, tmp_path)
     assert "1 left out" in capsys.readouterr().out
     assert data.validation is None
     del files["3/3_00001.png"]
@@ -300,7 +300,7 @@ def test_synthetic_real_and_both(tmp_path, capsys):
     assert np.bincount(data.train.labels).tolist() == [12] * 3 + [11] + [12] * 6
     assert len(data.test.labels) == 382
 
-    both = downstream.load_data(
+    both = training_data.load(
         make_config(data="both", validation_fraction=0), tmp_path
     ).train
     assert len(both.labels) == 1415 + 119
@@ -319,13 +319,13 @@ def test_classes_without_synthetic_pictures_are_named(tmp_path, capsys):
     lines = (tmp_path / "synthetic/manifest.jsonl").read_text().splitlines(True)
     kept = [line for line in lines if '"label": "7"' not in line]
     (tmp_path / "synthetic/manifest.jsonl").write_text("".join(kept))
-    downstream.load_data(make_config(data="synthetic"), tmp_path)
+    training_data.load(make_config(data="synthetic"), tmp_path)
     assert "no synthetic pictures of 7" in capsys.readouterr().out
 
 
 def test_steps_in_a_loop_are_the_steps_one_by_one():
     config = make_config(batch_size=300, flip=True)
-    data = downstream.load_data(config, pathlib.Path("unused"))
+    data = training_data.load(config, pathlib.Path("unused"))
     learner = downstream.make_learner(config, data)
     # Not Adam: it would amplify rounding in the biases that instance norm makes void.
     optimizer = training.make_optimizer("sgd", 0.01)

@@ -8,7 +8,7 @@ import pytest
 
 from gptfl_jax import central_training, configuration
 from gptfl_jax.data import sources
-from train import downstream
+from train import downstream, training_data
 
 
 def make_config(**train):
@@ -35,7 +35,7 @@ def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
     assert tests.times * 16 == 2 * (held_out + 382)  # epochs 2 and 3
     assert not list(tmp_path.iterdir())
 
-    outlined, _ = downstream._outlined(config, tmp_path)
+    outlined, _ = training_data.outlined(config, tmp_path)
     learner = downstream.make_learner(config, outlined)
     optimizer, _ = downstream.make_optimizer(config, 10)
     state = central_training.initial_state(learner, optimizer, jax.random.key(0), 16)
@@ -60,7 +60,7 @@ def test_a_plan_of_streamed_examples_has_those_of_some_steps(tmp_path):
 
 def test_the_steps_of_a_plan_are_those_of_the_run(tmp_path):
     config = make_config(data="real")
-    data, _ = downstream._outlined(config, tmp_path)
+    data, _ = training_data.outlined(config, tmp_path)
     learner = downstream.make_learner(config, data)
     optimizer, _ = downstream.make_optimizer(config, 10)
     key = jax.random.key(1)

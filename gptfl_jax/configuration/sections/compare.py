@@ -28,11 +28,37 @@ _TURNS = rules.Rule(
     ),
 )
 
+_STARTS = rules.Rule(
+    "{'name': {'init': what federated.init takes, 'method': {field: value}}}",
+    lambda value: (
+        isinstance(value, dict | ConfigDict)
+        and all(
+            rules.FOLDER_NAME.valid(name)
+            and isinstance(changes, dict | ConfigDict)
+            and all(
+                rules.NAME.valid(of)
+                if key == "init"
+                else isinstance(of, dict | ConfigDict)
+                for key, of in changes.items()
+            )
+            for name, changes in value.items()
+        )
+    ),
+)
+
 FIELDS: dict[str, Field] = {
     "methods": Field(
         {},
         _METHODS,
         "methods that federated.compare runs, by the fields in which they differ",
+    ),
+    "starts": Field(
+        {},
+        _STARTS,
+        "each method is run from each of these starts: random, synthetic, procedural, "
+        "imagenet, or a name with its own init; and how methods differ there, as "
+        "{'random': {}, 'synthetic': {'fedavg': {'client_learning_rate': 0.1}}}; "
+        "empty: each from its own init",
     ),
     "data": Field(
         {},
