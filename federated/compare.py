@@ -34,38 +34,15 @@ import copy
 import itertools
 import json
 import pathlib
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from federated import experiment, plans, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import federated_data
-from gptfl_jax.errors import ConfigError, UserError, unknown
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
-
-
-def methods(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
-    """The methods by name, each with its changes of `config.federated`.
-
-    Raises:
-        ConfigError: a start changes a method that there is not.
-    """
-    named = {name: dict(fields) for name, fields in config.compare.methods.items()}
-    if not config.compare.starts:
-        return list(named.items())
-    result = []
-    for start, changes in config.compare.starts.items():
-        changes = dict(changes)
-        init = changes.pop("init", start)
-        for name in changes:
-            if name not in named:
-                raise unknown(f"compare.starts.{start}.{name}", named, "method")
-        for name, fields in named.items():
-            fields = {**fields, "init": init, **changes.get(name, {})}
-            result.append((f"{name}-{start}", fields))
-    return result
 
 
 def runs(config: ConfigDict) -> list[ConfigDict]:
@@ -77,14 +54,15 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
     """
     configs = []
     turns = config.compare.data.items() or [("", {})]
-    for (turn, options), (name, fields) in itertools.product(turns, methods(config)):
+    methods = configuration.methods_of(config)
+    for (turn, options), (name, _, fields) in itertools.product(turns, methods):
         for seed in config.compare.seeds:
             run = copy.deepcopy(config)
             run.seed = seed
             for field, value in fields.items():
                 if field not in run.federated:
                     raise ConfigError(
-                        f"config.compare, method {name}, field {field}: there is no "
+                        f"config.compare, method {name}: there is no "
                         f"config.federated.{field}; there are "
                         + ", ".join(sorted(run.federated))
                     )
@@ -186,7 +164,7 @@ def _require_synthetic_only(config: ConfigDict, workdir: pathlib.Path) -> None:
     except FileNotFoundError:
         return  # of another origin, or missing, which the run will say
     trained = record["config"].get("train", {})
-    if trained.get("data", "synthetic") != "synthetic":
+    if trained.get("data", "synthetic") not in ("synthetic", "procedural"):
         raise UserError(
             f"{folder.parent} was trained with config.train.data = "
             f"{trained['data']!r}, hence on examples that a turn of "

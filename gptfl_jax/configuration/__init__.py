@@ -17,6 +17,7 @@ from gptfl_jax.configuration.fields import Field
 from gptfl_jax.configuration.renamed import in_todays_words, no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, fields
 from gptfl_jax.configuration.sections.augmentation import AUGMENTATION, without_unset
+from gptfl_jax.configuration.sections.compare import methods_of
 from gptfl_jax.configuration.sections.data import data_identity
 from gptfl_jax.configuration.sections.federated import check_cohort, sampling_repeats
 from gptfl_jax.configuration.sections.model import model_identity
@@ -34,6 +35,7 @@ __all__ = [
     "fields",
     "get",
     "in_todays_words",
+    "methods_of",
     "model_identity",
     "no_such_field",
     "put",

@@ -6,6 +6,7 @@ from gptfl_jax import choices
 from gptfl_jax.configuration.fields import Field
 from gptfl_jax.configuration.renamed import no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, SECTIONS, fields, find
+from gptfl_jax.configuration.sections.compare import Method, methods_of
 from gptfl_jax.configuration.values import get, present, put
 from gptfl_jax.errors import ConfigError, refused, unknown
 
@@ -41,8 +42,8 @@ def validate(config: ConfigDict) -> None:
         if name in config and hasattr(SECTIONS[name], "check"):
             SECTIONS[name].check(config)
     if "compare" in config and "federated" in config:
-        for name, changes in config.compare.methods.items():
-            _check_method(config, name, changes)
+        for method in methods_of(config):
+            _check_method(config, method)
 
 
 def _check_options(config: ConfigDict) -> None:
@@ -56,17 +57,17 @@ def _check_options(config: ConfigDict) -> None:
                 choices.check(family, name, values)
 
 
-def _check_method(config: ConfigDict, name: str, changes: ConfigDict) -> None:
+def _check_method(config: ConfigDict, named: Method) -> None:
     """Checks the federated section that a method of `compare` makes."""
     sections = {"seed": config.seed, "federated": config.federated.to_dict()}
     method = ConfigDict(sections, type_safe=False)
-    for key, value in changes.items():
+    for key, value in named.changes.items():
         dotted = f"federated.{key}"
         if find(dotted) is None:
             known = [field for field, _ in fields("federated")]
-            raise no_such_field(dotted, known, said=f"compare.methods.{name}.{key}")
+            raise no_such_field(dotted, known, said=f"{named.place}.{key}")
         put(method, dotted, value)
     try:
         validate(method)
     except ConfigError as error:
-        raise ConfigError(f"config.compare.methods.{name}: {error}") from None
+        raise ConfigError(f"config.{named.place}: {error}") from None

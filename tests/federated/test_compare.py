@@ -99,6 +99,62 @@ def test_compare_in_turns(workdir, setting, monkeypatch):
         )
 
 
+def test_compare_from_starts(workdir, setting, monkeypatch):
+    config = make_config(rounds=1)
+    config.compare.methods = {
+        "alone": {"algorithm": "local_only"},
+        "fedavg": {"client_learning_rate": 0.2},
+    }
+    mine = str(workdir / "pretrain")
+    config.compare.starts = {
+        "random": {"fedavg": {"client_learning_rate": 0.3}},
+        "mine": {"init": mine, "alone": {"local_epochs": 2}},
+    }
+    config.compare.seeds = (4,)
+    configuration.validate(config)
+    found = {
+        experiment.run_name(each): (
+            *(each.federated.algorithm, each.federated.init),
+            *(each.federated.client_learning_rate, each.federated.local_epochs),
+        )
+        for each in compare.runs(config)
+    }
+    assert found == {
+        "alone-mine-s4": ("local_only", mine, 0.1, 2),
+        "fedavg-mine-s4": ("fedavg", mine, 0.2, 1),
+        "alone-random-s4": ("local_only", "random", 0.1, 1),
+        "fedavg-random-s4": ("fedavg", "random", 0.3, 1),
+    }
+    # A start that is missing is told before any run begins.
+    monkeypatch.setattr(simulate, "simulate", None)
+    for init, message in {
+        "procedural": r"train\.downstream .*--config\.train\.data=procedural",
+        "imagenet": "there are none for convnet",
+        "weights.py": "no such file",
+    }.items():
+        config.compare.starts.mine.init = init
+        with pytest.raises(UserError, match=message):
+            compare.run(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ({"random": {"fedsgd": {}}}, "starts.random.fedsgd: no such method; there are"),
+        ({"random": {"one": {"round": 3}}}, r"starts\.random\.one\.round: no such f"),
+        ({"a": {"init": 3}}, "compare.starts = .*takes {'name': {'init'"),
+        (["random"], "compare.starts = "),
+    ],
+)
+def test_starts_are_names_and_changes(starts, message):
+    config = make_config()
+    config.compare.methods = {"one": {}}
+    with config.compare.ignore_type():
+        config.compare.starts = starts
+    with pytest.raises(ConfigError, match=message):
+        configuration.validate(config)
+
+
 def test_a_stage_2_that_saw_real_data_is_refused_in_turns(workdir):
     """What one turn holds out another one trains on."""
     config = make_config()

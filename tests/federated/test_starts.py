@@ -5,7 +5,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from federated import experiment, simulate, starts
-from gptfl_jax import artifacts, configuration, models, web_files
+from gptfl_jax import (
+    artifacts,
+    configuration,
+    description,
+    models,
+    training,
+    web_files,
+)
 from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds
@@ -119,3 +126,46 @@ def test_a_federation_starts_from_what_init_names(
     run = make_config(init=str(tmp_path / "w.bin"))
     assert starts.released_file(run) is None
     assert starts.checkpoints(run, tmp_path) == tmp_path / "w.bin" / "checkpoints"
+
+
+def test_a_federation_starts_from_procedural_weights(tmp_path, setting):
+    """All but the last layer, which is of other classes."""
+    model = models.create("convnet", 7, **make_config().model.options)
+    source = setting.source
+    names = tuple(f"rule {i}" for i in range(7))
+    train = source.train._replace(class_names=names)
+    learner = training.make_learner(model, training.example_of(train.inputs))
+    trained = learner.init(jax.random.key(3))
+    folder = tmp_path / "procedural"
+    with artifacts.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"variables": trained})
+    options = make_config().model.options.to_dict()
+    about = description.describe("convnet", options, source._replace(train=train))
+    about.save(folder)
+    config = make_config(init="procedural")
+    begun = starts.initial_weights(config, tmp_path, setting.learner)["params"]
+    chex.assert_trees_all_equal(begun["conv0"], trained["params"]["conv0"])
+    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
+    random = setting.learner.init(key)["params"]["classifier"]
+    chex.assert_trees_all_equal(begun["classifier"], random)
+    assert experiment.run_name(config) == "fedavg-procedural-s0"
+
+
+def test_a_federation_starts_from_code_of_ones_own(tmp_path, setting):
+    file = tmp_path / "halved.py"
+    file.write_text(
+        "import jax\n\n"
+        "def halved(variables):\n"
+        "    return jax.tree.map(lambda x: x / 2, variables)\n\n"
+        "def less(variables):\n"
+        "    return {'params': {}}\n"
+    )
+    config = make_config(init=f"{file}:halved")
+    key = rounds.key_of(config.seed, rounds.INITIAL_WEIGHTS)
+    expected = jax.tree.map(lambda x: x / 2, setting.learner.init(key))
+    begun = starts.initial_weights(config, tmp_path, setting.learner)
+    chex.assert_trees_all_equal(begun, expected)
+    assert experiment.run_name(config) == "fedavg-halved-s0"
+    config = make_config(init=f"{file}:less")
+    with pytest.raises(ConfigError, match="its weights are not of the model"):
+        starts.initial_weights(config, tmp_path, setting.learner)

@@ -1,9 +1,12 @@
 """Fields of `config.compare`."""
 
+from typing import Any, NamedTuple
+
 from ml_collections import ConfigDict
 
 from gptfl_jax import rules
 from gptfl_jax.configuration.fields import Field
+from gptfl_jax.errors import ConfigError
 
 _METHODS = rules.Rule(
     "{'name': {field of config.federated: value}}",
@@ -72,3 +75,44 @@ FIELDS: dict[str, Field] = {
         "each method is run with each seed",
     ),
 }
+
+
+class Method(NamedTuple):
+    """A method of a comparison."""
+
+    name: str
+    place: str
+    """Of the field that says most about it."""
+    changes: dict[str, Any]
+    """Of `config.federated`."""
+
+
+def methods_of(config: ConfigDict) -> list[Method]:
+    """The methods, each from each start.
+
+    Raises:
+        ConfigError: a start changes a method that there is not.
+    """
+    compare = config.compare
+    named = {name: dict(changes) for name, changes in compare.methods.items()}
+    if not compare.starts:
+        return [
+            Method(name, f"compare.methods.{name}", changes)
+            for name, changes in named.items()
+        ]
+    result = []
+    for start, changes in compare.starts.items():
+        of_method = {name: dict(of) for name, of in changes.items() if name != "init"}
+        for name in of_method:
+            if name not in named:
+                raise ConfigError(
+                    f"config.compare.starts.{start}.{name}: no such method; there are "
+                    f"init, {', '.join(named)}"
+                )
+        init = changes.get("init", start)
+        for name, usual in named.items():
+            own = of_method.get(name, {})
+            place = f"starts.{start}.{name}" if own else f"methods.{name}"
+            every = {**usual, "init": init, **own}
+            result.append(Method(f"{name}-{start}", f"compare.{place}", every))
+    return result
