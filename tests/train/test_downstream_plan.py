@@ -50,6 +50,26 @@ def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
     assert labels.shape == (count - held_out,)
 
 
+def test_procedural_examples_are_outlined_as_they_are(tmp_path):
+    config = make_config(
+        data="procedural", procedural_classes=3, procedural_per_class=10
+    )
+    config.train.validation_fraction = 0.2
+    outlined, origin = training_data.outlined(config, tmp_path)
+    data = training_data.load(config, tmp_path)
+    assert origin == ["procedural: drawn when they are needed"]
+    for ours, theirs in zip(
+        (outlined.train, outlined.validation, outlined.test),
+        (data.train, data.validation, data.test),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        assert ours.inputs.shape == theirs.inputs.shape
+        assert ours.num_classes == theirs.num_classes == 3
+    assert len(data.train.labels) == 24 and len(data.test.labels) == 3
+    assert downstream.run_name(config) == "procedural"
+
+
 def test_a_plan_of_streamed_examples_has_those_of_some_steps(tmp_path):
     config = make_config(data="real", data_placement="stream")
     plan = downstream.plan(config, tmp_path)
