@@ -3,6 +3,7 @@
 # make test     the tests; no torch needed
 # make long     the tests that take up to minutes each: kills, processes, every config
 # make parity   live comparisons with the torch implementations and FedJAX
+# make docs     the documentation as a site: build/site/index.html
 # make lint     ruff, without changes; make format lets it change files
 #
 # Each makes .venv when it is missing, and installs what it needs again when
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo demo-speech test long parity lint format clean
+.PHONY: demo demo-speech test long parity docs lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
@@ -43,6 +44,9 @@ long: $(VENV)/.installed-test
 
 parity: $(VENV)/.installed-parity
 	$(python) -m pytest -n 2 tests/parity
+
+docs: $(VENV)/.installed-docs
+	$(python) -m sphinx --fail-on-warning --keep-going -q docs build/site
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
@@ -75,3 +79,7 @@ $(VENV)/.installed-test: pyproject.toml | $(python)
 $(VENV)/.installed-parity: pyproject.toml | $(python)
 	$(python) -m pip install --quiet --editable '.[test,parity]'
 	touch $@ $(VENV)/.installed-test $(VENV)/.installed $(VENV)/.installed-lint
+
+$(VENV)/.installed-docs: pyproject.toml | $(python)
+	$(python) -m pip install --quiet --editable '.[docs]'
+	touch $@ $(VENV)/.installed

@@ -19,6 +19,7 @@ _FACE = {
         ("federate", "generate", "train", "simulate", "plot", "Federation", "Run"),
         "gptfl_jax.federation",
     ),
+    "Augmentation": "gptfl_jax.augmentation",
     "Classifier": "gptfl_jax.classifier",
     "load_classifier": "gptfl_jax.classifier",
     "Dataset": "gptfl_jax.data.datasets",

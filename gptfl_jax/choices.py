@@ -191,7 +191,9 @@ def _parameters(function: Callable) -> str:
         if parameter.default is inspect.Parameter.empty
         and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ]
-    return f"({', '.join(required)}, ...)"
+    returned = inspect.signature(function).return_annotation
+    arrow = f" -> {returned.__name__}" if inspect.isclass(returned) else ""
+    return f"({', '.join([*required, '...'])}){arrow.removesuffix(' -> _empty')}"
 
 
 def names(family: Family) -> str:
@@ -206,9 +208,11 @@ def _module(family: Family, place: str) -> ModuleType:
         if not place.endswith(".py"):
             return importlib.import_module(place)
         path = pathlib.Path(place).expanduser().resolve()
-        # A name of its own: two files may be called alike, and none shall hide a
-        # package. Classes and pickles find their module by it.
-        digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        # A name of its own: two files may be called alike, none shall hide a package,
+        # and one that a notebook has changed is another. Classes and pickles find their
+        # module by it.
+        told = str(path).encode() + path.read_bytes()
+        digest = hashlib.sha256(told).hexdigest()[:8]
         module_name = f"_own_{path.stem}_{digest}"
         if module_name in sys.modules:
             return sys.modules[module_name]

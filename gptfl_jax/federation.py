@@ -257,7 +257,7 @@ def simulate(
             choices by name, as their signatures have them.
         sampling: how cohorts are drawn, see `gptfl_jax.fl.samplers`.
         aggregation: how updates are combined, see `gptfl_jax.fl.aggregation`.
-        augmentation: as `training.Augmentation(flip=True)`.
+        augmentation: as `gptfl_jax.augmentation.Augmentation(flip=True)`.
         dtype: of the computation: float32, bfloat16, float16 or float64.
         trainable: "all" weights, or the last layer ("head") alone, on the features of
             `init`; then nothing else is sent.
@@ -428,7 +428,7 @@ def plot(
         metric: a column, as "accuracy", "train_loss" or "gradient_diversity".
         axes: to draw on; None: a new figure.
     """
-    from matplotlib import pyplot  # starts a window system, which only plots need
+    from matplotlib import pyplot, ticker  # window systems, which only plots need
 
     if axes is None:
         _, axes = pyplot.subplots()
@@ -439,6 +439,7 @@ def plot(
             )
         column = run.metrics[metric].dropna()
         axes.plot(column.index, column.values, label=run.name)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel(metric.replace("_", " "))
     axes.legend()

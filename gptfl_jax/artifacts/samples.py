@@ -21,19 +21,20 @@ class ManifestError(UserError):
 class Sample(NamedTuple):
     """One line of `manifest.jsonl`: a synthetic sample and how it was made.
 
-    file: path relative to the folder of the manifest, with forward slashes.
-    label: class name.
-    prompt: what the generator was given.
-    seed: seed of the sample's own key.
-    guidance: classifier-free guidance scale; None for generators without one.
-    model: the generator.
-    licence: the generator's, as "cc-by-nc-sa-4.0"; "unknown" where its files do not
-        say; None, and not written, where nobody looked, as in earlier versions.
-    speaker: number of the speaker vector; None, and not written, where none speaks.
-    snr_db: signal-to-noise ratio of white noise added; None, and not written, where
-        none was.
-    sha256: digest of the file, as hexadecimal digits; None, and not written, where it
-        is not known, as in manifests of earlier versions.
+    Attributes:
+        file: path relative to the folder of the manifest, with forward slashes.
+        label: class name.
+        prompt: what the generator was given.
+        seed: seed of the sample's own key.
+        guidance: classifier-free guidance scale; None for generators without one.
+        model: the generator.
+        licence: the generator's, as "cc-by-nc-sa-4.0"; "unknown" where its files do not
+            say; None, and not written, where nobody looked, as in earlier versions.
+        speaker: number of the speaker vector; None, and not written, where none speaks.
+        snr_db: signal-to-noise ratio of white noise added; None, and not written, where
+            none was.
+        sha256: digest of the file, as hexadecimal digits; None, and not written, where
+            it is not known, as in manifests of earlier versions.
     """
 
     file: str

@@ -44,6 +44,11 @@ def test_a_file_of_ones_own_by_path_and_function(tmp_path):
     assert choices.find(OWN, path)() == 1
     # The file is read once: what it defines stays the same class.
     assert choices.find(OWN, path) is choices.find(OWN, path)
+    # One that has been changed since, as in a notebook, is read again.
+    path = own_file(
+        tmp_path, TWO.replace("return size\n", "return -size\n"), "apple.py"
+    )
+    assert choices.find(OWN, path)() == -1
 
 
 def test_a_dotted_module_of_ones_own(tmp_path, monkeypatch):
