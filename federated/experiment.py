@@ -4,6 +4,7 @@
 `make_sampler` draws them. `federated.simulate` has the loop over rounds.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -84,6 +85,8 @@ class Setting(NamedTuple):
     """Of `personalisation.make_evaluation`."""
     server_step: ServerStep
     """Of the server on synthetic examples."""
+    flops_of_example: Callable[[], float]
+    """Floating-point operations of a gradient, by example."""
     rows: int = 0
     """Rows that the clients' examples are filled up to, for one compiled shape."""
     synthetic: datasets.Dataset | None = None
@@ -140,7 +143,21 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
         *_test_set(source, method.mesh),
         method.test_clients,
         make_server_step(method.learner, _schedule(config.federated)),
+        functools.cache(
+            functools.partial(
+                _flops_of_example,
+                method.learner,
+                training.example_of(source.train.inputs),
+                config.federated.batch_size,
+            )
+        ),
     )
+
+
+def _flops_of_example(learner: training.Learner, example: PyTree, batch: int) -> float:
+    variables = jax.eval_shape(learner.init, jax.eval_shape(jax.random.key, 0))
+    gradient, _ = training.operations(learner, variables, example, batch)
+    return gradient / batch
 
 
 def compose(config: ConfigDict, source: datasets.Source) -> Method:

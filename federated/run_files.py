@@ -23,6 +23,7 @@ _CHOICES = (
 _OPTIONS = [family.options.rpartition(".")[2] for family in _CHOICES]
 _TURNS = {"*": {"*": "anything"}}
 _RUN = {
+    "flops?": {"*?": NUMBER},
     "config": {
         "seed": "whole",
         "model": {},
@@ -39,7 +40,7 @@ _RUN = {
             **dict.fromkeys((f"{name}?" for name in _OPTIONS), {}),
             "client_test_fraction?": "number",
         },
-    }
+    },
 }
 _PROVENANCE = {
     "date": "text",

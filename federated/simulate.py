@@ -282,7 +282,14 @@ def _record(
     summary: federated_data.Summary,
 ) -> None:
     """Saves what the run is about to do."""
-    artifacts.write_run_record(folder, config)
+    flops = starts.operations(config, folder.parent.parent)
+    flops |= {
+        "example": setting.flops_of_example(),
+        "server's round": setting.flops_of_example()
+        * config.federated.server_steps
+        * config.federated.server_batch_size,
+    }
+    artifacts.write_run_record(folder, config, flops)
     if jax.process_index() == 0:
         description.describe(
             config.model.name, config.model.options.to_dict(), setting.source

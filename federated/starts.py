@@ -110,6 +110,31 @@ def _command(config: ConfigDict, folder: pathlib.Path) -> str:
     return f"python -m train.downstream --config=... --workdir={of_workdir}{data}"
 
 
+def operations(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float | None]:
+    """Floating-point operations behind a start and what is mixed in; None: unknown.
+
+    `generation` is of stage 1, `stage 2` of the training of the weights. Procedural
+    examples are drawn by the host, which is not counted.
+    """
+    made: float | None = 0.0
+    trained: float | None = 0.0
+    init, folder = config.federated.init, checkpoints(config, workdir)
+    if folder is not None:
+        known = artifacts.read_flops(folder.parent)
+        made, trained = known.get("generation"), known.get("stage 2")
+        if not set(known) <= {"generation", "stage 2"}:
+            trained = None  # on top of released weights, or of a federation
+    elif init != "random":
+        made = trained = None
+    mixed = config.federated.synthetic_per_client or config.federated.server_steps
+    if mixed and (init == "random" or init in _STAGE_2):
+        # Of these examples are those that stage 2 was trained on.
+        made = artifacts.read_flops(workdir / "synthetic").get("generation")
+    elif mixed:
+        made = None
+    return {"generation": made, "stage 2": trained}
+
+
 def initial_weights(
     config: ConfigDict, workdir: pathlib.Path, learner: training.Learner
 ) -> training.Variables:

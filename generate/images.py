@@ -52,6 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             is_whole_png,
             lambda: _load(config, planned),
             draw_preview,
+            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
@@ -119,8 +120,13 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(planning.table(plan(config, workdir)))
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+def plan(
+    config: ConfigDict, workdir: pathlib.Path, counted_only: bool = False
+) -> planning.Plan:
     """What a run takes: the networks by their config files, the pictures by the config.
+
+    Args:
+        counted_only: whether operations alone are of interest.
 
     Raises:
         UserError: the model is unknown, or the classes.
@@ -139,6 +145,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         batch=outline.batch,
         num_steps=options.num_steps,
         guided=guided,
+        counted_only=counted_only,
     )
     factor = networks.vae.config.factor
     sizes = {

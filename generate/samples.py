@@ -302,6 +302,8 @@ class Work(NamedTuple):
     """Called only where something is missing."""
     draw_preview: Callable[[Mapping[str, Sequence[pathlib.Path]]], Preview]
     """The picture of the files of each class."""
+    plan: Callable[[], planning.Plan]
+    """Of all that is planned, for its operations."""
 
 
 def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
@@ -334,6 +336,8 @@ def _make_missing(
     if not unfinished:
         return
     maker = work.load()
+    flops = {"generation": planning.total_flops(work.plan())}
+    artifacts.write_run_record(folder.folder, config, flops)
     prompts: dict[str, set[str]] = {}
     for sample in work.planned:
         prompts.setdefault(sample.label, set()).add(sample.prompt)

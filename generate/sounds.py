@@ -54,6 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             audio.is_whole_wav,
             lambda: _load(config, planned),
             clips.draw_preview,
+            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
@@ -96,8 +97,13 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(planning.table(plan(config, workdir)))
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+def plan(
+    config: ConfigDict, workdir: pathlib.Path, counted_only: bool = False
+) -> planning.Plan:
     """What a run takes: the networks by their config files, the clips by the config.
+
+    Args:
+        counted_only: whether operations alone are of interest.
 
     Raises:
         UserError: the model is unknown, or the classes.
@@ -114,6 +120,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         batch=outline.batch,
         num_steps=options.num_steps,
         guided=guided,
+        counted_only=counted_only,
     )
     sizes = {
         name: planning.amount(planning.parameters(tree))

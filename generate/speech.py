@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             audio.is_whole_wav,
             lambda: _load(config, vocoder, speakers),
             clips.draw_preview,
+            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
@@ -156,8 +157,13 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(planning.table(plan(config, workdir)))
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
+def plan(
+    config: ConfigDict, workdir: pathlib.Path, counted_only: bool = False
+) -> planning.Plan:
     """What a run takes at most: the networks by their config files.
+
+    Args:
+        counted_only: whether operations alone are of interest.
 
     Raises:
         UserError: the model is unknown, or the classes.
@@ -172,6 +178,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
         batch=outline.batch,
         letters=letters,
         max_seconds=options.max_seconds,
+        counted_only=counted_only,
     )
     sizes = {
         name: planning.amount(planning.parameters(tree))

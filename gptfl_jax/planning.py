@@ -156,6 +156,11 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
                 yield from _scans(getattr(leaf, "jaxpr", leaf))
 
 
+def total_flops(plan: Plan) -> float:
+    """Floating-point operations of a whole run."""
+    return float(sum(each.flops * each.times for each in plan.work))
+
+
 def parameters(tree: PyTree) -> int:
     """Numbers in a tree of arrays or shapes."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

@@ -163,7 +163,8 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
                 begin = central_training.initial_state(
                     learner, optimizer, key, settings.batch_size, variables
                 )
-            artifacts.write_run_record(folder, config)
+            flops = _operations(config, folder.parent, learner, data)
+            artifacts.write_run_record(folder, config, flops)
             if jax.process_index() == 0:
                 description.describe(
                     config.model.name, config.model.options.to_dict(), data.source
@@ -326,6 +327,30 @@ def _weights_file(config: ConfigDict) -> pathlib.Path | None:
     if not model.weights:
         return None
     return models.find_weights(model.weights, model.name, **model.options.to_dict())
+
+
+def _operations(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    learner: training.Learner,
+    data: training_data.Data,
+) -> dict[str, float | None]:
+    """Floating-point operations of all steps, and of making their examples."""
+    settings = config.train
+    steps = math.ceil(len(data.train.labels) / settings.batch_size)
+    variables = jax.eval_shape(learner.init, jax.eval_shape(jax.random.key, 0))
+    gradient, _ = training.operations(
+        learner,
+        variables,
+        training.example_of(data.train.inputs),
+        settings.batch_size,
+    )
+    made: float | None = 0.0
+    if settings.data in ("synthetic", "both"):
+        made = artifacts.read_flops(workdir / "synthetic").get("generation")
+    flops = {"generation": made, "stage 2": settings.epochs * steps * gradient}
+    # What released weights took is not known.
+    return {**flops, **({"released weights": None} if config.model.weights else {})}
 
 
 def _identity(config: ConfigDict, data: training_data.Data) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from federated.report import cost
 from federated.report.runs import Method, Run, curve
 
 # What a round measures about the clients' updates.
@@ -76,6 +77,7 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
     row["dropped_clients"] = int(
         sum(line.get("dropped", 0) for run in method.runs for line in run.metrics)
     )
+    row |= cost.row_of(method)
     row["seconds"] = float(
         np.mean([sum(line["seconds"] for line in run.metrics) for run in method.runs])
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from federated import run_files
-from gptfl_jax import choices, families
+from gptfl_jax import artifacts, choices, families
 from gptfl_jax.errors import UserError
 
 SYNTHETIC_ONLY = "Synthetic only"
@@ -29,6 +29,8 @@ class Run(NamedTuple):
     folder: str
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
+    flops: dict[str, float | None] = {}
+    """As the record of the run has them."""
 
     @property
     def done(self) -> int:
@@ -135,7 +137,8 @@ def load_runs(workdir: pathlib.Path, names: Sequence[str] = ()) -> list[Run]:
                 f"{metrics_file}: no evaluated round yet. Wait for the run, or leave "
                 "it out with config.report.runs."
             )
-        runs.append(Run(folder.name, config, metrics))
+        flops = artifacts.read_flops(folder)
+        runs.append(Run(folder.name, config, metrics, flops))
     return runs
 
 
@@ -260,7 +263,7 @@ def synthetic_only(methods: Sequence[Method]) -> Method | None:
             first = next((line for line in run.metrics if line["step"] == 0), None)
             if first is not None:
                 start = {**first, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
-                of_start = Run(run.folder, run.config, [start])
+                of_start = run._replace(metrics=[start])
                 starts.setdefault((run.config["seed"], run.turn), of_start)
     runs = tuple(starts[key] for key in sorted(starts))
     if not runs:

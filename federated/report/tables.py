@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gptfl_jax import planning
+
 
 class Table(NamedTuple):
     """Numbers as a reader sees them."""
@@ -123,6 +125,61 @@ def of_clients(rows: Sequence[dict[str, Any]]) -> Table:
     }
     body = zip((row["name"] for row in rows), *cells.values(), strict=True)
     return Table(["method", *cells], [list(line) for line in body])
+
+
+def of_cost(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Floating-point operations and bytes of each method; None where none is known."""
+    if not any(row["flops_clients"] for row in rows):
+        return None
+
+    def flops(value: float | None) -> str:
+        return "unknown" if value is None else planning.amount(value)
+
+    parts = ("generation", "stage_2", "clients", "server", "total")
+    header = ["cost in FLOPs", *(part.replace("_", " ") for part in parts)]
+    body = [
+        [
+            row["name"],
+            *(flops(row[f"flops_{part}"]) for part in parts),
+            _megabytes(row["bytes_up"]),
+            _megabytes(row["bytes_down"]),
+            percent(row["accuracy_mean"], row["accuracy_std"], len(row["seeds"])),
+        ]
+        for row in rows
+    ]
+    return Table([*header, "MB up", "MB down", "accuracy %"], body)
+
+
+def of_starts(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Accuracy by method and start; None unless there are several of both."""
+    found = starts_of(rows)
+    if found is None:
+        return None
+    methods, inits, cells = found
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "-"
+        return percent(row["accuracy_mean"], row["accuracy_std"], len(row["seeds"]))
+
+    body = [[name, *(cell(cells.get((name, i))) for i in inits)] for name in methods]
+    return Table(["accuracy % from", *inits], body)
+
+
+def starts_of(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]] | None:
+    """(methods, starts, row of each pair); None where that is no table.
+
+    It is none without two methods and two starts, or when a pair has several rows, as
+    with several partitions.
+    """
+    rows = [row for row in rows if row["algorithm"] != "none"]
+    pairs = [(row["method"], row["init"]) for row in rows]
+    methods, inits = (list(dict.fromkeys(of)) for of in zip(*pairs, strict=True))
+    if len({*pairs}) < len(pairs) or min(len(methods), len(inits)) < 2:
+        return None
+    return methods, inits, dict(zip(pairs, rows, strict=True))
 
 
 def percent(mean: float, std: float, seeds: int) -> str:

@@ -34,6 +34,7 @@ from gptfl_jax.artifacts.records import (
     NUMBER,
     Metrics,
     append_records,
+    read_flops,
     read_metrics,
     read_metrics_until,
     read_records,
@@ -81,6 +82,7 @@ __all__ = [
     "write_files",
     "write_json",
     "write_manifest",
+    "read_flops",
     "write_run_record",
     "write_text",
 ]

@@ -260,8 +260,19 @@ def _commit() -> str | None:
     return head + ("+" if changes else "")
 
 
-def write_run_record(folder: PathLike, config: ConfigDict) -> None:
-    """Writes `run.json`: command, config, versions, commit, devices and date."""
+def write_run_record(
+    folder: PathLike,
+    config: ConfigDict,
+    flops: Mapping[str, int | float | None] | None = None,
+) -> None:
+    """Writes `run.json`: command, config, versions, commit, devices and date.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        flops: floating-point operations of it, and of what led to it, by what they
+            were for; None: not known.
+    """
     if jax.process_index() != 0:
         return
     packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -280,4 +291,24 @@ def write_run_record(folder: PathLike, config: ConfigDict) -> None:
         "devices": [f"{device.platform}:{device.id}" for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
     }
+    if flops is not None:
+        record["flops"] = flops
     write_json(pathlib.Path(folder) / "run.json", record)
+
+
+def read_flops(folder: PathLike) -> dict[str, int | float | None]:
+    """The floating-point operations that the record of a run has, by what they were for.
+
+    None stands for what is not known; empty where there is no record, or one of an
+    earlier version.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = pathlib.Path(folder) / "run.json"
+    shape = {"flops?": {"*?": NUMBER}}
+    try:
+        record = read_json(path, shape, "delete it, and what it cost is unknown")
+    except FileNotFoundError:
+        return {}
+    return record.get("flops", {})

@@ -110,6 +110,7 @@ def lower(
     batch: int,
     num_steps: int,
     guided: bool,
+    counted_only: bool = False,
 ) -> Lowered:
     """The programs that sample a batch, as `lowering.lower` takes its arguments."""
     tokens = networks.text_encoder.config.max_position_embeddings
@@ -121,4 +122,5 @@ def lower(
         num_steps=num_steps,
         guided=guided,
         tokens=tokens,
+        counted_only=counted_only,
     )

@@ -305,6 +305,7 @@ def lower(
     batch: int,
     num_steps: int,
     guided: bool,
+    counted_only: bool = False,
 ) -> Lowered:
     """The programs that sample a batch of sounds, as `lowering.lower`.
 
@@ -315,6 +316,7 @@ def lower(
         batch: sounds.
         num_steps: of the solver.
         guided: whether sounds are steered, away from one prompt for all.
+        counted_only: as there.
     """
     return lowering.lower(
         networks,
@@ -324,6 +326,7 @@ def lower(
         num_steps=num_steps,
         guided=guided,
         tokens=min(_TOKENS, networks.text_encoder.config.longest),
+        counted_only=counted_only,
     )
 
 

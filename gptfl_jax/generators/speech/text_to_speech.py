@@ -510,6 +510,7 @@ def lower(
     letters: int,
     max_seconds: int | float = 10.0,
     max_frames_per_token: int | float = 20.0,
+    counted_only: bool = False,
 ) -> Lowered:
     """The programs that speak a batch, without their arrays.
 
@@ -519,6 +520,7 @@ def lower(
         letters: of the longest.
         max_seconds: as `TextToSpeech.__call__` takes it, as the next.
         max_frames_per_token: see there.
+        counted_only: whether no programs are lowered.
     """
     config, mesh = model.config, placement.mesh()
     rows = -(-batch // mesh.size) * mesh.size
@@ -567,7 +569,9 @@ def lower(
     once = planning.flops(functools.partial(speak, most), *speaking)
     return Lowered(
         variables,
-        {
+        {}
+        if counted_only
+        else {
             "speaking": compiled.speak(most).lower(*speaking),
             "refining": compiled.refine(frames).lower(*refining),
             "the vocoder": compiled.vocode.lower(*vocoding),
