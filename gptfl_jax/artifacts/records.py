@@ -297,7 +297,7 @@ def write_run_record(
 
 
 def read_flops(folder: PathLike) -> dict[str, int | float | None]:
-    """The floating-point operations that the record of a run has, by what they were for.
+    """Floating-point operations that a run's record has, by what they were for.
 
     None stands for what is not known; empty where there is no record, or one of an
     earlier version.
@@ -308,7 +308,9 @@ def read_flops(folder: PathLike) -> dict[str, int | float | None]:
     path = pathlib.Path(folder) / "run.json"
     shape = {"flops?": {"*?": NUMBER}}
     try:
-        record = read_json(path, shape, "delete it, and what it cost is unknown")
+        record = checked_json.read_json(
+            path, shape, "delete it, and what it cost is unknown"
+        )
     except FileNotFoundError:
         return {}
     return record.get("flops", {})
