@@ -27,8 +27,10 @@ inverse, cosine of the clients' updates to their mean, their norms) is the mean 
 rounds and seeds; `update_norm_std` is the spread within a round. Drift and the accuracy
 of clients are those of the last round that has them; `client_accuracy_worst_decile` is
 the mean of the tenth of the clients that fares worst (gptfl_jax/fl/personalisation.py),
-and `personalised_*` is after local fine-tuning. Starting weights that were trained on
-synthetic data are a method of their own, `Synthetic only`: no round, no byte.
+and `personalised_*` is after local fine-tuning. What it cost (`flops_generation`,
+`flops_stage_2`, `flops_clients`, `flops_server`, `flops_total`) is null where no record
+says it; federated/report/cost.py says what is counted. Starting weights that were
+trained on synthetic data are a method of their own, `Synthetic only`: no round, no byte.
 """
 
 import pathlib
@@ -62,6 +64,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     shown = (
         tables.of_methods(numbers, targets),
         tables.of_turns(numbers),
+        tables.of_starts(numbers),
+        tables.of_cost(numbers),
         tables.of_clients(numbers),
     )
     print("\n\n".join(table.text() for table in shown if table is not None))

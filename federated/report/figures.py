@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from federated import pictures, run_files
+from federated.report import tables
+from federated.report.cost import until_each_line
 from federated.report.rows import row_of
-from federated.report.runs import SYNTHETIC_ONLY, Method, curve
+from federated.report.runs import SYNTHETIC_ONLY, Method, Run, curve
 
 # Up to so many methods have bands over seeds, over clients, and a legend.
 _MOST_WITH_BANDS, _MOST_WITH_CLIENT_BANDS, _MOST_IN_LEGEND = 12, 6, 8
@@ -49,6 +51,73 @@ def learning_curves(
         _legend_below(figure, axes)
     else:
         _legend(axes, loc="lower right")
+    return figure
+
+
+def cost_curves(methods: Sequence[Method]) -> Figure | None:
+    """Test accuracy over all floating-point operations until then, means over runs.
+
+    A line begins at what generating and training have cost before the first round.
+    None where no method's cost is known.
+    """
+    figure, axes = pictures.axes("floating-point operations in all", "test accuracy, %")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
+    style = styles(methods)
+    for method in methods:
+        points = [_accuracy_by_cost(run) for run in method.runs]
+        if not points[0] or any(len(each) != len(points[0]) for each in points):
+            continue
+        spent, accuracy = np.array(points, np.float64).mean(0).T
+        how = style[method.name]
+        name = pictures.text(method.name)
+        axes.plot(spent, accuracy, linewidth=1.4, label=name, **how)
+        axes.plot(spent[-1], accuracy[-1], "o", color=how["color"], markersize=4)
+    if not axes.lines:
+        return None
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.01)
+    if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_LEGEND:
+        _legend_below(figure, axes)
+    else:
+        _legend(axes, loc="lower right")
+    return figure
+
+
+def _accuracy_by_cost(run: Run) -> list[tuple[float, float]]:
+    """(operations, accuracy) of the evaluated rounds whose cost is known, and not 0."""
+    costs = until_each_line(run)
+    return [
+        (each.total, line["accuracy"])
+        for each, line in zip(costs, run.metrics, strict=True)
+        if each.total and "accuracy" in line
+    ]
+
+
+def starts(rows: Sequence[dict[str, Any]]) -> Figure | None:
+    """A heat map of accuracy: methods by starts; None where there is no such table."""
+    found = tables.starts_of(rows)
+    if found is None:
+        return None
+    methods, inits, cells = found
+    values = np.full((len(methods), len(inits)), np.nan)
+    for (method, init), row in cells.items():
+        values[methods.index(method), inits.index(init)] = row["accuracy_mean"]
+    size = 3.6 + 1.0 * len(inits), 1.1 + 0.38 * len(methods)
+    figure, axes = pictures.axes("start", "", size)
+    shown = axes.imshow(values, cmap="YlGnBu", aspect="auto")
+    names = [textwrap.fill(pictures.text(name), 34) for name in methods]
+    axes.set_yticks(range(len(methods)), names, fontsize=7.5)
+    starts = [textwrap.fill(pictures.text(name), 16) for name in inits]
+    axes.set_xticks(range(len(inits)), starts, fontsize=7.5)
+    axes.grid(visible=False)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            how = {"color": "w" if value > middle else "k", "fontsize": 8}
+            text = f"{100 * value:.1f}"
+            axes.text(column, row, text, ha="center", va="center", **how)
+    percent = matplotlib.ticker.PercentFormatter(1, symbol="")
+    figure.colorbar(shown, format=percent, label="test accuracy, %")
     return figure
 
 

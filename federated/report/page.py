@@ -45,7 +45,7 @@ def render(
         config: of the report.
         workdir: where examples and records are found.
     """
-    drawn = _pictures(methods, config.report.targets, workdir)
+    drawn = _pictures(methods, rows, config.report.targets, workdir)
     found = examples.load(config, workdir)
     counts = collections.Counter(clip.kind for clip in found.clips)
     return _TEMPLATES.get_template("page.html.jinja").render(
@@ -56,6 +56,8 @@ def render(
         by_method=tables.of_methods(rows, config.report.targets),
         by_turn=tables.of_turns(rows),
         of_clients=tables.of_clients(rows),
+        of_cost=tables.of_cost(rows),
+        of_starts=tables.of_starts(rows),
         marks=_marks(methods, rows),
         clients_tested=any(row["client_accuracy_mean"] is not None for row in rows),
         pictures={
@@ -89,7 +91,10 @@ def render(
 
 
 def _pictures(
-    methods: Sequence[Method], targets: Sequence[float], workdir: pathlib.Path
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    targets: Sequence[float],
+    workdir: pathlib.Path,
 ) -> dict[str, Figure | None]:
     """The figures by their name in the template; None where nothing was measured."""
     first = methods[0].runs[0]
@@ -97,6 +102,8 @@ def _pictures(
     curves, accuracy = figures.metric_curves, figures.client_accuracy_curves
     return {
         "accuracy": figures.learning_curves(methods, synthetic_only(methods), targets),
+        "cost": figures.cost_curves(methods),
+        "starts": figures.starts(rows),
         "loss": curves(methods, "loss", "test loss (cross-entropy)", logarithmic=True),
         "gradient_diversity": curves(
             *(methods, "gradient_diversity", "gradient diversity"), logarithmic=True

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from federated.report import cost
-from federated.report.runs import Method, Run, curve
+from federated.report.runs import Method, Run, algorithm_name, curve
 
 # What a round measures about the clients' updates.
 _OF_ROUNDS = (
@@ -35,6 +35,7 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
     row = {
         "name": method.name,
         "algorithm": method.algorithm,
+        "method": algorithm_name(method.runs[0].config["federated"]),
         "init": method.init,
         "seeds": method.seeds,
         "runs": len(method.runs),

@@ -151,13 +151,24 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def display_name(algorithm: str, init: str) -> str:
-    """What readers call an algorithm that starts from such weights."""
+def algorithm_name(federated: dict[str, Any]) -> str:
+    """What readers call an algorithm, with what is mixed in."""
+    algorithm = federated["algorithm"]
     known = choices.available(families.ALGORITHM)
     # A user's own is not imported for its name: a record may name any file.
     name = choices.stem(algorithm)
     if algorithm in known:
         name = choices.title(known[algorithm])
+    if count := federated.get("synthetic_per_client"):
+        name += f" + {count} synthetic a client"
+    if count := federated.get("server_steps"):
+        name += f" + {count} server steps"
+    return name
+
+
+def display_name(federated: dict[str, Any]) -> str:
+    """What readers call a method: its algorithm, and the weights it starts from."""
+    name, init = algorithm_name(federated), federated["init"]
     if init == "synthetic":
         return f"GPT-FL ({name})"
     return f"{name} from scratch" if init == "random" else f"{name} from {init}"
@@ -181,7 +192,7 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
     keys_of_name: dict[str, list[str]] = {}
     for key, members in groups.items():
         federated = members[0].config["federated"]
-        name = display_name(federated["algorithm"], federated["init"])
+        name = display_name(federated)
         keys_of_name.setdefault(name, []).append(key)
     names = {}
     for name, keys in keys_of_name.items():

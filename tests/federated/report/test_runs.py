@@ -24,8 +24,11 @@ pytestmark = pytest.mark.usefixtures("quick_pictures")
     ],
 )
 def test_names_of_methods(algorithm, name):
-    assert runs.display_name(algorithm, "random") == f"{name} from scratch"
-    assert runs.display_name(algorithm, "synthetic") == f"GPT-FL ({name})"
+    def called(init):
+        return runs.display_name({"algorithm": algorithm, "init": init})
+
+    assert called("random") == f"{name} from scratch"
+    assert called("synthetic") == f"GPT-FL ({name})"
 
 
 def test_methods_of_one_name_are_told_apart(workdir):
