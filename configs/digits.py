@@ -23,7 +23,8 @@ method were chosen without the test set, on the 11 training runs alone:
     python -m federated.compare --workdir=runs/digits-tuning \
         --config=configs/digits.py:tune=True,init=runs/digits/pretrain
 
-docs/digits.md says how, and what came out.
+docs/digits.md says how, and what came out. `starts=True` compares what a start is worth
+(docs/starts.md).
 """
 
 from typing import Any
@@ -78,6 +79,37 @@ METHODS = {
     },
 }
 
+# What a start is worth: rates of the clients, and of FedOpt's server, as tuned.
+STARTS = {
+    "random": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+    "synthetic": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+    "procedural": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
@@ -124,10 +156,13 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.checkpoint_every = 30
 
     arg, tune = presets.take_flag(arg, "tune")
+    arg, starts = presets.take_flag(arg, "starts")
     configuration.apply_arguments(config, arg, ARGUMENTS)
     if federated.algorithm == "fedopt":
         federated.algorithm_options = {"server_options": FEDADAM}
-    if tune:
+    if starts:
+        _compare_starts(config, tune)
+    elif tune:
         _make_search(config)
     else:
         config.compare.methods = {
@@ -139,6 +174,28 @@ def get_config(arg: str = "") -> ConfigDict:
         }
         config.compare.seeds = (0, 1, 2)
     return config
+
+
+def _compare_starts(config: ConfigDict, tune: bool) -> None:
+    """What a start is worth, or with `tune` the search for its learning rates."""
+    federated = config.federated
+    # What clients hold out for tests of their own, of all methods alike.
+    federated.client_test_fraction = 0.2
+    setting = {
+        "clients": federated.num_clients,
+        "alone": {"local_epochs": 20},
+        "synthetic": 40,
+        "server_steps": 5,
+    }
+    if tune:
+        config.data.options = {"blocks": 11, "test_blocks": 3}
+        federated.eval_every = federated.rounds
+        presets.search_starts(config, tuple(STARTS), **setting)
+        config.compare.seeds = (10, 11)
+    else:
+        federated.personalisation_every = federated.rounds
+        presets.compare_starts(config, STARTS, **setting)
+        config.compare.seeds = (0, 1, 2, 3, 4)
 
 
 def _make_search(config: ConfigDict) -> None:

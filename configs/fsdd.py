@@ -24,6 +24,8 @@ training speakers is tested:
     python -m federated.compare --workdir=runs/fsdd-tuning \
         --config=configs/fsdd.py:tune=True,init=runs/fsdd/pretrain
 
+`starts=True` compares what a start is worth (docs/starts.md).
+
 The recordings are looked for in $GPTFL_DATA_DIR/fsdd, or data/fsdd where that is not
 set, and downloaded where they are not there.
 """
@@ -65,6 +67,37 @@ RATES = {
     "fedopt-scratch": {"speakers": (1.0, 0.01), "skewed": (1.0, 0.01)},
     "fedavg-gptfl": {"speakers": (1.0,), "skewed": (1.0,)},
     "fedopt-gptfl": {"speakers": (0.1, 0.01), "skewed": (1.0, 0.001)},
+}
+
+# What a start is worth: rates of the clients, and of FedOpt's server, as tuned.
+STARTS = {
+    "random": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+    "synthetic": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+    "procedural": {
+        "fedavg": (1.0,),
+        "fedprox": (1.0,),
+        "fedopt": (0.1, 0.01),
+        "scaffold": (0.3,),
+        "local": (0.3,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
 }
 
 
@@ -115,12 +148,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.report.targets = (0.5, 0.6)
 
     arg, tune = presets.take_flag(arg, "tune")
+    arg, starts = presets.take_flag(arg, "starts")
     configuration.apply_arguments(config, arg, ARGUMENTS)
     skew = {**SKEW, **federated.partition_options}
     if federated.partition == "natural":
         federated.partition_options = {}
     if federated.algorithm == "fedopt":
         federated.algorithm_options = {"server_options": FEDADAM}
+    if starts:
+        _compare_starts(config, tune, skew)
+        return config
     if tune:
         _make_search(config)
         return config
@@ -140,6 +177,35 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.compare.seeds = (0, 1, 2)
     return config
+
+
+def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> None:
+    """What a start is worth to skewed clients, or with `tune` the search for its rates.
+
+    Two speakers are held out in turn; the search is among the other four.
+    """
+    federated = config.federated
+    federated.partition, federated.partition_options = "dirichlet", skew
+    federated.client_test_fraction = 0.2
+    setting = {
+        "clients": federated.num_clients,
+        "alone": {"local_steps": 100},
+        "synthetic": 40,
+        "server_steps": 5,
+    }
+    tested, others = SPEAKERS[:2], SPEAKERS[2:]
+    if tune:
+        federated.eval_every = federated.rounds
+        config.compare.data = {
+            name: {"speakers": others, "test_speakers": name} for name in others[:2]
+        }
+        presets.search_starts(config, tuple(STARTS), **setting)
+        config.compare.seeds = (10,)
+    else:
+        federated.personalisation_every = federated.rounds
+        config.compare.data = {name: {"test_speakers": name} for name in tested}
+        presets.compare_starts(config, STARTS, **setting)
+        config.compare.seeds = (0, 1, 2, 3, 4)
 
 
 def _method(

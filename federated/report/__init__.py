@@ -30,7 +30,8 @@ the mean of the tenth of the clients that fares worst (gptfl_jax/fl/personalisat
 and `personalised_*` is after local fine-tuning. What it cost (`flops_generation`,
 `flops_stage_2`, `flops_clients`, `flops_server`, `flops_total`) is null where no record
 says it; federated/report/cost.py says what is counted. Starting weights that were
-trained on synthetic data are a method of their own, `Synthetic only`: no round, no byte.
+trained on synthetic data are a method of their own, `Synthetic only`: no round, no
+byte.
 """
 
 import pathlib

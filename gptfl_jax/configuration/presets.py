@@ -338,3 +338,94 @@ def from_each_start(
         for name, fields in methods.items()
         for start, init in starts.items()
     }
+
+
+# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
+_FEDADAM = MappingProxyType({"b2": 0.99, "eps": 1e-3})
+
+START_GRID = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("fedavg", "fedprox", "scaffold", "local", "clients", "server"),
+            ((0.03,), (0.1,), (0.3,), (1.0,)),
+        ),
+        "fedopt": tuple(
+            (rate, server_rate)
+            for rate in (0.1, 0.3)
+            for server_rate in (0.003, 0.01, 0.03)
+        ),
+    }
+)
+"""What `search_starts` tries for each method: rates of the clients and the server."""
+
+
+def compare_starts(
+    config: ConfigDict,
+    chosen: Mapping[str, Mapping[str, Sequence[float]]],
+    clients: int,
+    alone: Mapping[str, int],
+    synthetic: int,
+    server_steps: int,
+) -> None:
+    """Makes a comparison that of what a start is worth: methods by starts.
+
+    FedAvg, FedProx, FedOpt and SCAFFOLD; every client alone; FedAvg with synthetic
+    examples among the clients' own; and with steps of the server on them.
+
+    Args:
+        config: to change.
+        chosen: rates by start and method: of the clients, and of FedOpt's server.
+        clients: how many there are.
+        alone: fields of clients that train alone, once and for long.
+        synthetic: examples that a client gets.
+        server_steps: of the server after a round.
+    """
+    fields = {
+        "fedavg": {"algorithm": "fedavg"},
+        "fedprox": {"algorithm": "fedprox", "algorithm_options": {"mu": 0.1}},
+        "fedopt": {"algorithm": "fedopt"},
+        "scaffold": {"algorithm": "scaffold"},
+        "local": {
+            **{"algorithm": "local_only", "rounds": 1, "cohort_size": clients},
+            **alone,
+        },
+        "clients": {"algorithm": "fedavg", "synthetic_per_client": synthetic},
+        "server": {
+            **{"algorithm": "fedavg", "server_steps": server_steps},
+            "server_step_rate": 0.1,
+        },
+    }
+    config.compare.methods = fields
+    config.compare.starts = {
+        start: {name: _at_rates(*rates) for name, rates in of_start.items()}
+        for start, of_start in chosen.items()
+    }
+
+
+def search_starts(
+    config: ConfigDict, starts: Sequence[str], *setting: Any, **options: Any
+) -> None:
+    """The search for what `compare_starts` takes as `chosen`, the same for all.
+
+    Args:
+        config: to change.
+        starts: to search for.
+        *setting, **options: of `compare_starts`, behind `chosen`.
+    """
+    compare_starts(config, {start: {} for start in starts}, *setting, **options)
+    config.compare.methods = {
+        # A config's names hold no dots.
+        "-".join(map(str, (name, *rates))).replace(".", "_"): {
+            **fields.to_dict(),
+            **_at_rates(*rates),
+        }
+        for name, fields in config.compare.methods.items()
+        for rates in START_GRID[name]
+    }
+
+
+def _at_rates(rate: float, server_rate: float | None = None) -> dict[str, Any]:
+    if server_rate is None:
+        return {"client_learning_rate": rate}
+    options = {"server_learning_rate": server_rate, "server_options": dict(_FEDADAM)}
+    return {"client_learning_rate": rate, "algorithm_options": options}
