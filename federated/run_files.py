@@ -23,7 +23,6 @@ _CHOICES = (
 _OPTIONS = [family.options.rpartition(".")[2] for family in _CHOICES]
 _TURNS = {"*": {"*": "anything"}}
 _RUN = {
-    "flops?": {"*?": NUMBER},
     "config": {
         "seed": "whole",
         "model": {},

@@ -306,7 +306,7 @@ def read_flops(folder: PathLike) -> dict[str, int | float | None]:
         UserError: the record is damaged.
     """
     path = pathlib.Path(folder) / "run.json"
-    shape = {"flops?": {"*?": NUMBER}}
+    shape = {"flops?": {"*": NUMBER}}
     try:
         record = checked_json.read_json(
             path, shape, "delete it, and what it cost is unknown"

@@ -169,3 +169,51 @@ def test_a_federation_starts_from_code_of_ones_own(tmp_path, setting):
     config = make_config(init=f"{file}:less")
     with pytest.raises(ConfigError, match="its weights are not of the model"):
         starts.initial_weights(config, tmp_path, setting.learner)
+
+
+def test_what_a_start_has_cost(tmp_path):
+    """Its own and that of its pictures; of what is released nothing is known."""
+
+    def cost(**fields):
+        return tuple(starts.operations(make_config(**fields), tmp_path).values())
+
+    def record(folder, flops):
+        artifacts.write_json(tmp_path / folder / "run.json", {"flops": flops})
+
+    assert cost() == (0, 0)
+    assert cost(init="synthetic") == (None, None)
+    record("pretrain", {"generation": 7.0, "stage 2": 5.0})
+    record("procedural", {"generation": 0.0, "stage 2": 4.0})
+    assert cost(init="synthetic") == (7, 5)
+    assert cost(init=str(tmp_path / "pretrain")) == (7, 5)
+    assert cost(init="procedural") == (0, 4)
+    assert cost(server_steps=1) == (None, 0)
+    record("synthetic", {"generation": 7.0})
+    assert cost(synthetic_per_client=1) == (7, 0)
+    assert cost(init="procedural", server_steps=1) == (7, 4)
+    # What is made once counts once.
+    assert cost(init="synthetic", server_steps=1) == (7, 5)
+    assert cost(init="imagenet") == (None, None)
+    record("pretrain", {"generation": 7.0, "stage 2": 5.0, "released weights": None})
+    assert cost(init="synthetic") == (7, None)
+
+
+def test_clients_alone_are_tested_together(setting):
+    """Counts of the models of two clients, of one that is all zeros."""
+    algorithm = experiment.make_algorithm(
+        make_config(algorithm="local_only").federated, setting.learner, None
+    )
+    alone = setting._replace(algorithm=algorithm)
+    variables = setting.learner.init(jax.random.key(1))
+    state = algorithm.init(variables, 12)
+    config = make_config()
+    of_server = simulate._test(config, alone, state)
+    zeros = jax.tree.map(np.zeros_like, variables)
+    rows = {3: (np.True_, variables), 8: (np.True_, zeros)}
+    state = state._replace(own=state.own._replace(rows=rows))
+    both = simulate._test(config, alone, state)
+    of_zeros = simulate._test(config, setting, state._replace(variables=zeros, own=()))
+    np.testing.assert_array_equal(
+        both.confusion, of_server.confusion + of_zeros.confusion
+    )
+    assert both.confusion.sum() == 2 * 382
