@@ -316,12 +316,21 @@ def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
         made = folder.open()
         _announce(config, work, len(made))
         if len(made) < len(work.planned):
-            artifacts.write_run_record(folder.folder, config)
+            # Of a run that goes on: the settings are those of the record.
+            known = artifacts.read_flops(folder.folder) if made else {}
+            flops = _flops(work, known["sample"]) if "sample" in known else None
+            artifacts.write_run_record(folder.folder, config, flops)
             _make_missing(config, work, folder, made)
         folder.close()
         if jax.process_index() == 0:
             missing = len(work.planned) - len(made)
             _finish(config, work, folder, missing, time.monotonic() - start)
+
+
+def _flops(work: Work, each: float | None) -> dict[str, float | None]:
+    """What the record says of floating-point operations, those of a sample given."""
+    total = None if each is None else each * len(work.planned)
+    return {"generation": total, "sample": each}
 
 
 def _make_missing(
@@ -336,8 +345,9 @@ def _make_missing(
     if not unfinished:
         return
     maker = work.load()
-    flops = {"generation": planning.total_flops(work.plan())}
-    artifacts.write_run_record(folder.folder, config, flops)
+    if not artifacts.read_flops(folder.folder):
+        each = planning.total_flops(work.plan()) / len(work.planned)
+        artifacts.write_run_record(folder.folder, config, _flops(work, each))
     prompts: dict[str, set[str]] = {}
     for sample in work.planned:
         prompts.setdefault(sample.label, set()).add(sample.prompt)

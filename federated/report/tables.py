@@ -171,15 +171,18 @@ def starts_of(
 ) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]] | None:
     """(methods, starts, row of each pair); None where that is no table.
 
-    It is none without two methods and two starts, or when a pair has several rows, as
-    with several partitions.
+    It is none where no two methods share a start and no two starts a method, or when a
+    pair has several rows, as with several partitions.
     """
     rows = [row for row in rows if row["algorithm"] != "none"]
     pairs = [(row["method"], row["init"]) for row in rows]
-    methods, inits = (list(dict.fromkeys(of)) for of in zip(*pairs, strict=True))
-    if len({*pairs}) < len(pairs) or min(len(methods), len(inits)) < 2:
+    if not pairs:
         return None
-    return methods, inits, dict(zip(pairs, rows, strict=True))
+    methods, inits = (list(dict.fromkeys(of)) for of in zip(*pairs, strict=True))
+    crossed = max(len(methods), len(inits)) < len(pairs) and len(methods) > 1
+    if len({*pairs}) < len(pairs) or not crossed:
+        return None
+    return sorted(methods), inits, dict(zip(pairs, rows, strict=True))
 
 
 def percent(mean: float, std: float, seeds: int) -> str:

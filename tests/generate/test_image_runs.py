@@ -7,8 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gptfl_jax import artifacts
+from generate import images
+from gptfl_jax import artifacts, planning
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
+from gptfl_jax.launch import config_files
 
 from .runs import ALONE, Runs, content
 
@@ -46,6 +48,16 @@ def assert_same_samples(workdir, expected):
         )
         assert one.shape == other.shape == (8, 8, 3)
         assert np.abs(one - other).max() <= 1
+
+
+def test_the_record_says_what_it_cost(alone, config_file):
+    """As many operations as a dry run tells."""
+    config = config_files.read_config(str(config_file))
+    planned = planning.total_flops(images.plan(config, alone, counted_only=True))
+    assert artifacts.read_flops(alone / "synthetic") == {
+        "generation": pytest.approx(planned),
+        "sample": pytest.approx(planned / 18),
+    }
 
 
 def test_a_line_is_enough_to_make_its_sample_again(alone, tiny_model):
