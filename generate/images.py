@@ -50,14 +50,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             _settings(config, prompts, guidance),
             samples.manner(config, guidance),
             is_whole_png,
-            lambda: _load(config, planned),
+            lambda: _load(config, workdir, planned),
             draw_preview,
-            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
 
-def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
+def _load(
+    config: ConfigDict, workdir: pathlib.Path, planned: Sequence[Sample]
+) -> samples.Maker:
     options = config.generate
     pipeline = StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
     # Where the scales do not differ, a scale of 1 for all takes half of the work.
@@ -77,7 +78,12 @@ def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
 
     # Light compression, as zlib would slow a GPU down.
     encode = functools.partial(drawing.encode_png, compress_level=1)
-    return samples.Maker(make_batch, encode, pipeline.tokenizer)
+    return samples.Maker(
+        make_batch,
+        encode,
+        pipeline.tokenizer,
+        lambda: plan(config, workdir, counted_only=True),
+    )
 
 
 def is_whole_png(path: pathlib.Path) -> bool:

@@ -275,6 +275,8 @@ class Maker(NamedTuple):
     """The file of one sample, from its row of these arrays."""
     tokenizer: Any
     """Of the prompts."""
+    plan: Callable[[], planning.Plan] | None = None
+    """Of the whole run, for its operations; None: they are not known."""
 
 
 class Preview(NamedTuple):
@@ -302,8 +304,6 @@ class Work(NamedTuple):
     """Called only where something is missing."""
     draw_preview: Callable[[Mapping[str, Sequence[pathlib.Path]]], Preview]
     """The picture of the files of each class."""
-    plan: Callable[[], planning.Plan]
-    """Of all that is planned, for its operations."""
 
 
 def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
@@ -318,7 +318,7 @@ def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
         if len(made) < len(work.planned):
             # Of a run that goes on: the settings are those of the record.
             known = artifacts.read_flops(folder.folder) if made else {}
-            flops = _flops(work, known["sample"]) if "sample" in known else None
+            flops = _flops(work, known.get("sample"))
             artifacts.write_run_record(folder.folder, config, flops)
             _make_missing(config, work, folder, made)
         folder.close()
@@ -327,10 +327,11 @@ def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
             _finish(config, work, folder, missing, time.monotonic() - start)
 
 
-def _flops(work: Work, each: float | None) -> dict[str, float | None]:
+def _flops(work: Work, each: float | None) -> dict[str, float] | None:
     """What the record says of floating-point operations, those of a sample given."""
-    total = None if each is None else each * len(work.planned)
-    return {"generation": total, "sample": each}
+    if each is None:
+        return None
+    return {"generation": each * len(work.planned), "sample": each}
 
 
 def _make_missing(
@@ -345,8 +346,8 @@ def _make_missing(
     if not unfinished:
         return
     maker = work.load()
-    if not artifacts.read_flops(folder.folder):
-        each = planning.total_flops(work.plan()) / len(work.planned)
+    if maker.plan is not None and not artifacts.read_flops(folder.folder):
+        each = planning.total_flops(maker.plan()) / len(work.planned)
         artifacts.write_run_record(folder.folder, config, _flops(work, each))
     prompts: dict[str, set[str]] = {}
     for sample in work.planned:

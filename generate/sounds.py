@@ -52,14 +52,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             _settings(config, prompts, guidance),
             f"{options.duration_s:g} s, {samples.manner(config, guidance)}",
             audio.is_whole_wav,
-            lambda: _load(config, planned),
+            lambda: _load(config, workdir, planned),
             clips.draw_preview,
-            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
 
-def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
+def _load(
+    config: ConfigDict, workdir: pathlib.Path, planned: Sequence[Sample]
+) -> samples.Maker:
     options = config.generate
     pipeline = AudioLDM.from_pretrained(options.model, dtype=options.dtype)
     # Before the first batch is made, and not after it.
@@ -80,7 +81,12 @@ def _load(config: ConfigDict, planned: Sequence[Sample]) -> samples.Maker:
 
     rate = pipeline.networks.vocoder.config.sampling_rate
     encode = functools.partial(audio.encode_wav, rate=rate)
-    return samples.Maker(make_batch, encode, pipeline.tokenizer)
+    return samples.Maker(
+        make_batch,
+        encode,
+        pipeline.tokenizer,
+        lambda: plan(config, workdir, counted_only=True),
+    )
 
 
 def _settings(

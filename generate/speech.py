@@ -70,9 +70,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             _settings(config, prompts, vocoder, speakers, numbers),
             f"{voices}, at most {options.max_seconds:g} s",
             audio.is_whole_wav,
-            lambda: _load(config, vocoder, speakers),
+            lambda: _load(config, workdir, vocoder, speakers),
             clips.draw_preview,
-            lambda: plan(config, workdir, counted_only=True),
         ),
     )
 
@@ -98,7 +97,10 @@ def speaker_numbers(config: ConfigDict, method: str, count: int) -> tuple[int, .
 
 
 def _load(
-    config: ConfigDict, vocoder: str | pathlib.Path, speakers: Speakers
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    vocoder: str | pathlib.Path,
+    speakers: Speakers,
 ) -> samples.Maker:
     options = config.generate
     pipeline = TextToSpeech.from_pretrained(options.model, vocoder, dtype=options.dtype)
@@ -116,7 +118,12 @@ def _load(
 
     rate = pipeline.vocoder.config.sampling_rate
     encode = functools.partial(_encode, rate=rate, trim_db=options.trim_db)
-    return samples.Maker(make_batch, encode, pipeline.tokenizer)
+    return samples.Maker(
+        make_batch,
+        encode,
+        pipeline.tokenizer,
+        lambda: plan(config, workdir, counted_only=True),
+    )
 
 
 def _encode(clip: tuple[np.ndarray, ...], rate: int, trim_db: float) -> bytes:
