@@ -275,8 +275,8 @@ class Maker(NamedTuple):
     """The file of one sample, from its row of these arrays."""
     tokenizer: Any
     """Of the prompts."""
-    plan: Callable[[], planning.Plan] | None = None
-    """Of the whole run, for its operations; None: they are not known."""
+    plan: Callable[[], planning.Plan]
+    """Of the whole run."""
 
 
 class Preview(NamedTuple):
@@ -327,6 +327,11 @@ def make(config: ConfigDict, workdir: pathlib.Path, work: Work) -> None:
             _finish(config, work, folder, missing, time.monotonic() - start)
 
 
+def operations(maker: Maker) -> float:
+    """Floating-point operations of the whole run, counted in seconds."""
+    return planning.total_flops(maker.plan())
+
+
 def _flops(work: Work, each: float | None) -> dict[str, float] | None:
     """What the record says of floating-point operations, those of a sample given."""
     if each is None:
@@ -346,8 +351,8 @@ def _make_missing(
     if not unfinished:
         return
     maker = work.load()
-    if maker.plan is not None and not artifacts.read_flops(folder.folder):
-        each = planning.total_flops(maker.plan()) / len(work.planned)
+    if not artifacts.read_flops(folder.folder):
+        each = operations(maker) / len(work.planned)
         artifacts.write_run_record(folder.folder, config, _flops(work, each))
     prompts: dict[str, set[str]] = {}
     for sample in work.planned:

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 import small_audioldm
 
+from generate import samples
 from gptfl_jax.generators.sounds.audioldm import AudioLDM
 from tests.small_generators import save_speech, save_stable_diffusion
 
@@ -22,6 +23,12 @@ def get_config(arg=""):
     config.generate.preview_per_class = 2
     return configuration.apply_arguments(config, arg, {{}})
 """
+
+
+@pytest.fixture(autouse=True)
+def uncounted(monkeypatch):
+    """Counting operations takes a second, and the networks; programs do it all the same."""
+    monkeypatch.setattr(samples, "operations", lambda maker: 0.0)
 
 
 @pytest.fixture(scope="session")
