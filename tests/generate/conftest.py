@@ -25,10 +25,12 @@ def get_config(arg=""):
 """
 
 
-@pytest.fixture(autouse=True)
-def uncounted(monkeypatch):
-    """Counting operations takes a second, and the networks; programs do it all the same."""
-    monkeypatch.setattr(samples, "operations", lambda maker: 0.0)
+@pytest.fixture(scope="session", autouse=True)
+def uncounted():
+    """Operations are not counted, which takes a second; started programs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "operations", lambda maker: 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")
