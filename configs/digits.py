@@ -191,7 +191,7 @@ def _compare_starts(config: ConfigDict, tune: bool) -> None:
         config.data.options = {"blocks": 11, "test_blocks": 3}
         federated.eval_every = federated.rounds
         presets.search_starts(config, tuple(STARTS), **setting)
-        config.compare.seeds = (10, 11)
+        config.compare.seeds = (10,)
     else:
         federated.personalisation_every = federated.rounds
         presets.compare_starts(config, STARTS, **setting)

@@ -197,7 +197,7 @@ def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> Non
     if tune:
         federated.eval_every = federated.rounds
         config.compare.data = {
-            name: {"speakers": others, "test_speakers": name} for name in others[:2]
+            others[0]: {"speakers": others, "test_speakers": others[0]}
         }
         presets.search_starts(config, tuple(STARTS), **setting)
         config.compare.seeds = (10,)

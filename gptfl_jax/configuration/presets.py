@@ -347,13 +347,9 @@ START_GRID = MappingProxyType(
     {
         **dict.fromkeys(
             ("fedavg", "fedprox", "scaffold", "local", "clients", "server"),
-            ((0.03,), (0.1,), (0.3,), (1.0,)),
+            ((0.1,), (0.3,), (1.0,)),
         ),
-        "fedopt": tuple(
-            (rate, server_rate)
-            for rate in (0.1, 0.3)
-            for server_rate in (0.003, 0.01, 0.03)
-        ),
+        "fedopt": ((0.1, 0.003), (0.1, 0.01), (0.1, 0.03)),
     }
 )
 """What `search_starts` tries for each method: rates of the clients and the server."""

@@ -484,7 +484,7 @@ def test_full_disk_and_resume(workdir, uninterrupted, monkeypatch):
 
     def full(descriptor):
         synced.append(descriptor)
-        if len(synced) > 15:
+        if len(synced) > 18:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
