@@ -18,7 +18,8 @@ out of stage 2, averages over the padding of clips, hears the first channel of s
 recordings, and shares wrong labels equally where `data.options.flaws` asks for some.
 Published accuracy: 32.5 % without synthetic data, 43.5 % by GPT-FL.
 
-The data are in $GPTFL_DATA_DIR/esc50, or data/esc50 where that is not set; their
+The data are in $GPTFL_DATA_DIR/esc50, or data/esc50 where that is not set: classes are
+those of its `meta/esc50.csv`, and the release's where it is not there yet. Their
 licence forbids commercial use.
 """
 

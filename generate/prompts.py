@@ -125,11 +125,9 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def _classes(config: ConfigDict, class_names: Callable) -> tuple[str, ...]:
-    """The names asked for; a known data set need not be there to be named."""
+    """The names asked for, or those of the data set."""
     if config.prompts.classes:
         return tuple(config.prompts.classes)
-    if config.data.source in labels.known_data_sets():
-        return labels.label_set(config.data.source).classes
     data = config.data
     return class_names(data.source, data.folder, **data.options)
 

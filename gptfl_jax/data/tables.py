@@ -21,13 +21,17 @@ MOST_BYTES = 2**25
 
 
 def read(
-    path: pathlib.Path, columns: Mapping[str, Callable[[str], Any]]
+    path: pathlib.Path,
+    columns: Mapping[str, Callable[[str], Any]],
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of a CSV file.
 
     Args:
         columns: those wanted, each with what makes its value of the text, or raises
             ValueError.
+        check: is shown each row, and raises ValueError where it does not fit those
+            before.
 
     Raises:
         Unreadable: the file is missing or damaged, or lacks a column or a value.
@@ -42,6 +46,8 @@ def read(
             raise _no_column(*missing)
         for row in reader:
             rows.append({name: _cell(row, name, columns[name]) for name in columns})
+            if check is not None:
+                check(rows[-1])
     except (csv.Error, ValueError) as error:
         where = f"line {reader.line_num}: " if reader.line_num > 1 else ""
         raise user_files.Unreadable(path, where + user_files.brief(error)) from error

@@ -143,3 +143,20 @@ def test_prompts_of_esc50_are_the_originals(method, expected, tmp_path):
     assert config.generate.model == "cvssp/audioldm"
     assert (config.generate.num_steps, config.generate.guidance_scale) == (100, 2.5)
     assert config.generate.duration_s == 5.0
+
+
+def test_prompts_name_the_classes_of_the_folder(tmp_path):
+    """With `data.folder` they are those of its meta/esc50.csv."""
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text(
+        "filename,fold,target,category,esc10,src_file,take\n"
+        "a.wav,1,11,sea_waves,False,1,A\nb.wav,2,0,dog,True,2,A\n"
+    )
+    config = read_config("esc50")
+    config.data.folder = str(tmp_path)
+    prompts.run(config, tmp_path / "run")
+    made = json.loads((tmp_path / "run" / "prompts.json").read_text())["prompts"]
+    assert made == {
+        "dog": ["a sound of dog"],
+        "sea_waves": ["a sound of sea waves"],
+    }

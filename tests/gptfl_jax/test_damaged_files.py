@@ -142,7 +142,7 @@ def write_esc50(folder: pathlib.Path) -> None:
     (folder / "meta").mkdir()
     (folder / "meta" / "esc50.csv").write_text(
         "filename,fold,target,category,esc10,src_file,take\n"
-        "1-1-A-0.wav,1,0,dog,True,1,A\n5-2-A-0.wav,5,0,rain,True,2,A\n"
+        "1-1-A-0.wav,1,0,dog,True,1,A\n5-2-A-0.wav,5,10,rain,True,2,A\n"
     )
     for name in ("1-1-A-0.wav", "5-2-A-0.wav"):
         write_clip(folder / "audio" / name)

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
+from gptfl_jax.labels import label_set
 
 from ..conftest import SMALL, by_config, check_rows, write
 
@@ -24,9 +27,10 @@ def test_esc50(tmp_path):
     source = sources.load("esc50", str(tmp_path), features=SMALL)
     check_rows(source.train, files[:3])
     check_rows(source.test, files[3:])
-    # The release's `target` is the label.
-    assert source.train.labels.tolist() == [0, 0, 49]
-    assert source.test.labels.tolist() == [1] and source.train.num_classes == 50
+    # Labels are in the order of the release's `target`.
+    assert source.train.labels.tolist() == [0, 0, 2]
+    assert source.test.labels.tolist() == [1]
+    assert source.train.class_names == ("dog", "rooster", "hand_saw")
     assert source.train.clients.tolist() == ["100", "100", "7"]
     check_rows(by_config("esc50", tmp_path).test, files[3:])
     folds = sources.load("esc50", str(root), features=SMALL, test_folds=(1, 2))
@@ -34,7 +38,9 @@ def test_esc50(tmp_path):
     with pytest.raises(UserError, match=r"test folds are of 1 to 5: \(6,\)"):
         sources.load("esc50", str(root), test_folds=(6,))
     (root / "meta" / "esc50.csv").write_text("filename,fold\na.wav,1\n")
-    with pytest.raises(UserError, match="esc50.csv: has no column category, src_file"):
+    with pytest.raises(
+        UserError, match="esc50.csv: has no column category, src_file, t"
+    ):
         sources.load("esc50", str(root))
     (root / "meta" / "esc50.csv").write_text(table)
     files[0].unlink()
@@ -46,3 +52,32 @@ def test_esc50(tmp_path):
     (root / "meta/esc50.csv").write_text(table)
     with pytest.raises(UserError, match="1-100-A-0.wav: cannot be read"):
         sources.load("esc50", str(root), features=SMALL)
+
+
+def write_table(folder, *rows):
+    (folder / "meta").mkdir(exist_ok=True)
+    path = folder / "meta" / "esc50.csv"
+    lines = (f"x.wav,1,{target},{name},False,1,A" for target, name in rows)
+    header = "filename,fold,target,category,esc10,src_file,take"
+    path.write_text("\n".join([header, *lines]))
+
+
+def test_class_names_are_the_tables_by_target(tmp_path):
+    """Without a clip; without the table they are the release's."""
+    names = functools.partial(sources.class_names, "esc50", str(tmp_path))
+    known = label_set("esc50").classes
+    assert names() == sources.class_names("esc50") == known
+    write_table(tmp_path, *((i, known[i]) for i in reversed(range(50))))
+    assert names() == known
+    write_table(tmp_path, (7, "kettle"), (2, "dog"), (7, "kettle"))
+    assert names() == ("dog", "kettle")
+    for rows, error in (
+        (((2, "dog"), (2, "cat")), "line 3: category = 'cat': .* target 2 'dog'"),
+        (((2, "dog"), (3, "dog")), "line 3: target = 3: rows .* 'dog' target 2"),
+        (((2, "dog"), (3, "")), "line 3: category = '': is missing"),
+        (((2, "dog"), (3, "c\tt")), r"line 3: class name 'c\\tt': takes words"),
+        ((("-1", "dog"),), "line 2: target = '-1': is no whole number of 0"),
+    ):
+        write_table(tmp_path, *rows)
+        with pytest.raises(UserError, match=f"meta/esc50.csv.*{error}"):
+            names()
