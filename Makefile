@@ -1,5 +1,6 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
+# make results  all demos, and docs/results.md of them; what is finished is not run again
 # make test     the tests; no torch needed
 # make long     the tests that take up to minutes each: kills, processes, every config
 # make parity   live comparisons with the torch implementations and FedJAX
@@ -22,7 +23,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo demo-speech test long parity docs lint format clean
+.PHONY: demo demo-speech results test long parity docs lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
@@ -35,6 +36,9 @@ demo demo-speech: $(VENV)/.installed
 	$(call stage,train.downstream)
 	$(call stage,federated.compare)
 	$(call stage,federated.report)
+
+results: demo demo-speech
+	$(python) -m benchmarks.results
 
 test: $(VENV)/.installed-test
 	$(python) -m pytest -n 2

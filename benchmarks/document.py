@@ -26,9 +26,10 @@ def write(name: str, table: str, path: pathlib.Path = PAGE) -> None:
     print(f"wrote {path}")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table in Markdown; the first `texts` columns are text, others are numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 

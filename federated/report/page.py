@@ -180,7 +180,7 @@ def _count(number: int, noun: str) -> str:
 def setting(methods: Sequence[Method], config: ConfigDict) -> str:
     """The setting that all runs share, in words."""
     federated = methods[0].runs[0].config["federated"]
-    clients = _clients(federated)
+    clients = clients_in_words(federated)
     local = (
         _count(federated["local_steps"], "step")
         if federated["local_steps"]
@@ -199,7 +199,7 @@ def setting(methods: Sequence[Method], config: ConfigDict) -> str:
     )
 
 
-def _clients(federated: dict[str, Any]) -> str:
+def clients_in_words(federated: dict[str, Any]) -> str:
     """How many clients there are, and what they hold, in words."""
     clients = _count(federated["num_clients"], "client")
     options = federated["partition_options"]
