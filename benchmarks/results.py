@@ -47,7 +47,8 @@ class Setting(NamedTuple):
     clients: str
     description: str
     rows: list[dict[str, Any]]
-    """Of report.json, that of the synthetic start first."""
+    """As in report.json, and `algorithm_name`; that of the synthetic start, which has
+    no algorithm, first."""
 
 
 class Results(NamedTuple):
@@ -82,9 +83,14 @@ def read(experiment: Experiment) -> Results:
     for clients, members in _grouped(found, _clients):
         methods = runs.methods_of(members)
         start = runs.synthetic_only(methods)
+        pairs = [("", start)] if start else []
+        pairs += [
+            (runs.algorithm_name(method.runs[0].config["federated"]), method)
+            for method in methods
+        ]
         numbers = [
-            rows.row_of(method, targets)
-            for method in ([start] if start else []) + methods
+            rows.row_of(method, targets) | {"algorithm_name": name}
+            for name, method in pairs
         ]
         settings.append(Setting(clients, page.setting(methods, config), numbers))
     return Results(experiment, targets, settings, page.provenance(workdir, found))
@@ -106,22 +112,14 @@ def summary(results: Sequence[Results]) -> str:
     lines = []
     for result in results:
         for setting in result.settings:
-            start = _row(setting.rows, "none", "synthetic")
-            names = dict.fromkeys(
-                row["algorithm"] for row in setting.rows if row["algorithm"] != "none"
-            )
-            for algorithm in names:
-                pair = [
-                    _row(setting.rows, algorithm, init)
-                    for init in ("random", "synthetic")
-                ]
-                name = runs.display_name(algorithm, "").removesuffix(" from ")
+            start = _row(setting.rows, "", "synthetic")
+            names = dict.fromkeys(row["algorithm_name"] for row in setting.rows)
+            for name in filter(None, names):
+                both = (_row(setting.rows, name, x) for x in ("random", "synthetic"))
                 lines.append(
                     [
-                        result.experiment.title,
-                        setting.clients,
-                        name,
-                        *map(_accuracy, (start, *pair)),
+                        *(result.experiment.title, setting.clients, name),
+                        *map(_accuracy, (start, *both)),
                     ]
                 )
     header = ["data", "clients", "algorithm"]
@@ -133,7 +131,8 @@ def _row(
     numbers: Sequence[dict[str, Any]], algorithm: str, init: str
 ) -> dict[str, Any] | None:
     """The method's row; of several (as of two rates) the one of most accuracy."""
-    found = [r for r in numbers if (r["algorithm"], r["init"]) == (algorithm, init)]
+    wanted = algorithm, init
+    found = [r for r in numbers if (r["algorithm_name"], r["init"]) == wanted]
     return max(found, key=lambda row: row["accuracy_mean"], default=None)
 
 

@@ -74,7 +74,6 @@ def _read(
 
     def check(row):
         target, name = row["target"], row["category"]
-        labels.require_text(name)
         if names.setdefault(target, name) != name:
             raise ValueError(
                 f"category = {name!r}: rows before call target {target} "
@@ -85,6 +84,14 @@ def _read(
                 f"target = {target}: rows before give {name!r} target {targets[name]}"
             )
 
-    columns |= {"target": tables.whole_number(0, 9999), "category": tables.text}
+    columns |= {"target": tables.whole_number(0, 9999), "category": _class_name}
     rows = tables.read(path, columns, check)
     return rows, tuple(names[target] for target in sorted(names))
+
+
+def _class_name(text: str) -> str:
+    try:
+        labels.require_text(tables.text(text))
+    except UserError as error:
+        raise ValueError("takes words in UTF-8 without control characters") from error
+    return text
