@@ -23,6 +23,7 @@ from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion.solvers import DPMSolver
 from gptfl_jax.generators.pictures import sampling, stable_diffusion
 
 
@@ -49,6 +50,7 @@ def unet(dtype: str):
         batch=1,
         num_steps=50,
         guided=True,
+        solver=DPMSolver(),
     )
     program = lowered.programs["a step"]
     arguments, _ = jax.tree.map(

@@ -24,13 +24,16 @@ from gptfl_jax import drawing, planning, user_files
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data.images import read_picture
 from gptfl_jax.generators import placement
+from gptfl_jax.generators.diffusion import folders
 from gptfl_jax.generators.pictures import sampling
 from gptfl_jax.generators.pictures.stable_diffusion import (
+    SOLVER,
     StableDiffusion,
     networks_of,
 )
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
+from gptfl_jax.released import lora
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -39,8 +42,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples_per_class(config, list(prompts))
     guidance = samples.guidance_scales(config, made_prompts)
-    choices = [{"guidance": scale} for scale in guidance]
+    choices = [{"guidance": scale, "lora": _lora(config)} for scale in guidance]
     planned = samples.plan(config, prompts, counts, choices, ".png")
+    if config.generate.lora:
+        added = lora.licence_of(config.generate.lora)
+        planned = [_under(sample, added) for sample in planned]
     samples.make(
         config,
         workdir,
@@ -60,7 +66,13 @@ def _load(
     config: ConfigDict, workdir: pathlib.Path, planned: Sequence[Sample]
 ) -> samples.Maker:
     options = config.generate
-    pipeline = StableDiffusion.from_pretrained(options.model, dtype=options.dtype)
+    pipeline = StableDiffusion.from_pretrained(
+        options.model,
+        dtype=options.dtype,
+        solver=options.solver,
+        lora=options.lora or None,
+        lora_scale=options.lora_scale,
+    )
     # Where the scales do not differ, a scale of 1 for all takes half of the work.
     drawn = len({sample.guidance for sample in planned}) > 1
 
@@ -116,8 +128,28 @@ def _settings(
     config: ConfigDict, prompts: Mapping[str, Sequence[str]], guidance: Sequence[float]
 ) -> dict[str, Any]:
     """What the pixels of a sample depend on, by the names a refusal shows."""
-    names = ("model", "num_steps", "negative_prompt", "height", "width", "dtype")
-    return samples.diffusion_settings(config, names, guidance, prompts)
+    names = ("model", "solver", "num_steps", "negative_prompt")
+    names += ("height", "width", "dtype")
+    settings = samples.diffusion_settings(config, names, guidance, prompts)
+    weights = config.generate.lora
+    return settings | {
+        "config.generate.lora": weights,
+        "config.generate.lora_scale": config.generate.lora_scale if weights else None,
+        "content of the LoRA weights": lora.digest(weights) if weights else None,
+    }
+
+
+def _lora(config: ConfigDict) -> str | None:
+    """The LoRA weights, as the manifest names them."""
+    options = config.generate
+    return f"{options.lora}, scale {options.lora_scale:g}" if options.lora else None
+
+
+def _under(sample: Sample, licence: str) -> Sample:
+    """The sample, made under one more licence."""
+    if licence == sample.licence:
+        return sample
+    return sample._replace(licence=f"{sample.licence}, {licence}")
 
 
 def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -151,6 +183,7 @@ def plan(
         batch=outline.batch,
         num_steps=options.num_steps,
         guided=guided,
+        solver=folders.solver_of(options.solver, SOLVER),
         counted_only=counted_only,
     )
     factor = networks.vae.config.factor
@@ -162,7 +195,8 @@ def plan(
         (
             "model",
             f"{options.model} in {options.dtype}: UNet {sizes['unet']}, text encoder "
-            f"{sizes['text_encoder']}, autoencoder {sizes['vae']} parameters",
+            f"{sizes['text_encoder']}, autoencoder {sizes['vae']} parameters"
+            + (f"; LoRA weights {_lora(config)}" if options.lora else ""),
         ),
         *outline.facts(config, "pictures"),
         (

@@ -228,7 +228,9 @@ def manner(config: ConfigDict, guidance: Sequence[float]) -> str:
     """How a diffusion model makes samples, for the first line that is printed."""
     drawn = "guidance" if len(guidance) == 1 else "guidance drawn from"
     scales = ", ".join(f"{scale:g}" for scale in guidance)
-    return f"{config.generate.num_steps} steps, {drawn} {scales}"
+    solver = config.generate.solver
+    solver = "" if solver == "auto" else f" of {solver}"
+    return f"{config.generate.num_steps} steps{solver}, {drawn} {scales}"
 
 
 def diffusion_plan(

@@ -28,7 +28,8 @@ from gptfl_jax import planning
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
 from gptfl_jax.generators import placement
-from gptfl_jax.generators.sounds.audioldm import AudioLDM, lower, networks_of
+from gptfl_jax.generators.diffusion import folders
+from gptfl_jax.generators.sounds.audioldm import SOLVER, AudioLDM, lower, networks_of
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
 from gptfl_jax.released.licences import licence_of
@@ -62,7 +63,9 @@ def _load(
     config: ConfigDict, workdir: pathlib.Path, planned: Sequence[Sample]
 ) -> samples.Maker:
     options = config.generate
-    pipeline = AudioLDM.from_pretrained(options.model, dtype=options.dtype)
+    pipeline = AudioLDM.from_pretrained(
+        options.model, dtype=options.dtype, solver=options.solver
+    )
     # Before the first batch is made, and not after it.
     pipeline.networks.latent_shape(options.duration_s)
     # Where the scales do not differ, a scale of 1 for all takes half of the work.
@@ -93,7 +96,7 @@ def _settings(
     config: ConfigDict, prompts: Mapping[str, Sequence[str]], guidance: Sequence[float]
 ) -> dict[str, Any]:
     """What the sound of a sample depends on, by the names a refusal shows."""
-    names = ("model", "num_steps", "negative_prompt", "duration_s", "dtype")
+    names = ("model", "solver", "num_steps", "negative_prompt", "duration_s", "dtype")
     return samples.diffusion_settings(config, names, guidance, prompts)
 
 
@@ -126,6 +129,7 @@ def plan(
         batch=outline.batch,
         num_steps=options.num_steps,
         guided=guided,
+        solver=folders.solver_of(options.solver, SOLVER),
         counted_only=counted_only,
     )
     sizes = {

@@ -31,7 +31,7 @@ from gptfl_jax import planning
 from gptfl_jax.artifacts import Sample
 from gptfl_jax.data import audio
 from gptfl_jax.data.noise import Noise, add_noise
-from gptfl_jax.errors import UserError
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.generators.speech import text_to_speech
 from gptfl_jax.generators.speech.speakers import Speakers, read_speakers, speakers_of
 from gptfl_jax.generators.speech.text_to_speech import (
@@ -47,6 +47,7 @@ from gptfl_jax.released import hub
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the clips that are missing, and the preview."""
     prepare(config)
+    _check(config)
     prompts, made_prompts = samples.read_prompts(workdir, config)
     counts = samples.samples_per_class(config, list(prompts))
     options = config.generate
@@ -158,9 +159,17 @@ def _settings(
     return samples.settings(config, names, others, prompts)
 
 
+def _check(config: ConfigDict) -> None:
+    if config.generate.dtype == "float16":
+        raise ConfigError(
+            "config.generate.dtype = 'float16': speech takes float32 or bfloat16"
+        )
+
+
 def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Says what a run would take."""
     prepare(config)
+    _check(config)
     say(planning.table(plan(config, workdir)))
 
 

@@ -22,6 +22,7 @@ from gptfl_jax.fl import algorithms
 from gptfl_jax.fl.execution import clients_mesh
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.generators.diffusion import sampling as diffusion
+from gptfl_jax.generators.diffusion.solvers import DPMSolver
 from gptfl_jax.generators.pictures import sampling, stable_diffusion
 
 
@@ -56,6 +57,7 @@ def stable_diffusion_2_1():
             batch=16,
             num_steps=50,
             guided=True,
+            solver=DPMSolver(),
         )
     decoder = {
         name: lowered.params["vae"][name] for name in ("decoder", "post_quant_conv")

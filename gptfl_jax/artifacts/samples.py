@@ -33,6 +33,8 @@ class Sample(NamedTuple):
         speaker: number of the speaker vector; None, and not written, where none speaks.
         snr_db: signal-to-noise ratio of white noise added; None, and not written, where
             none was.
+        lora: the LoRA weights that were added to the generator's, with their scale;
+            None, and not written, where none were.
         sha256: digest of the file, as hexadecimal digits; None, and not written, where
             it is not known, as in manifests of earlier versions.
     """
@@ -47,6 +49,7 @@ class Sample(NamedTuple):
     snr_db: float | None = None
     licence: str | None = None
     sha256: str | None = None
+    lora: str | None = None
 
 
 def read_manifest(folder: PathLike) -> list[Sample]:
@@ -102,6 +105,7 @@ _SHAPE = {
     "snr_db?": ("null", "number"),
     "licence?": ("null", "text"),
     "sha256?": ("null", "text"),
+    "lora?": ("null", "text"),
 }
 
 
@@ -164,7 +168,7 @@ def _sample_lines(samples: Sequence[Sample]) -> list[str]:
     lines = []
     for sample in samples:
         record = sample._asdict()
-        for name in ("speaker", "snr_db", "licence", "sha256"):
+        for name in ("speaker", "snr_db", "licence", "sha256", "lora"):
             if record[name] is None:
                 del record[name]
         lines.append(json.dumps(plain(record)))

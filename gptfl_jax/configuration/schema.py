@@ -8,6 +8,7 @@ from gptfl_jax.configuration.sections import (
     compare,
     data,
     federated,
+    few_steps,
     generate,
     model,
     prompts,
@@ -28,6 +29,7 @@ SECTIONS = {
     "report": report,
     "text_to_image": text_to_image,
     "text_to_speech": text_to_speech,
+    "few_steps": few_steps,
 }
 """The module of each section, in the order in which `--help` shows them."""
 

@@ -40,6 +40,10 @@ def attention(
     Returns:
         The averages, in the dtype of the inputs.
     """
+    if query.dtype == jnp.float16 and jax.default_backend() == "cpu":
+        # XLA has no products of float16 with float32 sums on a CPU.
+        whole = (x.astype(jnp.float32) for x in (query, key, value))
+        return attention(*whole, causal=causal, mask=mask).astype(jnp.float16)
     batch, queries, heads, _ = query.shape
     logits = queries * key.shape[1]
     if mask is not None:

@@ -344,6 +344,16 @@ def open_weights(path: PathLike) -> Mapping[str, np.ndarray]:
         return Weights({name: functools.partial(read, name) for name in file.keys()})
 
 
+def read_metadata(path: PathLike) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its weights.
+
+    Raises:
+        BadWeights: the file is damaged.
+    """
+    with _opened(pathlib.Path(path)) as file:
+        return dict(file.metadata() or {})
+
+
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
     try:

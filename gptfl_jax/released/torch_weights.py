@@ -39,6 +39,15 @@ def torch_name(path: tuple[str, ...]) -> str:
     return ".".join([*parts, _LEAVES.get(leaf, leaf)])
 
 
+def layers(shapes: PyTree[jax.ShapeDtypeStruct]) -> list[str]:
+    """The PyTorch names of the dense and convolutional layers of a network."""
+    return [
+        torch_name(path).removesuffix(".weight")
+        for path in traverse_util.flatten_dict(shapes)
+        if path[-1] == "kernel"
+    ]
+
+
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The weights of a PyTorch checkpoint that hold `params`."""
     weights = {}

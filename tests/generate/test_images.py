@@ -28,10 +28,12 @@ class FormulaModel:
 
     batch_sizes = []
     scalar_guidance = []
+    loras = []
 
     @classmethod
-    def from_pretrained(cls, model, dtype):
-        assert model == "formula" and dtype == "float32"
+    def from_pretrained(cls, model, *, dtype, solver, lora, lora_scale):
+        assert model == "formula" and dtype == "float32" and solver == "auto"
+        cls.loras.append((lora, lora_scale))
         return cls()
 
     def __call__(
@@ -88,6 +90,7 @@ def formula_model(monkeypatch):
     monkeypatch.setattr(images, "StableDiffusion", FormulaModel)
     monkeypatch.setattr(FormulaModel, "batch_sizes", [])
     monkeypatch.setattr(FormulaModel, "scalar_guidance", [])
+    monkeypatch.setattr(FormulaModel, "loras", [])
     return FormulaModel
 
 

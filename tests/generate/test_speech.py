@@ -67,6 +67,13 @@ def make_config(**fields):
     return config
 
 
+def test_float16_is_refused(tmp_path):
+    config = make_config(dtype="float16")
+    for program in (speech.run, speech.dry_run):
+        with pytest.raises(UserError, match="'float16': speech takes float32 or bf"):
+            program(config, tmp_path)
+
+
 def test_who_speaks():
     config = make_config()
     assert speech.speaker_numbers(config, "class_prompt", 5) == (0,)

@@ -13,7 +13,7 @@ import torch
 import torch_references
 import transformers
 
-from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.diffusion.solvers import DDIM, LCM, DPMSolver
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
 
 CASES = torch_references.CASES
@@ -68,6 +68,12 @@ DDIM_OPTIONS = (
     {"timestep_spacing": "linspace"},
     {"timestep_spacing": "trailing", "beta_schedule": "linear"},
 )
+LCM_OPTIONS = (
+    {},
+    {"original_inference_steps": 100},
+    {"clip_sample": True, "clip_sample_range": 1.5},
+    {"timestep_scaling": 0.001, "beta_schedule": "linear"},
+)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,7 @@ DDIM_OPTIONS = (
         for kind, choices in (
             ("DPMSolverMultistepScheduler", DPM_OPTIONS),
             ("DDIMScheduler", DDIM_OPTIONS),
+            ("LCMScheduler", LCM_OPTIONS),
         )
         for options, prediction in itertools.product(
             choices, ("epsilon", "v_prediction", "sample")
@@ -98,6 +105,7 @@ def test_solver_steps_are_limited_like_the_reference():
     for kind, ours in (
         (diffusers.DPMSolverMultistepScheduler, DPMSolver),
         (diffusers.DDIMScheduler, DDIM),
+        (diffusers.LCMScheduler, LCM),
     ):
         config = json.loads(json.dumps(dict(kind().config), default=str))
         assert (
@@ -223,3 +231,67 @@ def test_ddim_pipeline(tmp_path):
     ours = StableDiffusion.from_pretrained(tmp_path / "torch", solver="ddim")
     difference = torch_images(pipe, latents) - our_images(ours, latents)
     assert np.abs(difference).max() <= 1
+
+
+def noise_of(keys, schedule, shape):
+    """What our loop adds at each step."""
+    rows = []
+    for timestep in schedule.timesteps:
+        draw = [jax.random.normal(jax.random.fold_in(k, timestep), shape) for k in keys]
+        rows.append(torch_references.channels_first(np.stack(draw)).numpy())
+    return rows
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_latent_consistency_model(prediction_type, tmp_path):
+    """The guidance scale goes into the UNet, which is evaluated once a step."""
+    pipe, latents = torch_pipeline("pipeline_1x", tmp_path)
+    options = CASES["pipeline_1x"]()["configs"]["unet"] | {"time_cond_proj_dim": 6}
+    options.pop("_use_default_values", None)
+    unet = diffusers.UNet2DConditionModel.from_config(options)
+    config = dict(pipe.scheduler.config) | {"prediction_type": prediction_type}
+    config.pop("_class_name")
+    consistent = diffusers.LatentConsistencyModelPipeline(
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=torch_references.filled(unet),
+        scheduler=diffusers.LCMScheduler.from_config(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    consistent.save_pretrained(tmp_path / "model")
+    ours = StableDiffusion.from_pretrained(tmp_path / "model")
+    assert ours.solver.prediction_type == prediction_type
+    keys = jax.random.split(jax.random.key(1), len(PROMPTS))
+    noise = noise_of(keys, ours.solver.schedule(4), latents.shape[1:])
+    consistent.set_progress_bar_config(disable=True)
+    images = {}
+    for scale in (1.0, 8.0):
+        with torch_references.given_noise(noise):
+            theirs = consistent(
+                PROMPTS,
+                latents=torch_references.channels_first(latents),
+                num_inference_steps=4,
+                guidance_scale=scale,
+                output_type="np",
+            ).images
+        with jax.default_matmul_precision("highest"):
+            images[scale] = np.asarray(
+                ours(
+                    PROMPTS,
+                    key=keys,
+                    latents=latents,
+                    num_steps=4,
+                    guidance_scale=scale,
+                )
+            ).astype(int)
+        difference = images[scale] - np.round(255 * theirs).astype(int)
+        assert np.abs(difference).max() <= 1
+    assert np.abs(images[1.0] - images[8.0]).max() > 5
+    # What we write, torch reads as the same model.
+    ours.save_pretrained(tmp_path / "jax")
+    again = diffusers.LatentConsistencyModelPipeline.from_pretrained(tmp_path / "jax")
+    assert again.unet.config.time_cond_proj_dim == 6
+    assert isinstance(again.scheduler, diffusers.LCMScheduler)

@@ -154,6 +154,7 @@ def solver_samples(reference):
     kind = {
         "DPMSolverMultistepScheduler": solvers.DPMSolver,
         "DDIMScheduler": solvers.DDIM,
+        "LCMScheduler": solvers.LCM,
     }[reference["config"]["_class_name"]]
     solver = kind.from_json(reference["config"])
     schedule = solver.schedule(len(reference["timesteps"]))
@@ -162,7 +163,8 @@ def solver_samples(reference):
     samples = []
     for i, output in enumerate(reference["outputs"]):
         row = jax.tree.map(lambda column, i=i: column[i], schedule)
-        sample, clean = solvers.step(row, sample, output, clean)
+        noise = reference["noise"][i] if solver.adds_noise else None
+        sample, clean = solvers.step(row, sample, output, clean, noise)
         samples.append(np.asarray(sample))
     return np.stack(samples)
 

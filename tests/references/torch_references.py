@@ -16,11 +16,13 @@ import json
 import platform
 import sys
 from functools import partial
+from unittest import mock
 
 import diffusers
 import numpy as np
 import torch
 import transformers
+from diffusers.schedulers import scheduling_lcm
 from ported_models import FOLDER, T5_BEAMS, T5_GAIN, fill
 
 VERSIONS = {
@@ -253,20 +255,34 @@ def t5(options) -> dict:
     }
 
 
+def given_noise(noise):
+    """Makes LCM's scheduler add this noise, a row a step, instead of drawing any."""
+    rows = iter(noise)
+    return mock.patch.object(
+        scheduling_lcm,
+        "randn_tensor",
+        lambda shape, **_: torch.from_numpy(np.asarray(next(rows))).reshape(shape),
+    )
+
+
 def solver(kind, steps, **options) -> dict:
     """Samples after each step; the network's outputs are noise."""
     scheduler = getattr(diffusers, kind)(**_NOISE | options)
     scheduler.set_timesteps(steps)
     start, outputs = normal(4, 2, 3, 3, 2), normal(5, steps, 2, 3, 3, 2)
+    noise = normal(6, steps, 2, 3, 3, 2)
     sample, samples = torch.from_numpy(start), []
-    for timestep, output in zip(scheduler.timesteps, outputs, strict=True):
-        sample = scheduler.step(torch.from_numpy(output), timestep, sample).prev_sample
-        samples.append(sample.numpy())
+    with given_noise(noise):
+        for timestep, output in zip(scheduler.timesteps, outputs, strict=True):
+            output = torch.from_numpy(output)
+            sample = scheduler.step(output, timestep, sample).prev_sample
+            samples.append(sample.numpy())
     return {
         "config": plain(scheduler.config) | {"_class_name": kind},
         "timesteps": scheduler.timesteps.numpy(),
         "start": start,
         "outputs": outputs,
+        "noise": noise,
         "samples": np.stack(samples),
     }
 

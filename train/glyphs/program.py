@@ -80,7 +80,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         tokenizer.backend_tokenizer.model.save(str(workdir / "model" / "tokenizer"))
         seconds = time.perf_counter() - started
         say(f"model written to {workdir / 'model'} after {seconds:.0f} s")
-        quality.measure(workdir, settings, stream(_SHEET), stream(_TEST))
+        quality.measure(
+            workdir,
+            StableDiffusion.from_pretrained(workdir / "model"),
+            settings.test_samples,
+            stream(_SHEET),
+            stream(_TEST),
+            num_steps=settings.test_steps,
+            guidance_scale=settings.test_guidance_scale,
+        )
 
 
 def plan(config: ConfigDict) -> planning.Plan:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray, UInt8
-from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, drawing
@@ -92,32 +91,35 @@ def save_sheet(
 
 def measure(
     workdir: pathlib.Path,
-    settings: ConfigDict,
+    pipeline: StableDiffusion,
+    samples: int,
     sheet_key: PRNGKeyArray,
     test_key: PRNGKeyArray,
+    *,
+    num_steps: int,
+    guidance_scale: float,
 ) -> None:
-    """`samples.png` and `quality.json` of the model as written, in float16.
+    """`samples.png` and `quality.json` of a model.
 
     Args:
-        workdir: The run's folder, with the model in `model/`.
-        settings: The config's section `text_to_image`.
+        workdir: The run's folder.
+        pipeline: The model as written, in float16.
+        samples: For the measure; 0 for the picture alone.
         sheet_key: Of the pictures of `samples.png`.
         test_key: Of the pictures that the classifier learns from.
+        num_steps: Of the solver.
+        guidance_scale: Of the samples.
     """
-    pipeline = StableDiffusion.from_pretrained(workdir / "model")
     sampled = functools.partial(
-        sample_digits,
-        pipeline,
-        num_steps=settings.test_steps,
-        guidance_scale=settings.test_guidance_scale,
+        sample_digits, pipeline, num_steps=num_steps, guidance_scale=guidance_scale
     )
     pictures, labels = sampled(sheet_key, 180)
     order = np.argsort(labels, kind="stable")
     save_sheet(workdir / "samples.png", pictures[order], 18)
-    if not settings.test_samples:
+    if not samples:
         return
     start = time.perf_counter()
-    pictures, labels = sampled(test_key, settings.test_samples)
+    pictures, labels = sampled(test_key, samples)
     milliseconds = 1e3 * (time.perf_counter() - start) / len(pictures)
     quality = digits_accuracy(pictures, labels)
     quality |= {"samples": len(pictures), "milliseconds_per_sample": milliseconds}

@@ -41,6 +41,13 @@ FIELDS: dict[str, Field] = {
         "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts; sounds: "
         "an AudioLDM, as cvssp/audioldm",
     ),
+    "lora": Field(
+        "",
+        rules.TEXT,
+        "images: LoRA weights that are added to the model's, in a format of diffusers: "
+        "a .safetensors file, a folder or a hub id, or owner/name:file; empty: none",
+    ),
+    "lora_scale": Field(1.0, rules.number(), "how much of the LoRA weights is added"),
     "samples_per_class": Field(
         "3x",
         rules.Rule(
@@ -50,6 +57,13 @@ FIELDS: dict[str, Field] = {
         ),
         "samples a class: a number, or a multiple of the real training set's count; or "
         "one of these for each class by name",
+    ),
+    "solver": Field(
+        "auto",
+        rules.one_of("auto", "dpmsolver++", "ddim", "lcm"),
+        "images, sounds: the sampler of the diffusion model; lcm is for latent "
+        "consistency models, in 4 to 8 steps; auto: lcm where the model's own "
+        "scheduler is that, else dpmsolver++ for images and ddim for sounds",
     ),
     "num_steps": Field(25, rules.whole(1), "denoising steps of the solver"),
     "guidance_scale": Field(
@@ -103,7 +117,10 @@ FIELDS: dict[str, Field] = {
     "width": Field(0, rules.whole(0), "pixels; 0: the model's own"),
     "batch_size": Field(64, rules.whole(1), "samples at once, over all devices"),
     "dtype": Field(
-        "float32", rules.one_of("float32", "bfloat16"), "precision of the networks"
+        "float32",
+        rules.one_of("float32", "bfloat16", "float16"),
+        "precision of the networks; float16, of images and sounds, leaves what turns "
+        "latents into them in float32",
     ),
     "preview_per_class": Field(
         10, rules.whole(0), "samples of a class on preview.png; 0: no preview"

@@ -11,11 +11,10 @@ from jax.typing import DTypeLike
 
 from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
-from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
-from gptfl_jax.released import hub, torch_weights
+from gptfl_jax.generators.diffusion.solvers import DDIM, LCM, DPMSolver, Solver
+from gptfl_jax.released import hub, lora, torch_weights
 
-Solver = DPMSolver | DDIM
-_SOLVERS = {"dpmsolver++": DPMSolver, "ddim": DDIM}
+_SOLVERS = {"dpmsolver++": DPMSolver, "ddim": DDIM, "lcm": LCM}
 
 
 class Component(NamedTuple):
@@ -29,6 +28,13 @@ class Component(NamedTuple):
     current_name: Callable[[str], str | None] = lambda name: name
     prefix: str = ""
     """Before the names of its weights in a file that every version reads."""
+    wide: bool = False
+    """Whether its activations leave float16's range: then it stays in float32."""
+
+    def dtype(self, dtype: DTypeLike) -> np.dtype:
+        """Its own, of parameters and computation, where `dtype` is asked for."""
+        dtype = jnp.dtype(dtype)
+        return jnp.dtype(jnp.float32) if self.wide and dtype == jnp.float16 else dtype
 
 
 def find(
@@ -83,7 +89,7 @@ def make_networks(
 ) -> dict[str, Any]:
     """The networks of these configs."""
     return {
-        name: component.network(configs[name], dtype=jnp.dtype(dtype))
+        name: component.network(configs[name], dtype=component.dtype(dtype))
         for name, component in components.items()
     }
 
@@ -103,19 +109,35 @@ def fetch_weights(
 
 
 def read_params(
-    component: Component, shapes: Any, file: pathlib.Path, dtype: DTypeLike
+    component: Component,
+    shapes: Any,
+    file: pathlib.Path,
+    dtype: DTypeLike,
+    updates: Mapping[str, lora.Update] | None = None,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """The parameters of a network, on the first device.
 
+    Args:
+        component: the network.
+        shapes: of its parameters.
+        file: with its weights.
+        dtype: of the parameters.
+        updates: of `lora.read`, for this network.
+        scale: of the updates.
+
     Raises:
-        UserError: the file does not fit the shapes.
+        UserError: the file or the updates do not fit the shapes.
     """
+    weights = hub.open_weights(file)
+    if updates:
+        weights = lora.merged(weights, updates, scale, component.current_name)
     return torch_weights.from_torch(
         shapes,
-        hub.open_weights(file),
+        weights,
         str(file),
         component.current_name,
-        dtype,
+        component.dtype(dtype),
         torch_weights.on_device,
     )
 
@@ -126,12 +148,28 @@ def check_solver(solver: str | Solver) -> None:
     Raises:
         UserError: it is one.
     """
-    if isinstance(solver, str) and solver not in _SOLVERS:
-        raise UserError(f"solver = {solver!r}: takes {' or '.join(_SOLVERS)}")
+    if isinstance(solver, str) and solver not in (known := ("auto", *_SOLVERS)):
+        raise UserError(f"solver = {solver!r}: takes {' or '.join(known)}")
 
 
-def read_solver(folder: pathlib.Path, solver: str | Solver) -> Solver:
+def solver_of(name: str, usual: str) -> Solver:
+    """A sampler by its name, with settings of its own; "auto" is `usual`.
+
+    Raises:
+        UserError: there is none of the name.
+    """
+    check_solver(name)
+    return _SOLVERS[usual if name == "auto" else name]()
+
+
+def read_solver(folder: pathlib.Path, solver: str | Solver, usual: str) -> Solver:
     """A sampler with the settings of the pipeline's scheduler, or as it is given.
+
+    Args:
+        folder: of the pipeline.
+        solver: the sampler, or its name; "auto" is "lcm" for a model whose own
+            scheduler it is, and `usual` for others.
+        usual: a name.
 
     Raises:
         UserError: the scheduler's file is missing, damaged or asks for what the sampler
@@ -140,7 +178,10 @@ def read_solver(folder: pathlib.Path, solver: str | Solver) -> Solver:
     if not isinstance(solver, str):
         return solver
     path = folder / "scheduler" / "scheduler_config.json"
-    return _SOLVERS[solver].from_json(hub.read_json(path), str(path))
+    options = hub.read_json(path)
+    if solver == "auto":
+        solver = "lcm" if options.get("_class_name") == LCM.torch_class else usual
+    return _SOLVERS[solver].from_json(options, str(path))
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from gptfl_jax import planning
 from gptfl_jax.generators import placement
-from gptfl_jax.generators.diffusion import sampling, solvers
+from gptfl_jax.generators.diffusion import sampling
 from gptfl_jax.generators.diffusion.sampling import Networks
+from gptfl_jax.generators.diffusion.solvers import Solver
 from gptfl_jax.generators.placement import EVERYWHERE, SPLIT
 
 
@@ -34,6 +35,7 @@ def lower(
     num_steps: int,
     guided: bool,
     tokens: int,
+    solver: Solver,
     counted_only: bool = False,
 ) -> Lowered:
     """The programs that sample a batch, without their arrays.
@@ -46,25 +48,30 @@ def lower(
         num_steps: of the solver.
         guided: whether samples are steered, away from one prompt for all.
         tokens: of a prompt, filled up.
+        solver: of any noise levels, which change no program.
         counted_only: whether no programs are lowered, which takes half of the time.
     """
     rows = -(-batch // mesh.size) * mesh.size
-    dtype = networks.unet.dtype
-    params = planning.shapes(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), networks.shapes()),
-        mesh,
-    )
+    params = {}
+    for name, tree in networks.shapes().items():
+        dtype = getattr(networks, name).dtype
+        params[name] = jax.tree.map(
+            lambda x, dtype=dtype: jax.ShapeDtypeStruct(x.shape, dtype), tree
+        )
+    params = planning.shapes(params, mesh)
     key = jax.eval_shape(jax.random.key, 0)
+    keys = _rows(mesh, SPLIT, rows, key.shape, key.dtype)
     start = sampling.Start(
         tokens=_rows(mesh, SPLIT, rows, (tokens,), jnp.int32),
         negative_tokens=_rows(mesh, EVERYWHERE, 1, (tokens,), jnp.int32)
         if guided
         else None,
         guidance=_rows(mesh, SPLIT, rows, (), jnp.float32),
-        keys=_rows(mesh, SPLIT, rows, key.shape, key.dtype),
+        keys=keys,
         latents=None,
+        noise_keys=keys if solver.adds_noise else None,
     )
-    schedule = jax.eval_shape(lambda: solvers.DPMSolver().schedule(num_steps))
+    schedule = jax.eval_shape(lambda: solver.schedule(num_steps))
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), schedule)
     plain = sampling.functions(networks, tuple(shape))
     context, state = jax.eval_shape(plain.begin, params, start)

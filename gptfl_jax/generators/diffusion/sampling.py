@@ -38,8 +38,16 @@ class Networks(Protocol):
     def encode(self, params: Any, tokens: Int[Array, "rows length"]) -> Array:
         """What the text encoder makes of prompts, a row each."""
 
-    def condition(self, params: Any, encoded: Array) -> PyTree[Array]:
-        """What every step takes of that; the first array has its rows."""
+    def condition(
+        self, params: Any, encoded: Array, guidance: Float[Array, " samples"]
+    ) -> PyTree[Array]:
+        """What every step takes of that; the first array has its rows.
+
+        `guidance` is for a UNet that was distilled to take its scale as an input.
+        """
+
+    def takes_guidance(self) -> bool:
+        """Whether the UNet is one."""
 
     def predict(
         self, params: Any, latents: Array, timesteps: Array, conditions: PyTree
@@ -60,7 +68,7 @@ class Start(NamedTuple):
     """What a batch starts from; every row belongs to a sample.
 
     `negative_tokens` is None without guidance, and one row when it is the same for all.
-    One of `keys` and `latents` is None.
+    One of `keys` and `latents` is None. `noise_keys` are for a solver that adds noise.
     """
 
     tokens: Any
@@ -68,6 +76,7 @@ class Start(NamedTuple):
     guidance: Any
     keys: Any
     latents: Any
+    noise_keys: Any = None
 
 
 class State(NamedTuple):
@@ -75,6 +84,7 @@ class State(NamedTuple):
 
     sample: Float[Array, "batch height width channels"]
     clean: Float[Array, "batch height width channels"]
+    noise_keys: Key[Array, " batch"] | None = None
 
 
 def make_start(
@@ -84,19 +94,29 @@ def make_start(
     guidance_scale: ArrayLike | Sequence[int | float],
     negative_prompts: str | Sequence[str] | None,
     latents: Array | None,
+    *,
+    adds_noise: bool = False,
+    takes_guidance: bool = False,
 ) -> Start:
     """What a batch starts from, of the arguments of a pipeline's call.
+
+    Args:
+        adds_noise: whether the solver does, at every step.
+        takes_guidance: of the UNet, which then needs no negative prompt.
 
     Raises:
         ValueError: if they do not fit together.
     """
     batch = len(prompts)
-    if latents is not None:
-        keys = None
-    elif key is None:
-        raise ValueError("takes a key, or latents, to start from")
-    else:
+    keys = None
+    if key is not None:
         keys = placement.sample_keys(key, batch, "prompts")
+    elif latents is None:
+        raise ValueError("takes a key, or latents, to start from")
+    elif adds_noise:
+        raise ValueError("takes a key beside the latents: the solver adds noise")
+    noise_keys = keys if adds_noise else None
+    keys = None if latents is not None else keys
     guidance = np.asarray(guidance_scale, np.float32)
     if guidance.shape not in ((), (batch,)) or not np.isfinite(guidance).all():
         raise ValueError(
@@ -104,7 +124,7 @@ def make_start(
             f"{batch} of them"
         )
     # Drawn values may all be 1 in some batch: it runs the program of the others.
-    guided = guidance.ndim == 1 or guidance > 1
+    guided = (guidance.ndim == 1 or guidance > 1) and not takes_guidance
     guidance = np.broadcast_to(np.maximum(guidance, 1), (batch,))
     tokens = tokenize(prompts)
     negative_tokens = None
@@ -117,7 +137,7 @@ def make_start(
             raise ValueError(
                 f"{len(negative_prompts)} negative prompts for {batch} prompts"
             )
-    return Start(tokens, negative_tokens, guidance, keys, latents)
+    return Start(tokens, negative_tokens, guidance, keys, latents, noise_keys)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -219,11 +239,11 @@ def functions(networks: Networks, shape: Sequence[int]) -> Functions:
         sample = start.latents
         if sample is None:
             sample = jax.vmap(lambda key: jax.random.normal(key, shape))(start.keys)
-        conditions = networks.condition(params, encoded)
-        return conditions, State(sample, jnp.zeros_like(sample))
+        conditions = networks.condition(params, encoded, start.guidance)
+        return conditions, State(sample, jnp.zeros_like(sample), start.noise_keys)
 
     def step(params, row, conditions, guidance, state):
-        sample, clean = state
+        sample, clean, noise_keys = state
         guided = len(jax.tree.leaves(conditions)[0]) > len(sample)
         inputs = jnp.concatenate([sample, sample]) if guided else sample
         timesteps = row.timesteps[None]
@@ -233,7 +253,15 @@ def functions(networks: Networks, shape: Sequence[int]) -> Functions:
             negative, positive = jnp.split(output, 2)
             strength = guidance[:, None, None, None]
             output = negative + strength * (positive - negative)
-        return State(*solvers.step(row, sample, output, clean))
+        noise = None
+        if noise_keys is not None:
+            # A number that no draw before has folded in: of each level its own.
+            noise = jax.vmap(
+                lambda key: jax.random.normal(
+                    jax.random.fold_in(key, row.timesteps), shape
+                )
+            )(noise_keys)
+        return State(*solvers.step(row, sample, output, clean, noise), noise_keys)
 
     def whole(params, start, schedule):
         conditions, state = begin(params, start)

@@ -1,12 +1,14 @@
-"""Deterministic samplers of diffusion models: DPM-Solver++ (2M) and DDIM.
+"""Samplers of diffusion models: DPM-Solver++ (2M), DDIM and LCM.
 
-Both are linear in what a step knows: the sample, the network's output, the predicted
-clean sample and the one before it. So a sampler is a table of coefficients, computed on
-the host in float64, and `step` is the same few products for all.
+All are linear in what a step knows: the sample, the network's output, the predicted
+clean sample, the one before it and, of LCM alone, fresh noise. So a sampler is a table
+of coefficients, computed on the host in float64, and `step` is the same few products
+for all.
 
 Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
 Models" (arXiv 2211.01095); Song et al., "Denoising Diffusion Implicit Models"
-(arXiv 2010.02502). Options are those of the `scheduler_config.json` of `diffusers`.
+(arXiv 2010.02502); Luo et al., "Latent Consistency Models" (arXiv 2310.04378). Options
+are those of the `scheduler_config.json` of `diffusers`.
 """
 
 import dataclasses
@@ -29,6 +31,9 @@ class Schedule(NamedTuple):
         clean = clip(clean_from_sample * sample + clean_from_output * output)
         next = next_from_sample * sample + next_from_output * output
                + next_from_clean * clean + next_from_previous * previous_clean
+               + next_from_noise * noise
+
+    `next_from_noise` is None for a sampler that adds none.
     """
 
     timesteps: Int[Array | np.ndarray, "*steps"]
@@ -39,6 +44,7 @@ class Schedule(NamedTuple):
     next_from_output: Float[Array | np.ndarray, "*steps"]
     next_from_clean: Float[Array | np.ndarray, "*steps"]
     next_from_previous: Float[Array | np.ndarray, "*steps"]
+    next_from_noise: Float[Array | np.ndarray, "*steps"] | None = None
 
 
 def step(
@@ -46,6 +52,7 @@ def step(
     sample: Float[Array | np.ndarray, "*shape"],
     output: Float[Array | np.ndarray, "*shape"],
     previous_clean: Float[Array | np.ndarray, "*shape"],
+    noise: Float[Array | np.ndarray, "*shape"] | None = None,
 ) -> tuple[Float[Array | np.ndarray, "*shape"], Float[Array | np.ndarray, "*shape"]]:
     """One step of the sampler.
 
@@ -54,6 +61,7 @@ def step(
         sample: the noisy sample.
         output: what the network predicts for it.
         previous_clean: the clean sample of the step before; any finite value at first.
+        noise: of unit variance, where the schedule has `next_from_noise`.
 
     Returns:
         The less noisy sample, and the predicted clean sample for the next step.
@@ -66,6 +74,8 @@ def step(
         + row.next_from_clean * clean
         + row.next_from_previous * previous_clean
     )
+    if row.next_from_noise is not None:
+        sample = sample + row.next_from_noise * noise
     return sample, clean
 
 
@@ -98,6 +108,7 @@ class _NoiseSchedule(ModelConfig):
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
 
+    adds_noise: ClassVar[bool] = False
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
         "prediction_type": ("epsilon", "v_prediction", "sample"),
@@ -340,9 +351,89 @@ class DDIM(_NoiseSchedule):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LCM(_NoiseSchedule):
+    """Multistep sampling of a latent consistency model (arXiv 2310.04378, algorithm 3).
+
+    Each step predicts the clean sample at once, and noises it again to the next level.
+    Such a model, or one with the weights of an LCM-LoRA (arXiv 2311.05556), needs 4 to
+    8 steps, and no guidance at run time: its training has folded it in.
+
+    Attributes:
+        original_inference_steps: equally spaced noise levels that the model was
+            distilled on, of which sampling picks its own.
+        clip_sample: whether the clean sample is clipped to `clip_sample_range`.
+        clip_sample_range: largest absolute value then.
+        timestep_scaling: how steeply the boundary condition, that a sample without
+            noise is clean, gives way to the network.
+    """
+
+    torch_class: ClassVar[str] = "LCMScheduler"
+    fixed: ClassVar = {"thresholding": (False,)}
+    without_effect: ClassVar = None
+    adds_noise: ClassVar[bool] = True
+    # The standard deviation of data that the boundary condition stands for.
+    _sigma_data: ClassVar[float] = 0.5
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    timestep_spacing: str = "leading"
+    original_inference_steps: int = 50
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    timestep_scaling: float = 10.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.original_inference_steps <= self.num_train_timesteps:
+            raise UserError(
+                f"original_inference_steps = {self.original_inference_steps}: takes 1 "
+                f"to num_train_timesteps = {self.num_train_timesteps}"
+            )
+
+    def schedule(self, num_steps: int) -> Schedule:
+        """The coefficients for sampling in `num_steps` steps.
+
+        Raises:
+            UserError: there are more than `original_inference_steps`.
+        """
+        original = self.original_inference_steps
+        if not 1 <= num_steps <= original:
+            raise UserError(
+                f"num_steps = {num_steps}: takes 1 to {original}, the number of noise "
+                "levels that a latent consistency model was distilled on; 4 to 8 are "
+                "enough"
+            )
+        stride = self.num_train_timesteps // original
+        picked = np.floor(np.linspace(0, original, num_steps, endpoint=False))
+        timesteps = (original - picked.astype(np.int32)) * stride - 1
+
+        alphas = self.alphas_cumprod()[timesteps]
+        next_alphas = np.append(alphas[1:], 1.0)
+        alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+        clean_from_sample, clean_from_output = self._clean_coefficients(alpha, sigma)
+        time = timesteps * self.timestep_scaling
+        skip = self._sigma_data**2 / (time**2 + self._sigma_data**2)
+        out = time / np.sqrt(time**2 + self._sigma_data**2)
+        return _schedule(
+            timesteps.astype(np.int32),
+            clean_from_sample=clean_from_sample,
+            clean_from_output=clean_from_output,
+            clean_limit=self.clip_sample_range if self.clip_sample else np.inf,
+            next_from_sample=np.sqrt(next_alphas) * skip,
+            next_from_clean=np.sqrt(next_alphas) * out,
+            next_from_noise=np.sqrt(1 - next_alphas),
+        )
+
+
+Solver = DPMSolver | DDIM | LCM
+
+
 def _schedule(timesteps, clean_limit=np.inf, **coefficients) -> Schedule:
-    """A `Schedule` in float32; coefficients not named are zero."""
+    """A `Schedule` in float32; coefficients not named are zero, or None for noise."""
     rows = {name: np.zeros(len(timesteps), np.float32) for name in Schedule._fields}
+    rows["next_from_noise"] = None
     for name, values in (coefficients | {"clean_limit": clean_limit}).items():
         rows[name] = np.broadcast_to(values, timesteps.shape).astype(np.float32)
     return Schedule(**rows | {"timesteps": timesteps})

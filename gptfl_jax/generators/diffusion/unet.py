@@ -61,6 +61,8 @@ class UNetConfig(ModelConfig):
         flip_sin_to_cos: cosines before sines in the time embedding.
         freq_shift: of the time embedding's frequencies.
         upcast_attention: attention logits in float32, which here they always are.
+        time_cond_proj_dim: features of the embedded guidance scale that a latent
+            consistency model takes beside the time; None where it takes none.
     """
 
     torch_class: ClassVar[str] = "UNet2DConditionModel"
@@ -86,7 +88,6 @@ class UNetConfig(ModelConfig):
         "resnet_skip_time_act": (False,),
         "resnet_time_scale_shift": ("default",),
         "reverse_transformer_layers_per_block": (None,),
-        "time_cond_proj_dim": (None,),
         "time_embedding_act_fn": (None,),
         "time_embedding_dim": (None,),
         "time_embedding_type": ("positional",),
@@ -114,6 +115,7 @@ class UNetConfig(ModelConfig):
     flip_sin_to_cos: bool = True
     freq_shift: int | float = 0
     upcast_attention: bool = False
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
@@ -321,10 +323,28 @@ class _TimeEmbedding(linen.Module):
     dtype: DTypeLike
 
     @linen.compact
-    def __call__(self, x):
+    def __call__(self, x, condition):
+        if condition is not None:
+            project = linen.Dense(
+                x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj"
+            )
+            x = x + project(condition.astype(self.dtype))
         x = linen.Dense(self.features, dtype=self.dtype, name="linear_1")(x)
         x = jax.nn.silu(x)
         return linen.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+
+
+def guidance_embedding(
+    scale: Float[Array, " batch"], features: int
+) -> Float[Array, "batch {features}"]:
+    """The guidance scale as a latent consistency model takes it beside the time.
+
+    Sines and cosines of 1000 (scale - 1), as of a noise level (arXiv 2310.04378,
+    section 4.3, whose w is the scale less 1).
+    """
+    return sinusoidal_embedding(
+        1000 * (scale - 1), features, cosine_first=False, frequency_shift=1
+    )
 
 
 def project_context(
@@ -364,6 +384,7 @@ class UNet2DCondition(linen.Module):
         timesteps: Float[Array, "#batch"] | Int[Array, "#batch"],
         context: Float[Array, "batch keys context_features"] | None,
         classes: Float[Array, "batch class_features"] | None = None,
+        time_condition: Float[Array, "batch condition_features"] | None = None,
     ) -> Float[Array, "batch height width out_channels"]:
         """Denoises one step.
 
@@ -375,11 +396,20 @@ class UNet2DCondition(linen.Module):
                 transformer block one to itself.
             classes: the vector that describes the sample, where the config has a
                 `class_embed_type`.
+            time_condition: of `guidance_embedding`, where the config has a
+                `time_cond_proj_dim`.
 
         Raises:
-            ValueError: classes are missing, or are none of the config's.
+            ValueError: classes or the time condition are missing, or are none of the
+                config's.
         """
         config = self.config
+        if (time_condition is None) != (config.time_cond_proj_dim is None):
+            raise ValueError(
+                f"time_cond_proj_dim = {config.time_cond_proj_dim!r}: takes "
+                + ("no" if time_condition is not None else "a")
+                + " time condition"
+            )
         if (classes is None) != (config.class_embed_type is None):
             raise ValueError(
                 f"class_embed_type = {config.class_embed_type!r}: takes "
@@ -394,7 +424,7 @@ class UNet2DCondition(linen.Module):
         )
         time_embedding = _TimeEmbedding(
             4 * features[0], dtype=self.dtype, name="time_embedding"
-        )(time_embedding.astype(self.dtype))
+        )(time_embedding.astype(self.dtype), time_condition)
         if classes is not None:
             project = linen.Dense(
                 4 * features[0], dtype=self.dtype, name="class_embedding"

@@ -12,7 +12,12 @@ from jaxtyping import Array
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion import blocks, lowering
 from gptfl_jax.generators.diffusion.lowering import Lowered
-from gptfl_jax.generators.diffusion.unet import UNet2DCondition, project_context
+from gptfl_jax.generators.diffusion.solvers import Solver
+from gptfl_jax.generators.diffusion.unet import (
+    UNet2DCondition,
+    guidance_embedding,
+    project_context,
+)
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.clip_text import CLIPTextModel
 
@@ -32,7 +37,7 @@ class Networks:
         key = jax.random.key(0)
 
         def shape(network, *inputs):
-            inputs = [jax.ShapeDtypeStruct(*each) for each in inputs]
+            inputs = [each and jax.ShapeDtypeStruct(*each) for each in inputs]
             return jax.eval_shape(network.init, key, *inputs)["params"]
 
         return {
@@ -42,6 +47,9 @@ class Networks:
                 ((1, side, side, config.in_channels), jnp.float32),
                 ((1,), jnp.int32),
                 ((1, 1, config.cross_attention_dim), jnp.float32),
+                None,
+                config.time_cond_proj_dim
+                and ((1, config.time_cond_proj_dim), jnp.float32),
             ),
             "vae": shape(
                 self.vae,
@@ -78,15 +86,26 @@ class Networks:
     def encode(self, params: Any, tokens: Array) -> Array:
         return self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
 
-    def condition(self, params: Any, encoded: Array) -> tuple[Array, dict[str, Any]]:
-        return encoded, project_context(params["unet"], encoded, self.unet.dtype)
+    def condition(
+        self, params: Any, encoded: Array, guidance: Array
+    ) -> tuple[Array, dict[str, Any], Array | None]:
+        context = project_context(params["unet"], encoded, self.unet.dtype)
+        if not self.takes_guidance():
+            return encoded, context, None
+        features = self.unet.config.time_cond_proj_dim
+        return encoded, context, guidance_embedding(guidance, features)
+
+    def takes_guidance(self) -> bool:
+        return self.unet.config.time_cond_proj_dim is not None
 
     def predict(
         self, params: Any, latents: Array, timesteps: Array, conditions: Any
     ) -> Array:
-        context, projected = conditions
+        context, projected, guidance = conditions
         variables = {"params": params, "context": projected}
-        return self.unet.apply(variables, latents, timesteps, context)
+        return self.unet.apply(
+            variables, latents, timesteps, context, time_condition=guidance
+        )
 
     def decoder(self, params: Any) -> Any:
         return params["vae"]
@@ -110,6 +129,7 @@ def lower(
     batch: int,
     num_steps: int,
     guided: bool,
+    solver: Solver,
     counted_only: bool = False,
 ) -> Lowered:
     """The programs that sample a batch, as `lowering.lower` takes its arguments."""
@@ -120,7 +140,8 @@ def lower(
         mesh,
         batch=batch,
         num_steps=num_steps,
-        guided=guided,
+        guided=guided and not networks.takes_guidance(),
         tokens=tokens,
+        solver=solver,
         counted_only=counted_only,
     )

@@ -20,7 +20,7 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
 from gptfl_jax.generators.diffusion import folders, sampling, vae
 from gptfl_jax.generators.diffusion.folders import Component
-from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.diffusion.solvers import Solver
 from gptfl_jax.generators.diffusion.unet import (
     UNet2DCondition,
     UNetConfig,
@@ -30,7 +30,8 @@ from gptfl_jax.generators.pictures import clip_text
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.generators.placement import EVERYWHERE
-from gptfl_jax.released import hub
+from gptfl_jax.released import hub, torch_weights
+from gptfl_jax.released import lora as low_rank
 from gptfl_jax.released.model_config import building
 
 _COMPONENTS = {
@@ -51,8 +52,13 @@ _COMPONENTS = {
         VAEConfig,
         AutoencoderKL,
         vae.current_name,
+        wide=True,
     ),
 }
+
+
+# Of models that do not ask for another.
+SOLVER = "dpmsolver++"
 
 
 class StableDiffusion:
@@ -70,7 +76,7 @@ class StableDiffusion:
         networks: Networks,
         params: Mapping[str, Any],
         tokenizer: Any,
-        solver: DPMSolver | DDIM,
+        solver: Solver,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Puts a pipeline together from its parts.
@@ -112,8 +118,10 @@ class StableDiffusion:
         path_or_id: str | pathlib.Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        solver: str | DPMSolver | DDIM = "dpmsolver++",
+        solver: str | Solver = "auto",
         revision: str | None = None,
+        lora: str | pathlib.Path | None = None,
+        lora_scale: int | float = 1.0,
     ) -> "StableDiffusion":
         """Loads a pipeline in the format of `diffusers`.
 
@@ -123,14 +131,23 @@ class StableDiffusion:
         Args:
             path_or_id: a folder, a model shipped with this package, or a Hugging Face
                 repository.
-            dtype: of parameters and computation: float32 or bfloat16.
-            solver: the sampler: "dpmsolver++" or "ddim", with the settings of the
-                model's scheduler; or one with settings of its own.
+            dtype: of parameters and computation: float32, bfloat16 or float16, beside
+                which the autoencoder stays in float32. Norms' statistics, attention
+                logits and the solver are float32 always.
+            solver: the sampler: "dpmsolver++", "ddim", or "lcm" for latent consistency
+                models, with the settings of the model's scheduler; or one with settings
+                of its own. "auto" is "lcm" for a model whose own scheduler it is, and
+                "dpmsolver++" for others.
             revision: branch, tag or commit of a repository.
+            lora: LoRA weights to add to the UNet's and the text encoder's, in the
+                formats of `diffusers`: a .safetensors file, a folder or repository with
+                a pytorch_lora_weights.safetensors, or "owner/name:file".
+            lora_scale: how much of them is added.
 
         Raises:
             UserError: if there is no such model, a file is missing or damaged, or it is
-                not a text-to-image model of Stable Diffusion 1.x or 2.x.
+                not a text-to-image model of Stable Diffusion 1.x or 2.x; or the LoRA
+                weights are not for it.
         """
         folders.check_solver(solver)
         folder = _find(path_or_id, revision)
@@ -138,11 +155,23 @@ class StableDiffusion:
         networks = Networks(**folders.read_networks(folder, _COMPONENTS, dtype))
         with building(folder):
             shapes = networks.shapes()
+        updates = {}
+        if lora:
+            updated = ("unet", "text_encoder")
+            layers = {name: torch_weights.layers(shapes[name]) for name in updated}
+            updates = low_rank.read(lora, layers)
         params = {
-            name: folders.read_params(component, shapes[name], files[name], dtype)
+            name: folders.read_params(
+                component,
+                shapes[name],
+                files[name],
+                dtype,
+                updates.get(name),
+                float(lora_scale),
+            )
             for name, component in _COMPONENTS.items()
         }
-        solver = folders.read_solver(folder, solver)
+        solver = folders.read_solver(folder, solver, SOLVER)
         return cls(networks, params, folders.load_tokenizer(folder), solver)
 
     def __call__(
@@ -164,9 +193,10 @@ class StableDiffusion:
 
         Args:
             prompts: what to show; what is longer than the text encoder takes is cut.
-            key: for the initial noise: one, from which sample i takes `fold_in(key,
-                i)`, or an array with one for each sample.
-            num_steps: evaluations of the UNet a sample (twice as many with guidance).
+            key: for the initial noise, and what the solver "lcm" adds: one, from which
+                sample i takes `fold_in(key, i)`, or an array with one for each sample.
+            num_steps: evaluations of the UNet a sample (twice as many with guidance,
+                unless the UNet was distilled to take its scale as an input).
             guidance_scale: strength of the guidance, a number or one a sample; at 1 and
                 below there is none, which as one number for all saves half of the time.
             negative_prompts: what to steer away from, one for all or one a sample;
@@ -199,7 +229,14 @@ class StableDiffusion:
                     f"{shape[1] * factor} pixels"
                 )
         start = sampling.make_start(
-            prompts, self._tokenize, key, guidance_scale, negative_prompts, latents
+            prompts,
+            self.tokenize,
+            key,
+            guidance_scale,
+            negative_prompts,
+            latents,
+            adds_noise=self.solver.adds_noise,
+            takes_guidance=self.networks.takes_guidance(),
         )
         schedule = self.solver.schedule(num_steps)
         images = sampling.sample(
@@ -235,7 +272,12 @@ class StableDiffusion:
             dtype,
         )
 
-    def _tokenize(self, prompts) -> Int[np.ndarray, "prompts length"]:
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompts length"]:
+        """The tokens of prompts, cut or filled up to the text encoder's length.
+
+        Raises:
+            UserError: the tokenizer belongs to another text encoder.
+        """
         longest = self.networks.text_encoder.config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts),
@@ -313,7 +355,7 @@ def _find(path_or_id, revision) -> pathlib.Path:
     return folders.find(
         path_or_id,
         _COMPONENTS,
-        lambda kind: "StableDiffusion" in kind,
+        lambda kind: "StableDiffusion" in kind or "LatentConsistency" in kind,
         "Stable Diffusion pipeline: name another model, as 'glyphs'",
         revision,
     )

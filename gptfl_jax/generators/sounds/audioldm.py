@@ -22,7 +22,7 @@ from gptfl_jax.generators import placement
 from gptfl_jax.generators.diffusion import folders, lowering, sampling, vae
 from gptfl_jax.generators.diffusion.folders import Component
 from gptfl_jax.generators.diffusion.lowering import Lowered
-from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.diffusion.solvers import Solver
 from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.placement import EVERYWHERE
@@ -51,9 +51,12 @@ _COMPONENTS = {
         VAEConfig,
         AutoencoderKL,
         vae.current_name,
+        wide=True,
     ),
-    "vocoder": Component("transformers", "model", HifiGanConfig, HifiGan),
+    "vocoder": Component("transformers", "model", HifiGanConfig, HifiGan, wide=True),
 }
+# Of models that do not ask for another.
+SOLVER = "ddim"
 # Prompts are filled up to a multiple of this: few lengths, so few programs.
 _TOKENS = 32
 
@@ -74,7 +77,7 @@ class AudioLDM:
         networks: Networks,
         params: Mapping[str, Any],
         tokenizer: Any,
-        solver: DPMSolver | DDIM,
+        solver: Solver,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Puts a pipeline together from its parts.
@@ -99,7 +102,7 @@ class AudioLDM:
         path_or_id: str | pathlib.Path,
         *,
         dtype: DTypeLike = jnp.float32,
-        solver: str | DPMSolver | DDIM = "ddim",
+        solver: str | Solver = "auto",
         revision: str | None = None,
     ) -> "AudioLDM":
         """Loads a pipeline in the format of `diffusers`.
@@ -111,9 +114,11 @@ class AudioLDM:
         Args:
             path_or_id: a folder, a model shipped with this package, or a Hugging Face
                 repository, as "cvssp/audioldm".
-            dtype: of parameters and computation: float32 or bfloat16.
-            solver: the sampler: "ddim", which the releases use, or "dpmsolver++", with
-                the settings of the model's scheduler; or one with settings of its own.
+            dtype: of parameters and computation: float32, bfloat16 or float16, beside
+                which the autoencoder and the vocoder stay in float32.
+            solver: the sampler: "ddim", which the releases use, "dpmsolver++" or "lcm",
+                with the settings of the model's scheduler; or one with settings of its
+                own. "auto" is "ddim", unless the model's own scheduler is "lcm".
             revision: branch, tag or commit of a repository.
 
         Raises:
@@ -134,9 +139,9 @@ class AudioLDM:
         }
         file = files["vocoder"]
         params["vocoder"] = hifigan.from_torch(
-            networks.vocoder, hub.read_weights(file), str(file), dtype
+            networks.vocoder, hub.read_weights(file), str(file), networks.vocoder.dtype
         )
-        solver = folders.read_solver(folder, solver)
+        solver = folders.read_solver(folder, solver, SOLVER)
         return cls(networks, params, folders.load_tokenizer(folder), solver)
 
     def __call__(
@@ -158,8 +163,8 @@ class AudioLDM:
         Args:
             prompts: what is to be heard; what is longer than the text encoder takes is
                 cut.
-            key: for the initial noise: one, from which sample i takes `fold_in(key,
-                i)`, or an array with one for each sample.
+            key: for the initial noise, and what the solver "lcm" adds: one, from which
+                sample i takes `fold_in(key, i)`, or an array with one for each sample.
             num_steps: evaluations of the UNet a sample (twice as many with guidance).
             guidance_scale: strength of the guidance, a number or one a sample; at 1 and
                 below there is none, which as one number for all saves half of the time.
@@ -192,7 +197,14 @@ class AudioLDM:
                     f"{batch} prompts and sounds of {duration_s:g} s"
                 )
         start = sampling.make_start(
-            prompts, self._tokenize, key, guidance_scale, negative_prompts, latents
+            prompts,
+            self._tokenize,
+            key,
+            guidance_scale,
+            negative_prompts,
+            latents,
+            adds_noise=self.solver.adds_noise,
+            takes_guidance=self.networks.takes_guidance(),
         )
         schedule = self.solver.schedule(num_steps)
         waves = sampling.sample(
@@ -305,6 +317,7 @@ def lower(
     batch: int,
     num_steps: int,
     guided: bool,
+    solver: Solver,
     counted_only: bool = False,
 ) -> Lowered:
     """The programs that sample a batch of sounds, as `lowering.lower`.
@@ -316,6 +329,7 @@ def lower(
         batch: sounds.
         num_steps: of the solver.
         guided: whether sounds are steered, away from one prompt for all.
+        solver: of any noise levels.
         counted_only: as there.
     """
     return lowering.lower(
@@ -326,6 +340,7 @@ def lower(
         num_steps=num_steps,
         guided=guided,
         tokens=min(_TOKENS, networks.text_encoder.config.longest),
+        solver=solver,
         counted_only=counted_only,
     )
 

@@ -46,6 +46,7 @@ class Networks:
             ("unet", "in_channels", unet.in_channels, vae.latent_channels),
             ("unet", "out_channels", unet.out_channels, vae.latent_channels),
             ("unet", "projection_class_embeddings_input_dim", classes, embedding),
+            ("unet", "time_cond_proj_dim", unet.time_cond_proj_dim, None),
             ("vae", "in_channels", vae.in_channels, 1),
             ("vae", "out_channels", vae.out_channels, 1),
         ):
@@ -111,8 +112,11 @@ class Networks:
     def encode(self, params: Any, tokens: Array) -> Array:
         return self.text_encoder.apply({"params": params["text_encoder"]}, tokens)
 
-    def condition(self, params: Any, encoded: Array) -> Array:
+    def condition(self, params: Any, encoded: Array, guidance: Array) -> Array:
         return encoded
+
+    def takes_guidance(self) -> bool:
+        return False
 
     def predict(
         self, params: Any, latents: Array, timesteps: Array, conditions: Array

@@ -73,3 +73,14 @@ def test_half_precision_on_gpus_is_flash_attention(
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     attention(*inputs(features, dtype), causal=causal)
     assert asked == [(causal, "cudnn" if flash else None)]
+
+
+def test_logits_beyond_the_range_of_float16():
+    query, key, value = inputs(40, jnp.float16)
+    query, key = 200 * query, 200 * key
+    wide = [x.astype(jnp.float32) for x in (query, key, value)]
+    products = jnp.einsum("bqhd,bkhd->bhqk", *wide[:2])
+    assert jnp.abs(products).max() > 2 * 65504
+    found, whole = attention(query, key, value), attention(*wide)
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, whole, atol=1e-3)

@@ -7,7 +7,7 @@ import pytest
 
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion import solvers
-from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
+from gptfl_jax.generators.diffusion.solvers import DDIM, LCM, DPMSolver
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -20,13 +20,17 @@ def test_samples_equal_torch(sampler, prediction):
     assert ported_models.relative_error(samples, reference["samples"]) < 1e-4
 
 
-def sample(schedule, start, network):
-    """Runs a sampler in float64 with `network(sample, timestep)`."""
+def sample(schedule, start, network, noise=None):
+    """Runs a sampler in float64 with `network(sample, timestep)`.
+
+    `noise` is that of each step, where the sampler adds some.
+    """
     x, clean = start, np.zeros_like(start)
     with jax.enable_x64(True):
         for i in range(len(schedule.timesteps)):
             row = jax.tree.map(lambda column, i=i: column[i], schedule)
-            x, clean = solvers.step(row, x, network(x, row.timesteps), clean)
+            added = None if noise is None else noise[i]
+            x, clean = solvers.step(row, x, network(x, row.timesteps), clean, added)
     return np.asarray(x)
 
 
@@ -119,6 +123,55 @@ def test_timesteps_by_hand():
     assert DDIM(steps_offset=1).schedule(4).timesteps.tolist() == [751, 501, 251, 1]
 
 
+def test_timesteps_of_latent_consistency_by_hand():
+    """Every twentieth level from 19 to 999, of which each steps-th is picked."""
+    assert LCM().schedule(4).timesteps.tolist() == [999, 759, 499, 259]
+    assert LCM().schedule(1).timesteps.tolist() == [999]
+    assert LCM(original_inference_steps=4).schedule(4).timesteps.tolist() == [
+        *(999, 749, 499, 249)
+    ]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_consistency_step_by_hand(prediction_type):
+    """To the clean sample, and back to the next level with the noise that is given."""
+    solver = LCM(prediction_type=prediction_type, timestep_scaling=1e-4)
+    clean, start = np.array([0.3, -0.7]), np.array([1.0, 2.0])
+    noise = np.array([[0.5, 1.5], [0.0, 0.0]])
+    seen = []
+
+    def network(x, timestep):
+        seen.append(x)
+        return prediction(solver, x, clean, timestep)
+
+    schedule = solver.schedule(2)
+    found = sample(schedule, start, network, noise)
+
+    # Times of 0.0999 and 0.0499 beside a deviation of 0.5: data still show through.
+    def consistent(x, time):
+        skip = 0.25 / (time**2 + 0.25)
+        return skip * x + time / np.sqrt(time**2 + 0.25) * clean
+
+    alpha, sigma = levels(solver, 499)
+    second = alpha * consistent(start, 0.0999) + sigma * noise[0]
+    np.testing.assert_allclose(seen[1], second, rtol=1e-5)
+    np.testing.assert_allclose(found, consistent(second, 0.0499), rtol=1e-5)
+    assert schedule.next_from_noise[-1] == 0
+
+
+def test_latent_consistency_clips_only_where_it_is_told_to():
+    def found(**options):
+        schedule = LCM(prediction_type="sample", **options).schedule(1)
+        return sample(
+            schedule, np.zeros(1), lambda x, t: np.array([3.0]), np.zeros((1, 1))
+        )
+
+    np.testing.assert_allclose(found(), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        found(clip_sample=True, clip_sample_range=2.0), 2.0, rtol=1e-6
+    )
+
+
 def test_levels_of_karras_by_hand():
     """Equally spaced in the seventh root of the noise-to-signal ratio."""
     solver = DPMSolver(use_karras_sigmas=True, **NOISE)
@@ -135,14 +188,23 @@ def test_coefficients_are_finite():
     for prediction_type in ("epsilon", "v_prediction"):
         for steps in (1, 2, 14, 15, 1000):
             solver = DPMSolver(prediction_type=prediction_type, **NOISE)
-            for column in solver.schedule(steps)._replace(clean_limit=0.0):
-                assert np.isfinite(column).all()
+            schedule = solver.schedule(steps)._replace(clean_limit=0.0)
+            assert all(
+                np.isfinite(column).all() for column in jax.tree.leaves(schedule)
+            )
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(UserError, match=f"num_steps = {steps}: takes 1 to 1000"):
         DPMSolver().schedule(steps)
+
+
+def test_more_steps_than_a_consistency_model_knows_are_refused():
+    with pytest.raises(UserError, match="num_steps = 51: takes 1 to 50"):
+        LCM().schedule(51)
+    with pytest.raises(UserError, match="original_inference_steps = 2000: takes 1"):
+        LCM(original_inference_steps=2000)
 
 
 @pytest.mark.parametrize(

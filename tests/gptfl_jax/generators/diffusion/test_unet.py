@@ -10,7 +10,11 @@ import pytest
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion import unet
 from gptfl_jax.generators.diffusion.blocks import sinusoidal_embedding
-from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
+from gptfl_jax.generators.diffusion.unet import (
+    UNet2DCondition,
+    UNetConfig,
+    guidance_embedding,
+)
 
 SMALL = UNetConfig(
     block_out_channels=(8,),
@@ -115,12 +119,30 @@ def test_added_classes_shift_the_time_embedding():
         network.apply({"params": params}, *inputs)
 
 
+def test_the_guidance_scale_as_sines_and_cosines_by_hand():
+    """1000 (scale - 1) at frequencies 1 and 1/10,000."""
+    found = guidance_embedding(jnp.float32([1.0, 2.5]), 4)
+    angles = np.array([[0, 0], [1500, 0.15]])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_a_time_condition_is_taken_where_the_config_has_one():
+    inputs = jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), None
+    with pytest.raises(ValueError, match="time_cond_proj_dim = None: takes no time"):
+        UNet2DCondition(SMALL).init(
+            jax.random.key(0), *inputs, time_condition=jnp.zeros((1, 6))
+        )
+    config = dataclasses.replace(SMALL, time_cond_proj_dim=6)
+    with pytest.raises(ValueError, match="time_cond_proj_dim = 6: takes a time"):
+        UNet2DCondition(config).init(jax.random.key(0), *inputs)
+
+
 @pytest.mark.parametrize(
     "option, value",
     [
         ("addition_embed_type", "text_time"),
         ("class_embed_type", "projection"),
-        ("time_cond_proj_dim", 256),
         ("act_fn", "gelu"),
         ("an_option_of_the_future", 3),
     ],

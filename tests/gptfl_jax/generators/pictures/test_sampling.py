@@ -1,5 +1,6 @@
 """Sampling without its arrays: what is lowered is what runs."""
 
+import dataclasses
 import sys
 
 import jax
@@ -11,13 +12,14 @@ from gptfl_jax import planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators import placement
 from gptfl_jax.generators.diffusion import sampling as diffusion
+from gptfl_jax.generators.diffusion.solvers import LCM
 from gptfl_jax.generators.pictures import sampling, stable_diffusion
 
 ROWS, STEPS = 3, 2
 
 
-def lowered(guided=True):
-    small = networks()
+def lowered(guided=True, solver=SOLVER, small=None):
+    small = small or networks()
     return sampling.lower(
         small,
         small.latent_shape(),
@@ -25,19 +27,22 @@ def lowered(guided=True):
         batch=ROWS,
         num_steps=STEPS,
         guided=guided,
+        solver=solver,
     )
 
 
-def test_the_lowered_programs_make_the_pictures_of_a_run():
+@pytest.mark.parametrize("solver", [SOLVER, LCM()])
+def test_the_lowered_programs_make_the_pictures_of_a_run(solver):
     tokens = np.arange(ROWS * 8, dtype=np.int32).reshape(ROWS, 8)
     keys = jax.random.split(jax.random.key(7), ROWS)
     guidance = np.float32([1, 2, 3])
-    start = diffusion.Start(tokens, tokens[:1], guidance, keys, None)
-    schedule, params = SOLVER.schedule(STEPS), parameters()
+    noise_keys = keys if solver.adds_noise else None
+    start = diffusion.Start(tokens, tokens[:1], guidance, keys, None, noise_keys)
+    schedule, params = solver.schedule(STEPS), parameters()
     shape, mesh = networks().latent_shape(), placement.mesh()
     expected = diffusion.sample(networks(), shape, mesh, params, start, schedule)
 
-    programs = {n: p.compile() for n, p in lowered().programs.items()}
+    programs = {n: p.compile() for n, p in lowered(solver=solver).programs.items()}
     context, state = programs["texts"](params, start)
     for i in range(STEPS):
         row = jax.tree.map(lambda column, i=i: column[i], schedule)
@@ -51,6 +56,17 @@ def test_guidance_takes_twice_the_operations_of_a_step():
     assert guided["steps"][1] == STEPS
     assert guided["steps"][0] == pytest.approx(2 * plain["steps"][0], rel=0.02)
     assert guided["decoding"] == plain["decoding"]
+
+
+def test_a_network_that_takes_the_guidance_needs_one_evaluation_a_step():
+    small = networks()
+    config = dataclasses.replace(small.unet.config, time_cond_proj_dim=6)
+    unet = dataclasses.replace(small.unet, config=config)
+    distilled = dataclasses.replace(small, unet=unet)
+    plain = lowered(guided=False).flops["steps"]
+    folded = lowered(small=distilled).flops["steps"]
+    # More by the embedding, and by times that differ from sample to sample.
+    assert plain[0] < folded[0] < 1.05 * plain[0]
 
 
 @pytest.mark.long

@@ -182,6 +182,25 @@ def test_bfloat16_follows_float32(pipeline, tokenizer, keys, tmp_path):
     assert 0 < np.abs(difference).mean() < 4
 
 
+def test_float16_follows_float32_where_the_autoencoder_leaves_its_range(
+    tokenizer, keys, tmp_path
+):
+    """Latents a million times as large inside, which its norms take back."""
+    large = parameters()
+    layer = large["vae"]["decoder"]["conv_in"]
+    layer |= {name: 1e6 * value for name, value in layer.items()}
+    whole = StableDiffusion(networks(), large, tokenizer, SOLVER)
+    whole.save_pretrained(tmp_path)
+    half = StableDiffusion.from_pretrained(tmp_path, dtype="float16")
+    for name, tree in half.params.items():
+        kept = "float32" if name == "vae" else "float16"
+        assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype(kept)}
+    options = {"key": keys, "guidance_scale": 1.0}
+    made, expected = images(half, PROMPTS, **options), images(whole, PROMPTS, **options)
+    assert expected.std() > 20
+    assert 0 < np.abs(made - expected).mean() < 0.5
+
+
 DEVICES = """
 import sys
 import jax, numpy as np
@@ -331,7 +350,7 @@ def test_the_other_sampler(folder, keys):
     assert isinstance(pipeline.solver, DDIM)
     assert pipeline.solver.prediction_type == "v_prediction"
     assert images(pipeline, PROMPTS, key=keys).std() > 5
-    with pytest.raises(UserError, match="solver = 'euler': takes dpmsolver"):
+    with pytest.raises(UserError, match="solver = 'euler': takes auto or dpmsolver"):
         StableDiffusion.from_pretrained(folder, solver="euler")
 
 

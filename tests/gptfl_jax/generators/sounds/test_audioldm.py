@@ -150,6 +150,7 @@ def test_the_lowered_programs_make_the_sounds_of_a_run(pipeline, keys):
         batch=len(PROMPTS),
         num_steps=2,
         guided=True,
+        solver=pipeline.solver,
     )
     programs = {name: each.compile() for name, each in lowered.programs.items()}
     tokens = pipeline._tokenize(PROMPTS)
@@ -192,6 +193,14 @@ def test_a_saved_pipeline_is_the_same(pipeline, saved):
     half = AudioLDM.from_pretrained(saved, dtype="bfloat16").params
     assert half["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert half["vocoder"]["params"]["conv_pre"]["kernel"].dtype == jnp.bfloat16
+    half = AudioLDM.from_pretrained(saved, dtype="float16").params
+    kinds = {n: {str(x.dtype) for x in jax.tree.leaves(t)} for n, t in half.items()}
+    assert kinds == {
+        "text_encoder": {"float16"},
+        "unet": {"float16"},
+        "vae": {"float32"},
+        "vocoder": {"float32"},
+    }
 
 
 def test_a_tokenizer_of_vocabulary_and_merges_is_read(pipeline, folder, tmp_path):

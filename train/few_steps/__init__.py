@@ -1,0 +1,1 @@
+"""Distillation of a diffusion model to few steps without guidance."""
