@@ -9,6 +9,17 @@ import tempfile
 import jax
 import pytest
 
+QUICK_COMPILATION = " ".join(
+    (
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_disable_hlo_passes=cpu-parallel-task-assigner,constant_folding,"
+        "tree_reduction_rewriter,while-loop-constant-sinking,"
+        "while-loop-invariant-code-motion",
+    )
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Workers and the programs that tests start compile many of the same functions: let
@@ -22,15 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="gptfl-jax-tests-")
         os.environ["GPTFL_CACHE_DIR"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    # XLA's older code generator, optimising little, compiles the many small programs of
-    # these tests in half the time. `make long` and `make parity` run what users run.
+    # The many small programs of these tests take longer to compile than to run: XLA's
+    # older code generator, optimising little, in one thread a worker, without passes
+    # that only make programs faster. `make long` and `make parity` run what users run.
     markers, paths = config.option.markexpr, " ".join(config.args)
     if markers == "not long" and "parity" not in paths:
         of_user = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = (
-            "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
-            + of_user
-        )
+        os.environ["XLA_FLAGS"] = f"{QUICK_COMPILATION} {of_user}"
     os.environ.setdefault("MPLBACKEND", "agg")
     # Stages that tests call would otherwise make a device of every core. Programs that
     # tests start are not told.
