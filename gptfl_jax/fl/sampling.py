@@ -6,6 +6,7 @@ costs the same from a thousand clients as from a million, and a batch needs no s
 list of its client's examples. Everything is a pure function of its key and compiles.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -45,11 +46,23 @@ def _evaluate(words, positions, n):
     a = jnp.ceil(jnp.sqrt(n.astype(jnp.float32))).astype(jnp.uint32)
     b = (n + a - 1) // a
 
+    def two_rounds(i, halves):
+        left, right = halves
+        left = (left + _mix(right, words[2 * i]) % a) % a
+        right = (right + _mix(left, words[2 * i + 1]) % b) % b
+        return left, right
+
+    def all_rounds(unroll, *halves):
+        return lax.fori_loop(0, _ROUNDS // 2, two_rounds, halves, unroll=unroll)
+
     def bijection(x):
-        left, right = x // b, x % b
-        for i in range(0, _ROUNDS, 2):
-            left = (left + _mix(right, words[i]) % a) % a
-            right = (right + _mix(left, words[i + 1]) % b) % b
+        # A CPU compiles a loop faster and does not run it slower; a GPU would launch
+        # kernels for each of its steps.
+        left, right = lax.platform_dependent(
+            *(x // b, x % b),
+            cpu=functools.partial(all_rounds, False),
+            default=functools.partial(all_rounds, True),
+        )
         return left * b + right
 
     def outside(carry):
