@@ -520,6 +520,8 @@ def time_limit() -> Iterator[None]:
 RARE = [f"a picture, {ending}" for ending in ("bmp", "ppm", "tiff", "webp")]
 
 
+# Pillow warns of some damage, which is meant to be there.
+@pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize(
     "name",
     [
