@@ -22,10 +22,17 @@ class Programs:
         module: with a function `main`, as "federated.simulate".
         repository: the root of the checkout.
         log: file for what the last run printed.
+        errors: file for its standard error; None: `log`, too.
     """
 
-    def __init__(self, module: str, repository: pathlib.Path, log: pathlib.Path):
-        self.log = log
+    def __init__(
+        self,
+        module: str,
+        repository: pathlib.Path,
+        log: pathlib.Path,
+        errors: pathlib.Path | None = None,
+    ):
+        self.log, self.errors = log, errors
         path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
         self._server = subprocess.Popen(
             [sys.executable, __file__, module],
@@ -39,6 +46,7 @@ class Programs:
         self,
         *argv: str,
         environment: dict[str, str] | None = None,
+        folder: pathlib.Path | None = None,
         kill_at: int | None = None,
         file: pathlib.Path | None = None,
         delay_s: float = 0.0,
@@ -49,6 +57,7 @@ class Programs:
         Args:
             argv: the command line.
             environment: variables to set.
+            folder: where it runs; None: where the tests do.
             kill_at: lines of `file` at which the run gets a signal; None: it never
                 does.
             delay_s: how long after that.
@@ -57,6 +66,8 @@ class Programs:
         request = {
             "argv": argv,
             "log": str(self.log),
+            "errors": str(self.errors or ""),
+            "folder": str(folder or ""),
             "environment": environment or {},
             "kill_at": kill_at,
             "file": str(file),
@@ -140,6 +151,11 @@ def _run(main, request) -> None:
     with open(request["log"], "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if request["errors"]:
+        with open(request["errors"], "wb") as file:
+            os.dup2(file.fileno(), 2)
+    if request["folder"]:
+        os.chdir(request["folder"])
     os.environ.update(request["environment"])
     # Whoever runs the tests may ignore it, as nohup.
     signal.signal(signal.SIGINT, signal.default_int_handler)

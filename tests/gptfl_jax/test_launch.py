@@ -12,6 +12,7 @@ import pytest
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import command_line, help, processes
+from tests.programs import Programs
 from train import generator
 
 PROGRAM = '''\
@@ -59,8 +60,12 @@ def dry_run(config, workdir):
     print("would run", config.federated.rounds, "rounds")
 
 
-if __name__ == "__main__":
+def main():
     launch(run, ("data", "federated"), dry_run=dry_run)
+
+
+if __name__ == "__main__":
+    main()
 '''
 
 CONFIG = """\
@@ -113,6 +118,24 @@ def outcome(process) -> tuple[int, str, str]:
     finally:
         process.kill()
     return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    """As `start`, of processes that share the imports: gives their `outcome`."""
+    place = tmp_path_factory.mktemp("echo")
+    what_configs_read = "import federated.simulate"
+    program = PROGRAM.replace("import sys", f"{what_configs_read}\nimport sys")
+    (place / "echo.py").write_text(program)
+    output, errors = place / "output", place / "errors"
+    programs = Programs("echo", place, output, errors)
+
+    def run(folder, *arguments):
+        code = programs.run(*arguments, folder=folder)
+        return code, output.read_text(), errors.read_text()
+
+    yield run
+    programs.close()
 
 
 def command(*arguments: str) -> command_line.Command:
@@ -220,9 +243,8 @@ def test_xla_flags_have_the_say_over_devices(folder):
         ),
     ],
 )
-def test_a_users_error_is_one_line(folder, arguments, code, says):
-    process = start(folder, "--config=mine.py", "--workdir=w", *arguments)
-    found, output, errors = outcome(process)
+def test_a_users_error_is_one_line(echo, folder, arguments, code, says):
+    found, output, errors = echo(folder, "--config=mine.py", "--workdir=w", *arguments)
     assert (found, errors) == (code, says)
     assert "run " not in output
 
@@ -349,8 +371,8 @@ def test_errors_of_a_broken_connection_are_recognised():
     assert not processes.broken_off(KeyboardInterrupt())
 
 
-def test_help_says_what_it_does_and_which_fields_it_reads(folder):
-    code, output, errors = outcome(start(folder, "--help"))
+def test_help_says_what_it_does_and_which_fields_it_reads(echo, folder):
+    code, output, errors = echo(folder, "--help")
     assert (code, errors) == (0, "")
     assert output.startswith("Say what was asked.\n\nIt does nothing else.\n")
     assert "python -m echo --config=configs/digits.py --workdir=runs/digits" in output
@@ -367,9 +389,9 @@ def test_help_says_what_it_does_and_which_fields_it_reads(folder):
     assert max(map(len, output.splitlines())) <= 100
 
 
-def test_help_beside_a_config_shows_its_values(folder):
+def test_help_beside_a_config_shows_its_values(echo, folder):
     arguments = ("--help", "--config=mine.py:rate=0.25", "--config.federated.run=mine")
-    code, output, errors = outcome(start(folder, *arguments))
+    code, output, errors = echo(folder, *arguments)
     assert (code, errors) == (0, "")
     assert "with the values of this config, then" in " ".join(output.split())
     rate = "client_learning_rate = 0.25"
@@ -554,9 +576,9 @@ def test_config_strings_are_checked_by_the_config_file(folder):
     assert "raet: no such name in the config string; did you mean rate?" in message
 
 
-def test_dry_run_takes_the_place_of_the_run(folder, capsys):
+def test_dry_run_takes_the_place_of_the_run(echo, folder, capsys):
     flags = "--config=mine.py", "--workdir=runs/x", "--dry_run"
-    code, output, errors = outcome(start(folder, *flags))
+    code, output, errors = echo(folder, *flags)
     assert code == 0, errors
     assert output.endswith("would run 7 rounds\n") and not (folder / "runs").exists()
     with pytest.raises(SystemExit):
