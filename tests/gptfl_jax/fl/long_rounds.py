@@ -1,11 +1,10 @@
 """Runs of a user's size on two CPU devices a process, printed as JSON.
 
-long_rounds.py uneven SECONDS              one device works so much longer
+long_rounds.py uneven SECONDS              one device takes so much longer
 long_rounds.py many ROUNDS [ADDRESS COUNT ID]   rounds, each with a large test
 """
 
 import json
-import math
 import sys
 import time
 
@@ -21,7 +20,6 @@ from gptfl_jax.data import federated_data
 from gptfl_jax.fl import algorithms, sampling
 from gptfl_jax.fl.execution import AXIS, clients_mesh, place
 from gptfl_jax.fl.local_training import LocalTraining
-from gptfl_jax.models import convnet
 
 RANDOM = np.random.default_rng(0)
 
@@ -53,27 +51,39 @@ def make_learner(model: nn.Module) -> training.Learner:
 
 
 def uneven(seconds: float) -> dict:
-    """A round of two clients, of 630 and 10 examples, one on each device."""
-    mesh = clients_mesh()
-    learner = make_learner(convnet.Model(10, width=8, depth=2))
-    data = federation(mesh, [630, 10])
-    cohort = np.arange(2, dtype=np.int32)
+    """A round of two clients, of 630 and 10 examples, one on each device.
 
-    def make(epochs: int):
-        local = LocalTraining(optax.sgd(0.01), batch_size=32, epochs=epochs)
-        return algorithms.fedavg(learner, local, mesh=mesh)
+    A client waits for each of its examples: that takes long and leaves the cores to
+    others.
+    """
+    mesh, learner, row_s = clients_mesh(), make_learner(Linear()), 0.0
 
-    def round_s(algorithm) -> tuple[float, int]:
-        state = algorithm.init(learner.init(jax.random.key(0)), 2)
+    def wait(rows: np.ndarray) -> np.ndarray:
+        time.sleep(row_s * float(rows))
+        return np.zeros((), np.float32)
+
+    def loss(variables, batch, key):
+        nothing = jax.ShapeDtypeStruct((), np.float32)
+        late = jax.pure_callback(wait, nothing, batch.mask.sum())
+        value, model_state = learner.loss(variables, batch, key)
+        return value + late, model_state
+
+    sizes = [630, 10]
+    data = federation(mesh, sizes)
+    local = LocalTraining(optax.sgd(0.01), batch_size=32)
+    algorithm = algorithms.fedavg(learner._replace(loss=loss), local, mesh=mesh)
+    state = algorithm.init(learner.init(jax.random.key(0)), 2)
+
+    def a_round() -> tuple[float, int]:
+        cohort = np.arange(2, dtype=np.int32)
         started = time.perf_counter()
         _, metrics = algorithm.round(state, data, cohort, jax.random.key(1))
         reported = int(metrics.clients)
         return time.perf_counter() - started, reported
 
-    trial = make(30)
-    round_s(trial)  # Compiles.
-    an_epoch = round_s(trial)[0] / 30
-    took, reported = round_s(make(math.ceil(seconds / an_epoch)))
+    a_round()  # Compiles.
+    row_s = seconds / (sizes[0] - sizes[1])
+    took, reported = a_round()
     return {"seconds": took, "clients": reported}
 
 
