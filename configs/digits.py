@@ -37,6 +37,10 @@ from gptfl_jax.configuration import presets
 ARGUMENTS = {
     "seed": "seed",
     "samples": "generate.samples_per_class",
+    "prompts": "prompts.per_class",
+    "guidance": "generate.guidance_scale",
+    "per_class": "train.synthetic_per_class",
+    "stage_2": "train.run",
     "epochs": "train.epochs",
     "test_blocks": "data.options.test_blocks",
     "blocks": "data.options.blocks",

@@ -86,6 +86,8 @@ def checkpoints(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     folder = pathlib.Path(init).expanduser()
     if init in _STAGE_2:
         folder = workdir / _STAGE_2[init]
+    elif not folder.exists() and (workdir / folder).exists():
+        folder = workdir / folder  # a run of stage 2 by its name
     return folder if folder.name == "checkpoints" else folder / "checkpoints"
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
 from gptfl_jax.data import datasets, outline, procedural, sample_counts, sources
@@ -48,6 +49,9 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Data:
         names = dataset.class_names
         synthetic, report = load_synthetic(workdir / "synthetic", source)
         say(str(report))
+        if most := config.train.synthetic_per_class:
+            synthetic = datasets.select(synthetic, _first(synthetic.labels, most))
+            say(f"of these {len(synthetic.labels):,}, {most} of each class at most")
         absent = sorted(set(range(len(names))) - set(synthetic.labels.tolist()))
         if absent:
             lacking = ", ".join(names[label] for label in absent)
@@ -71,6 +75,17 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Data:
         validation = datasets.select(dataset, held_out)
         dataset = datasets.select(dataset, ~held_out)
     return Data(dataset, validation, source)
+
+
+def _first(
+    labels: Int32[np.ndarray, " examples"], most: int
+) -> Bool[np.ndarray, " examples"]:
+    """The first `most` examples of each class."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return rank < most
 
 
 def _procedural(config: ConfigDict, source: datasets.Source) -> datasets.Source:
@@ -107,6 +122,8 @@ def outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]
         except UserError:
             origin.append("synthetic: not made yet, counted as they will be")
             made = _to_be_made(config, source)
+        if most := config.train.synthetic_per_class:
+            made = made[_first(made, most)]
         both = config.train.data == "both"
         labels = np.concatenate([labels, made]) if both else made
     held_out = np.zeros(len(labels), bool)

@@ -24,6 +24,9 @@ from .conftest import lines_without_seconds, make_config
 def test_start_from_stage_2(workdir, setting):
     config = make_config(init="synthetic", rounds=1)
     simulate.simulate(config, workdir, setting)
+    (workdir / "other").symlink_to(workdir / "pretrain")
+    named = make_config(init="other")
+    assert starts.checkpoints(named, workdir) == workdir / "other" / "checkpoints"
     by_path = make_config(init=str(workdir / "pretrain"), rounds=1, run="by-path")
     simulate.simulate(by_path, workdir, setting)
     root = workdir / "federated"

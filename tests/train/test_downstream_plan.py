@@ -50,6 +50,13 @@ def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
     assert labels.shape == (count - held_out,)
 
 
+def test_the_first_of_each_class():
+    """Of classes 2, 0, 2, 2, 0, 1 the first two of each are all but the third 2."""
+    labels = np.array([2, 0, 2, 2, 0, 1], np.int32)
+    chosen = training_data._first(labels, 2)
+    np.testing.assert_array_equal(chosen, [True, True, True, False, True, True])
+
+
 def test_procedural_examples_are_outlined_as_they_are(tmp_path):
     config = make_config(
         data="procedural", procedural_classes=3, procedural_per_class=10

@@ -113,6 +113,7 @@ _LATER = {
     "server_steps": 0,
     "server_batch_size": 32,
     "server_step_rate": 0.1,
+    "synthetic_per_class": 0,
     "procedural_classes": 64,
     "procedural_per_class": 64,
 }

@@ -21,8 +21,10 @@ FIELDS: dict[str, Field] = {
     "init": Field(
         "random",
         rules.NAME,
-        "initial weights: random, synthetic (stage 2's), weights (those of "
-        "model.weights), any that model.weights takes, or a checkpoint folder",
+        "initial weights: random, synthetic (stage 2's), procedural (stage 2's on "
+        "train.data=procedural), weights (those of model.weights), any that "
+        "model.weights takes, a checkpoint folder, the name of a run of stage 2, or a "
+        "file of your own with a function (variables) -> variables",
     ),
     "init_checkpoint": Field(
         "last",

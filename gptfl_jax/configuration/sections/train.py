@@ -15,6 +15,11 @@ FIELDS: dict[str, Field] = {
         "what to train on: synthetic (stage 1's), real, both, or procedural: fractals, "
         "of sounds calls, drawn by rule, for federated.init=procedural",
     ),
+    "synthetic_per_class": Field(
+        0,
+        rules.whole(0),
+        "examples of each class of stage 1's to take, the first of its manifest; 0: all",
+    ),
     "procedural_classes": Field(
         64, rules.whole(2), "rules that train.data=procedural tells apart"
     ),

@@ -182,6 +182,7 @@ def test_fields_that_came_later_are_no_difference_where_they_are_unset(section):
         later |= {"server_steps", "server_batch_size", "server_step_rate"}
     else:
         later |= {"procedural_classes", "procedural_per_class"}
+        later |= {"synthetic_per_class"}
     assert set(fields) - set(kept) == later
     fields = {**fields, "hue": 0.1, "crop_area": 0.5}
     assert configuration.without_unset(fields) == {**kept, "hue": 0.1, "crop_area": 0.5}
