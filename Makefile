@@ -1,6 +1,8 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
 # make results  all demos, and docs/results.md of them; what is finished is not run again
+# make starts   what a start is worth, on both (docs/starts.md); ends in
+#               runs/starts/digits/report.html and runs/starts/fsdd/report.html
 # make test     the tests; no torch needed
 # make long     the tests that take up to minutes each: kills, processes, every config
 # make parity   live comparisons with the torch implementations and FedJAX
@@ -23,7 +25,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo demo-speech results test long parity docs lint format clean
+.PHONY: demo demo-speech results starts starts-digits starts-speech \
+	test long parity docs lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
@@ -39,6 +42,23 @@ demo demo-speech: $(VENV)/.installed
 
 results: demo demo-speech
 	$(python) -m benchmarks.results
+
+starts: starts-digits starts-speech
+
+starts-digits: GENERATOR = generate.images
+starts-digits: CONFIG = configs/digits.py:starts=True
+starts-digits: WORKDIR = runs/starts/digits
+starts-speech: GENERATOR = generate.speech
+starts-speech: CONFIG = configs/fsdd.py:starts=True,samples=1x
+starts-speech: WORKDIR = runs/starts/fsdd
+
+starts-digits starts-speech: $(VENV)/.installed
+	$(call stage,generate.prompts)
+	$(call stage,$(GENERATOR))
+	$(call stage,train.downstream)
+	$(call stage,train.downstream) --config.train.data=procedural
+	$(call stage,federated.compare)
+	$(call stage,federated.report)
 
 test: $(VENV)/.installed-test
 	$(python) -m pytest -n 2

@@ -230,6 +230,8 @@ def test_further_picture_configs():
     [
         ("fsdd", ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]),
         ("fsdd:test_speaker=theo,partition=dirichlet", ["theo"]),
+        ("fsdd:starts=True", ["george", "jackson"]),
+        ("fsdd:starts=True,tune=True", ["lucas"]),
         ("esc50", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
         ("esc50:test_fold=3", ["fold3"]),
         ("urbansound8k:test_fold=10", ["fold10"]),

@@ -18,7 +18,8 @@ FIELDS: dict[str, Field] = {
     "synthetic_per_class": Field(
         0,
         rules.whole(0),
-        "examples of each class of stage 1's to take, the first of its manifest; 0: all",
+        "examples of each class to take of stage 1's, the first of its manifest; "
+        "0: all",
     ),
     "procedural_classes": Field(
         64, rules.whole(2), "rules that train.data=procedural tells apart"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gptfl_jax import configuration
 from gptfl_jax.configuration import presets
 from gptfl_jax.errors import ConfigError
 
@@ -52,3 +53,33 @@ def test_folds_are_turns_and_one_that_is_named_is_the_only_one():
     assert config.compare.data.to_dict() == turns
     presets.set_folds(config, "test_fold=4", "test_folds", count=5)
     assert config.compare.data.to_dict() == {"fold4": {"test_folds": 4}}
+
+
+def test_what_a_start_is_worth_and_the_search_for_its_rates():
+    config = configuration.default_config("federated", "compare")
+    rates = {"fedavg": (0.5,), "fedopt": (0.1, 0.02)}
+    setting = {
+        **{"clients": 9, "alone": {"local_epochs": 7}, "synthetic": 40},
+        "server_steps": 5,
+    }
+    config.federated.num_clients = 9
+    presets.compare_starts(config, {"random": rates, "procedural": {}}, **setting)
+    configuration.validate(config)
+    methods = {each.name: each.changes for each in configuration.methods_of(config)}
+    assert len(methods) == 14
+    assert methods["fedavg-random"] == {
+        **{"algorithm": "fedavg", "init": "random", "client_learning_rate": 0.5}
+    }
+    assert "client_learning_rate" not in methods["fedavg-procedural"]
+    options = methods["fedopt-random"]["algorithm_options"]
+    assert options["server_learning_rate"] == 0.02
+    alone = methods["local-procedural"]
+    assert (alone["rounds"], alone["cohort_size"], alone["local_epochs"]) == (1, 9, 7)
+    assert methods["clients-random"]["synthetic_per_client"] == 40
+    assert methods["server-random"]["server_steps"] == 5
+
+    presets.search_starts(config, ("random", "synthetic"), **setting)
+    configuration.validate(config)
+    found = [each.name for each in configuration.methods_of(config)]
+    # As many rates for each method and start.
+    assert len(found) == 7 * 3 * 2 and "fedopt-0_1-0_003-synthetic" in found
