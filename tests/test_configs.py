@@ -225,13 +225,24 @@ def test_further_picture_configs():
     assert launch.read_config("food101").generate.guidance_choices == ()
 
 
+def test_starts_are_searched_without_the_speakers_they_are_tested_on():
+    tested = launch.read_config("fsdd:starts=True").compare.data
+    (search,) = launch.read_config("fsdd:starts=True,tune=True").compare.data.values()
+    assert (
+        not {*tested} & {*search.speakers} and search.test_speakers in search.speakers
+    )
+    search = launch.read_config("digits:starts=True,tune=True")
+    final = launch.read_config("digits:starts=True")
+    assert search.data.options.blocks == 11
+    assert not {*search.compare.seeds} & {*final.compare.seeds}
+    assert len(final.compare.seeds) == 5
+
+
 @pytest.mark.parametrize(
     ("argument", "turns"),
     [
         ("fsdd", ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]),
         ("fsdd:test_speaker=theo,partition=dirichlet", ["theo"]),
-        ("fsdd:starts=True", ["george", "jackson"]),
-        ("fsdd:starts=True,tune=True", ["lucas"]),
         ("esc50", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
         ("esc50:test_fold=3", ["fold3"]),
         ("urbansound8k:test_fold=10", ["fold10"]),
