@@ -6,6 +6,7 @@
 # make test     the tests; no torch needed
 # make long     the tests that take up to minutes each: kills, processes, every config
 # make parity   live comparisons with the torch implementations and FedJAX
+# make notebooks   runs notebooks/*.md from top to bottom, and writes the .ipynb files
 # make docs     the documentation as a site: build/site/index.html
 # make lint     ruff, without changes; make format lets it change files
 #
@@ -26,7 +27,7 @@ python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
 .PHONY: demo demo-speech results starts starts-digits starts-speech \
-	test long parity docs lint format clean
+	test long parity notebooks docs lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
@@ -68,6 +69,9 @@ long: $(VENV)/.installed-test
 
 parity: $(VENV)/.installed-parity
 	$(python) -m pytest -n 2 tests/parity
+
+notebooks: $(VENV)/.installed-test
+	$(python) -m notebooks.execute
 
 docs: $(VENV)/.installed-docs
 	$(python) -m sphinx --fail-on-warning --keep-going -q docs build/site
