@@ -183,8 +183,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def _compare_starts(config: ConfigDict, tune: bool) -> None:
     """What a start is worth, or with `tune` the search for its learning rates."""
     federated = config.federated
-    # What clients hold out for tests of their own, of all methods alike.
-    federated.client_test_fraction = 0.2
     setting = {
         "clients": federated.num_clients,
         "alone": {"local_epochs": 20},
@@ -197,7 +195,6 @@ def _compare_starts(config: ConfigDict, tune: bool) -> None:
         presets.search_starts(config, tuple(STARTS), **setting)
         config.compare.seeds = (10,)
     else:
-        federated.personalisation_every = federated.rounds
         presets.compare_starts(config, STARTS, **setting)
         config.compare.seeds = (0, 1, 2, 3, 4)
 

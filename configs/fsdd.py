@@ -189,7 +189,6 @@ def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> Non
     """
     federated = config.federated
     federated.partition, federated.partition_options = "dirichlet", skew
-    federated.client_test_fraction = 0.2
     setting = {
         "clients": federated.num_clients,
         "alone": {"local_steps": 100},
@@ -205,7 +204,6 @@ def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> Non
         presets.search_starts(config, tuple(STARTS), **setting)
         config.compare.seeds = (10,)
     else:
-        federated.personalisation_every = federated.rounds
         config.compare.data = {name: {"test_speakers": name} for name in tested}
         presets.compare_starts(config, STARTS, **setting)
         config.compare.seeds = (0, 1, 2, 3, 4)

@@ -68,7 +68,8 @@ def test_what_a_start_is_worth_and_the_search_for_its_rates():
     methods = {each.name: each.changes for each in configuration.methods_of(config)}
     assert len(methods) == 14
     assert methods["fedavg-random"] == {
-        **{"algorithm": "fedavg", "init": "random", "client_learning_rate": 0.5}
+        **{"algorithm": "fedavg", "init": "random", "client_learning_rate": 0.5},
+        "personalisation_every": 100,
     }
     assert "client_learning_rate" not in methods["fedavg-procedural"]
     options = methods["fedopt-random"]["algorithm_options"]
