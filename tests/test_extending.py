@@ -35,6 +35,7 @@ def test_all_examples_in_one_run(files, tmp_path):
         sampling=files["in_turn"],
         partition=files["by_class"],
         partition_options={"stray": 0.25},
+        init=files["halved"],
     )
     config.model.name, config.model.options = files["small_net"], {"width": 8}
     configuration.validate(config)
@@ -42,7 +43,7 @@ def test_all_examples_in_one_run(files, tmp_path):
     assert last["step"] == 2
     # The sign of each of 64 x 8 + 8 + 8 x 10 + 10 weights, 0.01 each, unless clipped.
     assert 0 < last["mean_update_norm"] <= 0.01 * np.sqrt(610) + 1e-6
-    assert (tmp_path / "federated" / "bounded_server-random-s0").is_dir()
+    assert (tmp_path / "federated" / "bounded_server-halved-s0").is_dir()
 
 
 def test_what_they_do(files):
