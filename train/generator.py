@@ -2,13 +2,16 @@
 
     python -m train.generator --config=configs/glyphs.py --workdir=runs/glyphs
     python -m train.generator --config=configs/voices.py --workdir=runs/voices
+    python -m train.generator --config=configs/drums.py --workdir=runs/drums
     python -m train.generator --config=configs/few_steps.py --workdir=runs/few-steps
 
 A config with the section `text_to_image` trains a Stable Diffusion of digits, on
 rendered glyphs (extra `fonts`; see `train/glyphs/`). One with `text_to_speech`
 trains a SpeechT5 and a HiFi-GAN, on words of speech synthesizers (extra `voices`, and
-the programs espeak-ng and flite; see `train/voices/`). One with `few_steps` distils a
-Stable Diffusion to few steps without guidance (see `train/few_steps/`).
+the programs espeak-ng and flite; see `train/voices/`). One with `text_to_sound` trains
+an AudioLDM of drums, on strokes made by rule and Sonic Pi's samples (see
+`train/drums/`). One with `few_steps` distils a Stable Diffusion to few steps without
+guidance (see `train/few_steps/`).
 
 Every batch is a function of seed and step: a run that was killed goes on from its last
 checkpoint and ends with what an uninterrupted run gives.
@@ -21,6 +24,7 @@ from ml_collections import ConfigDict
 from gptfl_jax import planning
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
+from train.drums import program as drums
 from train.few_steps import program as few_steps
 from train.glyphs import program as glyphs
 from train.voices import program as voices
@@ -28,6 +32,7 @@ from train.voices import program as voices
 _KINDS = {
     "text_to_image": glyphs,
     "text_to_speech": voices,
+    "text_to_sound": drums,
     "few_steps": few_steps,
 }
 

@@ -14,6 +14,7 @@ from gptfl_jax.configuration.sections import (
     prompts,
     report,
     text_to_image,
+    text_to_sound,
     text_to_speech,
     train,
 )
@@ -29,6 +30,7 @@ SECTIONS = {
     "report": report,
     "text_to_image": text_to_image,
     "text_to_speech": text_to_speech,
+    "text_to_sound": text_to_sound,
     "few_steps": few_steps,
 }
 """The module of each section, in the order in which `--help` shows them."""

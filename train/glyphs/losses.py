@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.sampling import Networks
+from train import diffusion
 
 
 def vae_loss(
@@ -18,14 +18,9 @@ def vae_loss(
     pictures: UInt8[Array, "batch 32 32 3"],
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-    """Absolute and squared error of the reconstruction, and the KL of the latents."""
+    """`diffusion.autoencoder_loss` of pictures."""
     images = pictures.astype(jnp.float32) / 127.5 - 1
-    mean, log_variance = network.apply({"params": params}, images, method="encode")
-    noise = jax.random.normal(key, mean.shape)
-    latents = mean + jnp.exp(log_variance / 2) * noise
-    error = network.apply({"params": params}, latents, method="decode") - images
-    kl = 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance).mean()
-    return jnp.abs(error).mean() + (error**2).mean() + kl_weight * kl
+    return diffusion.autoencoder_loss(network, kl_weight, params, images, key)
 
 
 def denoising_loss(
@@ -36,14 +31,10 @@ def denoising_loss(
     tokens: Int[Array, "batch tokens"],
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-    """Squared error of the velocity alpha noise - sigma latents (arXiv 2202.00512)."""
-    level_key, noise_key = jax.random.split(key)
-    levels = jax.random.randint(level_key, latents.shape[:1], 0, len(alphas_cumprod))
-    share = jnp.asarray(alphas_cumprod, jnp.float32)[levels][:, None, None, None]
-    alpha, sigma = jnp.sqrt(share), jnp.sqrt(1 - share)
-    noise = jax.random.normal(noise_key, latents.shape)
+    """`diffusion.denoising_loss` of text encoder and UNet together."""
     context = networks.text_encoder.apply({"params": params["text_encoder"]}, tokens)
-    velocity = networks.unet.apply(
-        {"params": params["unet"]}, alpha * latents + sigma * noise, levels, context
-    )
-    return ((velocity - (alpha * noise - sigma * latents)) ** 2).mean()
+
+    def predict(noisy, levels):
+        return networks.unet.apply({"params": params["unet"]}, noisy, levels, context)
+
+    return diffusion.denoising_loss(predict, alphas_cumprod, latents, key)

@@ -11,6 +11,7 @@ from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
 from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.pictures.sampling import Networks
+from train import byte_pairs
 from train.glyphs.drawing import IMAGE_SIZE
 from train.glyphs.prompts import all_prompts
 
@@ -25,38 +26,12 @@ def prompt_tokenizer() -> Any:
     letters = sorted(ByteLevel.alphabet())
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
     words = sorted(set(" ".join(all_prompts()).replace(",", " ").split()))
-    merges = []
-    # Byte-pair merges that build each word from its first letter on. A pair merged
-    # for an earlier word may change how a later one splits: start from that split.
-    for word in words:
-        pieces = _split(word, merges)
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            vocabulary.append(pieces[0] + pieces[1])
-            pieces = _split(word, merges)
+    merges, made = byte_pairs.learn([*word[:-1], f"{word[-1]}</w>"] for word in words)
     ends = ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: i for i, token in enumerate([*vocabulary, *ends])}
+    vocabulary = {token: i for i, token in enumerate([*vocabulary, *made, *ends])}
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, model_max_length=PROMPT_TOKENS
     )
-
-
-def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The pieces of a word after the merges, in order of their rank."""
-    pieces = [*word[:-1], f"{word[-1]}</w>"]
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while pairs := [p for p in zip(pieces, pieces[1:]) if p in ranks]:  # noqa: B905
-        pair = min(pairs, key=ranks.get)
-        merged, i = [], 0
-        while i < len(pieces):
-            if tuple(pieces[i : i + 2]) == pair:
-                merged.append("".join(pair))
-                i += 2
-            else:
-                merged.append(pieces[i])
-                i += 1
-        pieces = merged
-    return pieces
 
 
 def token_table(tokenizer: Any) -> Int[np.ndarray, "prompts tokens"]:

@@ -1,4 +1,4 @@
-"""What the speech model, the vocoder and its discriminator minimise."""
+"""What the speech model minimises."""
 
 from typing import Any
 
@@ -6,13 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gptfl_jax.generators.speech.spectrogram import log_mel, magnitudes
 from gptfl_jax.generators.speech.speecht5 import SpeechT5ForTextToSpeech, Step
-from train.voices.corpus import FLOOR
-from train.voices.networks import Discriminator
-
-# Windows and hops of the spectra that the vocoder is compared by, in samples.
-_RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
 
 
 def teach(
@@ -94,66 +88,3 @@ def speech_loss(
     stop = jnp.clip(made.stop, 1e-6, 1 - 1e-6)
     entropy = -jnp.where(ends, jnp.log(stop), jnp.log1p(-stop))
     return distance(made.frames) + distance(refined) + (entropy * inside).sum() / count
-
-
-def spectral_loss(
-    made: Float[Array, "batch samples"], real: Float[Array, "batch samples"]
-) -> Float[Array, ""]:
-    """Distance of log-mel spectrograms, and of spectra of several resolutions.
-
-    The second is spectral convergence and the distance of the logarithms, as in
-    Parallel WaveGAN (arXiv 1910.11480, 2.2).
-    """
-    loss = jnp.abs(log_mel(made, FLOOR) - log_mel(real, FLOOR)).mean()
-    for window, hop in _RESOLUTIONS:
-        ours, theirs = magnitudes(made, window, hop), magnitudes(real, window, hop)
-        convergence = jnp.linalg.norm(theirs - ours) / jnp.linalg.norm(theirs)
-        logarithms = jnp.log(jnp.maximum(ours, FLOOR) / jnp.maximum(theirs, FLOOR))
-        loss += (convergence + jnp.abs(logarithms).mean()) / len(_RESOLUTIONS)
-    return loss
-
-
-def adversarial_loss(
-    vocode: Any,
-    rival: Discriminator,
-    spectral_weight: float,
-    params: Any,
-    examples: tuple[Array, Array],
-    key: PRNGKeyArray,
-) -> Float[Array, ""]:
-    """The vocoder's loss and its rival's, each blind to the other's parameters.
-
-    Least squares, the distance of the rival's values, and `spectral_loss`
-    (arXiv 2010.05646, 2.4).
-
-    Args:
-        vocode: parameters and spectrograms -> waveforms.
-        rival: what tells them from real ones.
-        spectral_weight: of `spectral_loss`.
-        params: "vocoder" and "rival".
-        examples: spectrograms and their waveforms.
-        key: unused; the loss draws nothing.
-    """
-    del key
-    mels, real = examples
-    made = vocode(params["vocoder"], mels)
-    both = jnp.concatenate([real, jax.lax.stop_gradient(made)])
-    judged, values = rival.apply({"params": params["rival"]}, both)
-
-    def halves(x):
-        # Periods are rows of their own: real ones come first.
-        return jnp.split(x, 2)
-
-    rival_loss = sum(
-        ((1 - true) ** 2).mean() + (false**2).mean()
-        for true, false in map(halves, judged)
-    )
-    fixed = jax.lax.stop_gradient(params["rival"])
-    judged, ours = rival.apply({"params": fixed}, made)
-    deceived = sum(((1 - x) ** 2).mean() for x in judged)
-    alike = sum(
-        jnp.abs(a - jax.lax.stop_gradient(halves(b)[0])).mean()
-        for a, b in zip(ours, values, strict=True)
-    )
-    spectral = spectral_loss(made, real)
-    return rival_loss + deceived + 2 * alike + spectral_weight * spectral

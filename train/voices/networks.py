@@ -5,20 +5,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from gptfl_jax import artifacts
 from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.speech.spectrogram import SAMPLE_RATE_HZ
 from gptfl_jax.generators.speech.speecht5 import SpeechT5Config, SpeechT5ForTextToSpeech
-
-# What a discriminator reshapes waveforms by, in samples (arXiv 2010.05646, 2.3).
-_PERIODS = (2, 3, 5, 7)
 
 
 def make_tokenizer(words: Sequence[str], folder: pathlib.Path) -> Any:
@@ -98,37 +92,3 @@ def make_vocoder(settings: ConfigDict) -> HifiGan:
             resblock_dilation_sizes=((1, 3), (1, 3)),
         )
     )
-
-
-class Discriminator(linen.Module):
-    """Tells made from real waveforms, by the samples of one period after the other.
-
-    The multi-period discriminator of arXiv 2010.05646 in small.
-
-    Attributes:
-        features: channels of the convolutions; each but the last takes every third
-            step.
-    """
-
-    features: tuple[int, ...] = (16, 32, 64, 64)
-
-    @linen.compact
-    def __call__(
-        self, waves: Float[Array, "batch samples"]
-    ) -> tuple[list[Float[Array, "..."]], list[Float[Array, "..."]]]:
-        """A judgement for each period, 1 for real, and all values on the way to it."""
-        judgements, values = [], []
-        for period in _PERIODS:
-            rest = -waves.shape[1] % period
-            x = jnp.pad(waves, ((0, 0), (0, rest)), mode="reflect")
-            x = x.reshape(len(x), -1, period).swapaxes(1, 2)
-            x = x.reshape(-1, x.shape[2], 1)
-            for i, features in enumerate(self.features):
-                stride = 3 if i < len(self.features) - 1 else 1
-                name = f"period_{period}_conv_{i}"
-                x = linen.Conv(features, (5,), stride, name=name)(x)
-                x = jax.nn.leaky_relu(x, 0.1)
-                values.append(x)
-            x = linen.Conv(1, (3,), name=f"period_{period}_judgement")(x)
-            judgements.append(x)
-        return judgements, values

@@ -30,12 +30,14 @@ from gptfl_jax import artifacts, planning
 from gptfl_jax.generators.speech.spectrogram import (
     HOP,
     NUM_MELS,
+    log_mel,
 )
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.progress import say
-from train import phases
+from train import phases, vocoders
 from train.voices import losses, networks, quality
 from train.voices.corpus import (
+    FLOOR,
     Corpus,
     load_corpus,
     spectrograms,
@@ -170,59 +172,17 @@ def _teach_all(model, variables, speakers, corpus, mels, table, key):
 def _train_vocoder(train, settings, stream, corpus, mels, taught):
     """The vocoder and its variables."""
     vocoder = networks.make_vocoder(settings)
-    length = settings.segment_frames
-    variables = vocoder.init(stream(_VOCODER_INIT), jnp.zeros((1, length, NUM_MELS)))
-    inside = np.arange(mels.shape[1]) < corpus.frames[:, None]
-    heard = mels[inside]
-    statistics = {
-        "statistics": {
-            "mel_mean": jnp.asarray(heard.mean(0)),
-            "mel_scale": jnp.asarray(heard.std(0)),
-        }
-    }
-
-    def vocode(params, mels):
-        return vocoder.apply({"params": params, **statistics}, mels)
-
-    def batch(data, key):
-        mels, waves, frames = data
-        row_key, start_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, (settings.vocoder_batch_size,), 0, len(mels))
-        room = jnp.maximum(frames[rows] - length, 0)
-        starts = jax.random.randint(start_key, rows.shape, 0, room + 1)
-
-        def cut(row, start):
-            mel = jax.lax.dynamic_slice_in_dim(mels[row], start, length)
-            wave = jax.lax.dynamic_slice_in_dim(waves[row], start * HOP, length * HOP)
-            return mel, wave / 2**15
-
-        return jax.vmap(cut)(rows, starts)
-
-    params = train(
-        "vocoder",
-        params=variables["params"],
-        loss=lambda params, examples, key: losses.spectral_loss(
-            vocode(params, examples[0]), examples[1]
-        ),
-        data=(mels, corpus.waves, corpus.frames),
-        batch=batch,
-        key=stream(_VOCODER_DATA),
+    streams = _VOCODER_INIT, _VOCODER_DATA, _RIVAL_INIT, _RIVAL_DATA
+    variables = vocoders.train_vocoder(
+        train,
+        settings,
+        vocoders.Streams(*map(stream, streams)),
+        vocoder,
+        functools.partial(log_mel, floor=FLOOR),
+        vocoders.Clips(mels, corpus.waves, corpus.frames),
+        taught,
     )
-    if settings.adversarial_steps:
-        rival = networks.Discriminator()
-        waves = jnp.zeros((1, length * HOP))
-        against = rival.init(stream(_RIVAL_INIT), waves)["params"]
-        params = train(
-            "adversarial",
-            params={"vocoder": params, "rival": against},
-            loss=functools.partial(
-                losses.adversarial_loss, vocode, rival, settings.spectral_weight
-            ),
-            data=(taught, corpus.waves, corpus.frames),
-            batch=batch,
-            key=stream(_RIVAL_DATA),
-        )["vocoder"]
-    return vocoder, {"params": params, **statistics}
+    return vocoder, variables
 
 
 def _write_speakers(

@@ -8,21 +8,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from gptfl_jax import (
-    artifacts,
-    central_training,
-    devices,
-    drawing,
-    evaluation,
-    labels,
-    models,
-    training,
-)
+from gptfl_jax import artifacts, drawing, labels
 from gptfl_jax.augmentation import SpecAugment
 from gptfl_jax.data import audio, sources
 from gptfl_jax.data.sources import fsdd
@@ -35,6 +25,7 @@ from gptfl_jax.generators.speech.spectrogram import (
 )
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.progress import say
+from train import readers
 from train.voices.corpus import FLOOR, Corpus
 from train.voices.synthesizers import Voice
 
@@ -104,15 +95,12 @@ def _to_frames(inputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.nd
 
 
 def train_reader(
-    inputs: tuple[
-        Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]
-    ],
+    inputs: readers.Features,
     labels: Int32[np.ndarray, " clips"],
     key: PRNGKeyArray,
     epochs: int,
-) -> tuple[training.Learner, training.Variables]:
+) -> readers.Reader:
     """A small audio classifier of digits, trained with SpecAugment."""
-    inputs = _to_frames(inputs)
     augmentation = SpecAugment(
         tempo=0.2,
         warp=0.15,
@@ -122,35 +110,18 @@ def train_reader(
         frequency_masks=1,
         frequency_width=8,
     )
-    learner = training.make_learner(
-        models.create("audio_cnn", len(DIGITS)),
-        training.example_of(inputs),
-        augmentation=augmentation,
+    return readers.train_reader(
+        _to_frames(inputs), labels, len(DIGITS), augmentation, key, epochs
     )
-    size = 64
-    steps = -(-len(labels) // size)
-    optimizer = optax.adamw(
-        optax.cosine_decay_schedule(2e-3, epochs * steps), weight_decay=5e-4
-    )
-    state = training.init_state(learner, optimizer, key)
-    state = devices.replicate(state, devices.for_steps(size))
-    passes = central_training.fit(
-        learner, optimizer, state, inputs, labels, key, epochs, size
-    )
-    *_, last = tqdm(passes, "reader", epochs, mininterval=5)
-    return learner, last.state.variables
 
 
 def accuracy(
-    reader: tuple[training.Learner, training.Variables],
-    inputs: tuple[
-        Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]
-    ],
+    reader: readers.Reader,
+    inputs: readers.Features,
     labels: Int32[np.ndarray, " clips"],
 ) -> float:
     """Share of clips whose digit a reader of `train_reader` recognises."""
-    inputs = _to_frames(inputs)
-    return evaluation.evaluate(*reader, inputs, labels, len(DIGITS)).accuracy
+    return readers.accuracy(reader, _to_frames(inputs), labels, len(DIGITS))
 
 
 def measure(

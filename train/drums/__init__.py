@@ -1,0 +1,1 @@
+"""What trains the small drums: strokes made by rule and recorded, and an AudioLDM."""
