@@ -109,8 +109,8 @@ def make_networks(
         model_in_dim=NUM_MELS,
         sampling_rate=SAMPLE_RATE_HZ,
         upsample_initial_channel=settings.vocoder_channels,
-        upsample_rates=(8, 8, 4),
-        upsample_kernel_sizes=(16, 16, 8),
+        upsample_rates=(8, 8, 8),
+        upsample_kernel_sizes=(16, 16, 16),
         resblock_kernel_sizes=(3, 7),
         resblock_dilation_sizes=((1, 3), (1, 3)),
     )

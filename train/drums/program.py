@@ -1,6 +1,6 @@
 """Training of the small drums on strokes made by rule and on a few free recordings.
 
-An AudioLDM in miniature: an autoencoder (AutoencoderKL) learns 8x8 latents of log-mel
+An AudioLDM in miniature: an autoencoder (AutoencoderKL) learns 4x8 latents of log-mel
 spectrograms of a second, then a text encoder and a UNet learn together to denoise them,
 by v-prediction (arXiv 2202.00512) with a share of empty prompts for classifier-free
 guidance (arXiv 2207.12598). A HiFi-GAN vocoder learns to make waveforms of spectrograms

@@ -50,10 +50,10 @@ FIELDS: dict[str, Field] = {
         "share of prompts left empty, for classifier-free guidance",
     ),
     "vocoder_channels": Field(
-        96, rules.whole(8), "channels of the vocoder before its first upsampling"
+        64, rules.whole(8), "channels of the vocoder before its first upsampling"
     ),
     "segment_frames": Field(
-        32, rules.whole(4), "frames of the segments that the vocoder learns from"
+        16, rules.whole(4), "frames of the segments that the vocoder learns from"
     ),
     "vocoder_batch_size": Field(
         16, rules.whole(1), "segments a step, over all devices"
@@ -100,16 +100,16 @@ def check(config: ConfigDict) -> None:
     sound = config.text_to_sound
     factor = 2 ** (len(sound.vae_channels) - 1)
     halvings = 2 ** (len(sound.unet_channels) - 1)
-    if 64 % (factor * halvings):
+    if 32 % (factor * halvings):
         raise refused(
             "text_to_sound.vae_channels",
             sound.vae_channels,
-            "so many that 64 frames can be halved once for each but the first of them "
+            "so many that 32 frames can be halved once for each but the first of them "
             "and of config.text_to_sound.unet_channels",
         )
-    if sound.segment_frames > 64:
+    if sound.segment_frames > 32:
         raise refused(
             "text_to_sound.segment_frames",
             sound.segment_frames,
-            "at most the 64 frames of a stroke",
+            "at most the 32 frames of a stroke",
         )

@@ -63,17 +63,17 @@ def test_recordings_are_known_by_their_names(tmp_path):
 
 
 def test_spectrograms_by_hand():
-    """A tone of bin 32 has the magnitude that its window gives, in two bands."""
-    wave = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(4096) / RATE)
+    """A tone of bin 64 has the magnitude that its window gives, and half beside."""
+    wave = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(8192) / RATE)
     mels = np.asarray(log_mel(jnp.asarray(wave[None], jnp.float32)))
     assert mels.shape == (1, 17, 64)
     middle = 10.0 ** mels[0, 8]
-    # A Hann window of 512 gives 0.5 * 512 / 4 in the bin, half beside it.
+    # A Hann window of 1024 gives 0.5 * 1024 / 4 in the bin, half beside it.
     import librosa
 
-    filters = librosa.filters.mel(sr=RATE, n_fft=512, n_mels=64, fmin=0, fmax=8000)
+    filters = librosa.filters.mel(sr=RATE, n_fft=1024, n_mels=64, fmin=0, fmax=8000)
     assert (filters.max(1) > 0).all()  # no band is empty
-    expected = filters[:, 31:34] @ [32, 64, 32]
+    expected = filters[:, 63:66] @ [64, 128, 64]
     np.testing.assert_allclose(middle, np.maximum(expected, 1e-3), atol=2e-3)
 
 

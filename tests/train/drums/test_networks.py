@@ -54,7 +54,7 @@ def test_networks_fit_together(tokenizer):
     settings = launch.read_config("drums").text_to_sound
     parts = networks.make_networks(settings, tokenizer, 2.0)
     parts.check()
-    assert parts.latent_shape(1.024) == (8, 8, settings.latent_channels)
+    assert parts.latent_shape(1.024) == (4, 8, settings.latent_channels)
     assert parts.num_samples(1.024) == 16_384
     assert parts.vae.config.scaling_factor == 2.0
 
@@ -65,6 +65,6 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="vae_channels = .*halved once for each"):
         configuration.validate(config)
     config = launch.read_config("drums")
-    config.text_to_sound.segment_frames = 68
-    with pytest.raises(ConfigError, match="segment_frames = 68: takes at most the 64"):
+    config.text_to_sound.segment_frames = 36
+    with pytest.raises(ConfigError, match="segment_frames = 36: takes at most the 32"):
         configuration.validate(config)

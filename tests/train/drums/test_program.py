@@ -25,7 +25,7 @@ def tiny_config(**fields):
         "text_layers": 1,
         "unet_steps": 4,
         "vocoder_channels": 8,
-        "segment_frames": 8,
+        "segment_frames": 4,
         "vocoder_batch_size": 2,
         "vocoder_steps": 3,
         "adversarial_steps": 2,
@@ -61,7 +61,7 @@ def test_a_run_writes_a_model(tmp_path):
     )
     assert waves.shape == (2, 16_384) and np.isfinite(waves).all()
     with Image.open(tmp_path / "samples.png") as sheet:
-        assert sheet.size == (8 * 2 * 64, 12 * 2 * 64)
+        assert sheet.size == (8 * 2 * 32, 12 * 2 * 64)
     clips = sorted((tmp_path / "samples").glob("*.wav"))
     assert len(clips) == 6 * 8 * 2
     assert {soundfile.info(clip).frames for clip in clips} == {16_384}
