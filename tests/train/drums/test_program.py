@@ -17,10 +17,10 @@ def tiny_config(**fields):
     settings = {
         "recordings": "",
         "strokes": 8,
-        "vae_channels": (4, 8, 8, 8),
+        "vae_channels": (4, 4, 4),
         "latent_channels": 2,
         "vae_steps": 3,
-        "unet_channels": (16, 16),
+        "unet_channels": (16,),
         "text_features": 8,
         "text_layers": 1,
         "unet_steps": 4,
@@ -65,8 +65,3 @@ def test_a_run_writes_a_model(tmp_path):
     clips = sorted((tmp_path / "samples").glob("*.wav"))
     assert len(clips) == 6 * 8 * 2
     assert {soundfile.info(clip).frames for clip in clips} == {16_384}
-    # Started again it finds all phases done, and writes the same.
-    before = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    program.run(tiny_config(), tmp_path)
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert file.read_bytes() == before
