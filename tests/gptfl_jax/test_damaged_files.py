@@ -24,7 +24,7 @@ import pytest
 import soundfile
 
 from gptfl_jax import prompting
-from gptfl_jax.data import audio, images, partition, sources, speech_models
+from gptfl_jax.data import audio, partition, sources, speech_models
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.diffusion.solvers import DDIM, DPMSolver
 from gptfl_jax.generators.diffusion.unet import UNetConfig
@@ -583,20 +583,3 @@ def test_named_pipes_are_not_waited_for(file, read, tmp_path, time_limit):
     os.mkfifo(folder / file)
     with pytest.raises(UserError, match="class"):
         read(folder)
-
-
-def test_only_pictures_are_opened_as_pictures(tmp_path, monkeypatch):
-    """Pillow would start Ghostscript for the first."""
-    (tmp_path / "cat").mkdir()
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
-    pixels = PIL.Image.fromarray(np.zeros((9, 9, 3), np.uint8))
-    for form in ("EPS", "PCX", "TGA", "SGI", "ICNS"):
-        pixels.resize((32, 32)).save(tmp_path / "cat" / f"{form}.png", form)
-    (tmp_path / "cat" / "a.png").write_bytes(postscript)
-    monkeypatch.setattr(
-        PIL.EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("started")
-    )
-    for path in (tmp_path / "cat").iterdir():
-        picture = images.read_picture(path, 4, 3)
-        assert picture.pixels is None, path
-        assert "cannot be decoded (cannot identify image file" in picture.error

@@ -115,3 +115,20 @@ def test_large_pictures_are_resized_by_channel(monkeypatch):
     monkeypatch.setattr(images, "_LARGE", 100)
     # Sums in another order may round a tie to its other side.
     assert np.abs(images.box_resize(pixels, 7).astype(int) - whole).max() <= 1
+
+
+def test_only_pictures_are_opened_as_pictures(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for the first."""
+    (tmp_path / "cat").mkdir()
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    pixels = PIL.Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    for form in ("EPS", "PCX", "TGA", "SGI", "ICNS"):
+        pixels.resize((32, 32)).save(tmp_path / "cat" / f"{form}.png", form)
+    (tmp_path / "cat" / "a.png").write_bytes(postscript)
+    monkeypatch.setattr(
+        PIL.EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("started")
+    )
+    for path in (tmp_path / "cat").iterdir():
+        picture = images.read_picture(path, 4, 3)
+        assert picture.pixels is None, path
+        assert "cannot be decoded (cannot identify image file" in picture.error
