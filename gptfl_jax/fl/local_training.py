@@ -123,7 +123,9 @@ class Client(NamedTuple):
         # Dot products run vectorised on CPUs, sums of squares do not.
         square = _square(message.update)
         rest = square + _square((message.model_state, message.extra, own))
-        return message, own, jnp.sqrt(square), jnp.isfinite(rest)
+        # Roots, because XLA computes them once: it would write a plain sum of hundreds
+        # of numbers anew into the kernel of each array that depends on it.
+        return message, own, jnp.sqrt(square), jnp.isfinite(jnp.sqrt(rest))
 
     def message(self, context: Context, own: PyTree) -> Message:
         context = context._replace(own=own)
