@@ -84,6 +84,10 @@ class Normalisation(NamedTuple):
 # A power of two, so that dividing by it later is exact.
 _FLOAT16_LOSS_SCALE = 2.0**10
 
+# How a function is compiled that runs once: to the same bits in a third of the time (of
+# the initial weights of ResNet-20: 2.5 in place of 7.7 s of processor time).
+_RUN_ONCE = {"xla_backend_optimization_level": 1}
+
 
 def make_learner(
     model: nn.Module,
@@ -164,8 +168,7 @@ def make_learner(
             outputs = _scale_gradient(outputs, gradient_scale)
         return outputs
 
-    @jax.jit
-    def init(key: PRNGKeyArray) -> Variables:
+    def make_variables(key):
         inputs = jax.tree.map(
             lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), example
         )
@@ -175,6 +178,13 @@ def make_learner(
         variables = model.init(rngs, inputs, *takes(False, None))
         variables = _cast(dict(variables), wide)
         return head_alone(variables) if only_head else variables
+
+    compiled = jax.jit(make_variables, compiler_options=_RUN_ONCE)
+
+    def init(key: PRNGKeyArray) -> Variables:
+        # Only the outermost function may say how it is compiled.
+        inside = isinstance(key, jax.core.Tracer)
+        return make_variables(key) if inside else compiled(key)
 
     def loss(
         variables: Variables, batch: Batch, key: PRNGKeyArray
