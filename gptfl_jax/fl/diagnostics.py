@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gptfl_jax.fl.execution import ClientStats, Spread
+from gptfl_jax.fl.sums import flat
 
 
 class RoundMetrics(NamedTuple):
@@ -67,17 +68,7 @@ def diversity(
     """From the sums of updates and of their directions, over the clients that count."""
     squares = jnp.sum(jnp.where(counts, jnp.square(norms), 0))
     total = squared_norm(spread.total)
-    along = sum(
-        (
-            jnp.vdot(x, y)
-            for x, y in zip(
-                jax.tree.leaves(spread.total),
-                jax.tree.leaves(spread.directions),
-                strict=True,
-            )
-        ),
-        jnp.zeros(()),
-    )
+    along = jnp.vdot(spread.total, spread.directions)
     return Diversity(
         _ratio(squares, total),
         _ratio(total, squares),
@@ -106,7 +97,8 @@ def mean_loss(stats: ClientStats) -> Float[Array, ""]:
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
     """Sum of the squares of all leaves' entries."""
-    return sum((jnp.vdot(x, x) for x in jax.tree.leaves(tree)), jnp.zeros(()))
+    entries = flat(tree)
+    return jnp.vdot(entries, entries)
 
 
 def distance(a: PyTree, b: PyTree) -> Float[Array, ""]:

@@ -28,7 +28,7 @@ from gptfl_jax.devices import all_along, replicate
 from gptfl_jax.fl.client_rules import Context, LocalRule, Message, joined, split
 from gptfl_jax.fl.cohorts import Cohort, balance
 from gptfl_jax.fl.local_training import Client, LocalTraining, Progress
-from gptfl_jax.fl.sums import Aggregation, accumulator, add_weighted, scale
+from gptfl_jax.fl.sums import Aggregation, accumulator, add_weighted, flat, scale
 from gptfl_jax.training import Variables
 
 AXIS = "clients"
@@ -77,9 +77,9 @@ class ClientStats(NamedTuple):
 class Spread(NamedTuple):
     """Sums from which the diagnostics follow."""
 
-    total: PyTree
-    """sum_i d_i over the finite updates, unweighted."""
-    directions: PyTree
+    total: Float[Array, " entries"]
+    """sum_i d_i over the finite updates, each as one vector, unweighted."""
+    directions: Float[Array, " entries"]
     """sum_i d_i / |d_i|."""
 
 
@@ -346,7 +346,7 @@ class _Turn(NamedTuple):
         )
         spread = None
         if self.diagnostics:
-            zeros = jax.tree.map(accumulator, message.update)
+            zeros = accumulator(jax.eval_shape(flat, message.update))
             spread = Spread(zeros, zeros)
         real = jnp.zeros(size + 1, dtype)
         integer = jnp.zeros(size + 1, jnp.int32)
@@ -370,14 +370,14 @@ class _Turn(NamedTuple):
         progress = self._trained(entries, contexts)
         in_context = Context(None, None, 0)
         finish = jax.vmap(self.client.finish, (in_context, 0))
-        message, new, norm, finite = finish(contexts, progress)
+        message, new, update, norm, finite = finish(contexts, progress)
 
         def keep(x, otherwise, flag=finite):
             flag = flag.reshape((-1,) + (1,) * (x.ndim - 1))
             return jnp.where(flag, x, otherwise)
 
         message = jax.tree.map(lambda x: keep(x, 0), message)
-        norm = keep(norm, 0)
+        update, norm = keep(update, 0), keep(norm, 0)
         trained = finite & (entries.steps > 0)
         # Who failed to report goes on from what it had, not from where it would start.
         new = jax.tree.map(lambda x, y: keep(x, y, trained), new, mine)
@@ -393,8 +393,8 @@ class _Turn(NamedTuple):
             counts = trained.astype(norm.dtype)
             inverse = counts / jnp.where(norm > 0, norm, 1)
             spread = Spread(
-                add_weighted(spread.total, message.update, counts),
-                add_weighted(spread.directions, message.update, inverse),
+                add_weighted(spread.total, update, counts),
+                add_weighted(spread.directions, update, inverse),
             )
         report = ClientStats(
             weight, finite, entries.steps, entries.rows, progress.loss, norm

@@ -27,7 +27,7 @@ from gptfl_jax.fl.client_rules import (
     split,
 )
 from gptfl_jax.fl.microbatches import rows_at_once
-from gptfl_jax.fl.sums import accumulator, scale
+from gptfl_jax.fl.sums import accumulator, flat, scale
 from gptfl_jax.training import Batch
 
 
@@ -115,17 +115,20 @@ class Client(NamedTuple):
         )
 
     def finish(self, context: Context, progress: Progress):
-        """(message, new own state, norm of the update, whether all that is finite)."""
+        """(message, new own state, the update as one vector, its norm, whether all that
+        is finite)."""
         variables = joined(progress.params, progress.model_state, context.variables)
         mass = progress.shadow[0] if progress.shadow else ()
         measured = Measured(mass, progress.start_gradient)
         message, own = self.rule.report(context, variables, measured)
         # Dot products run vectorised on CPUs, sums of squares do not.
-        square = _square(message.update)
-        rest = square + _square((message.model_state, message.extra, own))
-        # Roots, because XLA computes them once: it would write a plain sum of hundreds
-        # of numbers anew into the kernel of each array that depends on it.
-        return message, own, jnp.sqrt(square), jnp.isfinite(jnp.sqrt(rest))
+        update = flat(message.update)
+        square = jnp.vdot(update, update)
+        others = flat((message.model_state, message.extra, own))
+        # A root, because XLA computes it once: it would write what is plainly added up
+        # anew into the kernel of each array that depends on it.
+        finite = jnp.isfinite(jnp.sqrt(square + jnp.vdot(others, others)))
+        return message, own, update, jnp.sqrt(square), finite
 
     def message(self, context: Context, own: PyTree) -> Message:
         context = context._replace(own=own)
@@ -365,10 +368,6 @@ def _apply(optimizer, gradient, state, params, rate):
     if rate is not None:
         updates = scale(updates, jnp.asarray(rate))
     return optax.apply_updates(params, updates), state
-
-
-def _square(tree: PyTree) -> Float[Array, ""]:
-    return sum((jnp.vdot(x, x) for x in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
 def _buckets(batch_size: int, count: int) -> tuple[int, ...]:

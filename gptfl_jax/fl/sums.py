@@ -63,6 +63,17 @@ def accumulator(like: Array | jax.ShapeDtypeStruct) -> Array:
     return jnp.zeros(like.shape, accumulator_dtype(like.dtype))
 
 
+def flat(tree: PyTree) -> Float[Array, " entries"]:
+    """All numbers of a tree one behind the other, as wide as their sums.
+
+    What is done to one array is compiled once, not once a leaf.
+    """
+    leaves = [
+        x.ravel().astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)
+    ]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+
 def add_weighted(
     sums: PyTree, values: PyTree, weights: Float[Array, " lanes"]
 ) -> PyTree:

@@ -18,9 +18,7 @@ def spread_of(updates: np.ndarray) -> tuple[Spread, jax.Array, jax.Array]:
     finite = np.where(counts[:, None], updates, 0)
     norms = np.linalg.norm(finite, axis=1)
     directions = finite / np.where(norms > 0, norms, 1)[:, None]
-    spread = Spread(
-        {"w": jnp.asarray(finite.sum(0))}, {"w": jnp.asarray(directions.sum(0))}
-    )
+    spread = Spread(jnp.asarray(finite.sum(0)), jnp.asarray(directions.sum(0)))
     return spread, jnp.asarray(norms), jnp.asarray(counts)
 
 
