@@ -1,4 +1,4 @@
-"""Weights of clients."""
+"""Weights of clients, and trees as one vector."""
 
 import jax.numpy as jnp
 import pytest
@@ -12,3 +12,10 @@ def test_weightings():
     assert sums.weighting("uniform")(examples).tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="weighting 'size': takes"):
         sums.weighting("size")
+
+
+def test_a_flat_tree_holds_all_numbers_as_wide_as_their_sums():
+    tree = {"a": jnp.array([[1.0, 2.0]], jnp.bfloat16), "b": jnp.array([3.0])}
+    found = sums.flat(tree)
+    assert found.tolist() == [1, 2, 3]
+    assert found.dtype == jnp.float32 and sums.flat({}).shape == (0,)
