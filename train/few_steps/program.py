@@ -4,7 +4,7 @@ The teacher draws samples in many steps with guidance (`targets.py`); the studen
 same UNet with low-rank updates (`low_rank.py`), learns to take the same ways in few.
 No picture is needed, only prompts.
 
-Written to the workdir: `trajectories.npz`, `lora/pytorch_lora_weights.safetensors` for
+Written to the workdir: `trajectories/`, `lora/pytorch_lora_weights.safetensors` for
 `config.generate.lora`, metrics and checkpoints of the training; and, of digits,
 `samples.png` and `quality.json`.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, planning
+from gptfl_jax import artifacts, interruption, planning
 from gptfl_jax.errors import UserError
 from gptfl_jax.generators.pictures.sampling import Networks
 from gptfl_jax.generators.pictures.stable_diffusion import StableDiffusion
@@ -35,7 +35,7 @@ from train.glyphs import prompts, quality
 # Streams of random draws: fold_in(seed, stream).
 _PROMPTS, _NOISE, _INIT, _DATA, _SHEET, _TEST = range(6)
 _SECTION = "few_steps"
-# Samples that the teacher draws at once.
+# Samples that the teacher draws at once, and a file holds.
 _ROWS = 256
 
 
@@ -122,57 +122,76 @@ def _schedules(pipeline, settings):
 
 
 def _lessons(config, workdir, stream, pipeline) -> Lessons:
-    """The teacher's samples, kept in the workdir."""
+    """The teacher's samples, kept in the workdir part by part."""
     settings = config.few_steps
     names = ("model", "prompts", "steps", "steps_of_teacher", "guidance_scale")
-    made_with = {name: settings[name] for name in (*names, "trajectories")}
+    made_with = {name: settings[name] for name in names}
     made_with |= {"seed": config.seed, "content": hub.model_digest(settings.model)}
-    text = json.dumps(made_with)
-    path = workdir / "trajectories.npz"
+    run = functools.partial(_part, pipeline, settings, stream)
+    parts, count = [], settings.trajectories
+    with (
+        interruption.deferred("part of the samples"),
+        Progress(count, "sample", 0, "teacher") as progress,
+    ):
+        for first in range(0, count, _ROWS):
+            path = workdir / "trajectories" / f"{first:07d}.npz"
+            rows = min(_ROWS, count - first)
+            parts.append(_kept(path, json.dumps(made_with), rows, run, first))
+            progress.update(rows)
+            interruption.check(
+                f"{progress.done:,} of {count:,} samples are saved; the same command "
+                "makes the others"
+            )
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+
+
+def _kept(path, made_with: str, count: int, run, first: int) -> Lessons:
+    """The first samples of a part, read from its file where that is of the settings."""
     if path.exists():
         with np.load(path) as stored:
-            if str(stored["made_with"]) == text:
-                return Lessons(*(stored[name] for name in Lessons._fields))
+            found = {name: stored[name] for name in stored.files}
+        kept = Lessons(*(found[name] for name in Lessons._fields))
+        if str(found["made_with"]) == made_with and len(kept.tokens) >= count:
+            return jax.tree.map(lambda column: column[:count], kept)
         say(f"{path} was made with other settings: it is made anew")
-    lessons = sample(pipeline, settings, stream)
+    made = run(first, count)
     buffer = io.BytesIO()
-    np.savez(buffer, made_with=text, **lessons._asdict())
+    np.savez(buffer, made_with=made_with, **made._asdict())
     artifacts.write_bytes(path, buffer.getvalue())
-    return lessons
+    return made
 
 
-def sample(pipeline: StableDiffusion, settings: ConfigDict, stream: Any) -> Lessons:
-    """The teacher's samples: sample i depends on the seed and i."""
+def _part(
+    pipeline: StableDiffusion, settings: ConfigDict, stream: Any, first: int, count: int
+) -> Lessons:
+    """Samples of the teacher: sample i depends on the seed and i."""
     student, teacher = _schedules(pipeline, settings)
     texts = _texts(settings)
-    count, every = settings.trajectories, settings.steps_of_teacher // settings.steps
-    numbers = np.arange(count)
+    numbers = np.arange(first, first + count)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(stream(_NOISE), numbers)
     chosen = jax.vmap(
         lambda i: jax.random.randint(
             jax.random.fold_in(stream(_PROMPTS), i), (), 0, len(texts)
         )
     )(numbers)
-    table = np.concatenate(
-        [pipeline.tokenize(texts[i : i + 1000]) for i in range(0, len(texts), 1000)]
+    tokens = pipeline.tokenize([texts[i] for i in chosen.tolist()])
+    start = targets.start_of(
+        tokens, pipeline.tokenize([""]), keys, settings.guidance_scale
     )
-    tokens, empty = table[np.asarray(chosen)], pipeline.tokenize([""])
-    run = targets.states(pipeline.networks, pipeline.networks.latent_shape())
-    places, found = [], []
-    rows = min(_ROWS, count)
-    with Progress(count, "sample", 0, "teacher") as progress:
-        for first in range(0, count, rows):
-            # One shape for all: the last batch is filled up.
-            batch = np.minimum(np.arange(first, first + rows), count - 1)
-            start = targets.start_of(
-                tokens[batch], empty, keys[batch], settings.guidance_scale
-            )
-            kept = run(pipeline.params, start, teacher, every)
-            real = min(rows, count - first)
-            places.append(np.stack(kept[:-1], axis=1)[:real])
-            found.append(np.stack(targets.outputs(student, kept), axis=1)[:real])
-            progress.update(real)
-    return Lessons(np.concatenate(places), np.concatenate(found), tokens)
+    states = _states(pipeline.networks)
+    every = settings.steps_of_teacher // settings.steps
+    places = states(pipeline.params, start, teacher, every)
+    return Lessons(
+        np.stack(places[:-1], axis=1),
+        np.stack(targets.outputs(student, places), axis=1),
+        tokens,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _states(networks: Networks):
+    """Compiled once, for all parts."""
+    return targets.states(networks, networks.latent_shape())
 
 
 def _texts(settings: ConfigDict) -> list[str]:

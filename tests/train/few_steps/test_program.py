@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(model, tmp_path, monkeypatch):
         for name in ("whole", "killed")
     )
     assert whole == killed
-    with np.load(tmp_path / "whole" / "trajectories.npz") as stored:
+    with np.load(tmp_path / "whole" / "trajectories" / "0000000.npz") as stored:
         assert stored["places"].shape == stored["outputs"].shape
         assert stored["places"].shape[:2] == (12, 2)
         assert json.loads(str(stored["made_with"]))["steps_of_teacher"] == 4
