@@ -1,8 +1,9 @@
 """Words of speech synthesizers as arrays: what the small voices learn from."""
 
 import io
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,20 @@ from train.voices import synthesizers
 FLOOR = 1e-5
 # Frames of silence that a clip ends with, so that its end can be learned.
 _SILENT_FRAMES = 2
+# What no run learns from: the vocoder is measured by words that it has not heard.
+_HELD_OUT_WORDS = (
+    *("water", "yellow", "window", "garden", "river", "summer", "lemon", "silver"),
+    *(
+        "morning",
+        "monkey",
+        "village",
+        "number",
+        "winter",
+        "mother",
+        "rainbow",
+        "animal",
+    ),
+)
 
 
 class Corpus(NamedTuple):
@@ -87,8 +102,8 @@ def make_corpus(
 
 def load_corpus(workdir: pathlib.Path, settings: ConfigDict) -> Corpus:
     """The corpus, kept in the workdir so that a resumed run needs no synthesizer."""
-    path = workdir / "corpus.npz"
-    if not path.exists():
+
+    def speak():
         words, voices = words_of(settings), voices_of(settings)
         clips = synthesizers.speak_all(words, voices)
         corpus = make_corpus(clips, settings.max_frames, settings.reduction_factor)
@@ -98,8 +113,34 @@ def load_corpus(workdir: pathlib.Path, settings: ConfigDict) -> Corpus:
             f"{corpus.frames.sum() * HOP / SAMPLE_RATE_HZ / 60:.0f} minutes; "
             f"{asked - made} left out, longer than {settings.max_frames} frames",
         )
+        return corpus
+
+    return _load(workdir / "corpus.npz", speak)
+
+
+def load_held_out(workdir: pathlib.Path, settings: ConfigDict) -> Corpus:
+    """Clips that nothing is learned from: each voice says a word that is not learned.
+
+    Kept in the workdir as the corpus is. Its `words` are all 0.
+    """
+
+    def speak():
+        words = [w for w in _HELD_OUT_WORDS if w not in words_of(settings)]
+        tasks = zip(voices_of(settings), itertools.cycle(words), strict=False)
+        clips = synthesizers.speak_each(tasks)
+        # Its one word is the first for each voice.
+        return make_corpus(
+            [[clip] for clip in clips], settings.max_frames, settings.reduction_factor
+        )
+
+    return _load(workdir / "held_out.npz", speak)
+
+
+def _load(path: pathlib.Path, speak: Callable[[], Corpus]) -> Corpus:
+    """What is stored, or else what is spoken now and stored."""
+    if not path.exists():
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **corpus._asdict())
+        np.savez_compressed(buffer, **speak()._asdict())
         artifacts.write_bytes(path, buffer.getvalue())
     with np.load(path) as stored:
         return Corpus(*(stored[name] for name in Corpus._fields))

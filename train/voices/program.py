@@ -40,6 +40,7 @@ from train.voices.corpus import (
     FLOOR,
     Corpus,
     load_corpus,
+    load_held_out,
     spectrograms,
     voices_of,
     words_of,
@@ -61,6 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         stream = functools.partial(jax.random.fold_in, jax.random.key(config.seed))
         started = time.perf_counter()
         corpus = load_corpus(workdir, settings)
+        held_out = load_held_out(workdir, settings)
         words, voices = words_of(settings), voices_of(settings)
         folder = workdir / "model"
         tokenizer = networks.make_tokenizer(words, folder)
@@ -92,7 +94,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         seconds = time.perf_counter() - started
         say(f"model written to {folder} after {seconds:.0f} s")
         keys = stream(_SAMPLES), stream(_TEST), stream(_READER)
-        quality.measure(workdir, settings, keys, corpus, words, voices)
+        quality.measure(workdir, settings, keys, corpus, held_out, words, voices)
 
 
 def plan(config: ConfigDict) -> planning.Plan:

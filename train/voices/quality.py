@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from gptfl_jax.generators.speech.spectrogram import (
 from gptfl_jax.generators.speech.text_to_speech import TextToSpeech
 from gptfl_jax.progress import say
 from train import readers
-from train.voices.corpus import FLOOR, Corpus
+from train.voices import spectra
+from train.voices.corpus import FLOOR, Corpus, spectrograms
 from train.voices.synthesizers import Voice
 
 DIGITS = tuple(labels.label_set("fsdd").phrases.values())
@@ -72,6 +73,22 @@ def spoken_digits(
         waves = np.asarray(waves)
         clips += [w[:n] for w, n in zip(waves, lengths, strict=True)]
     return clips, numbers.astype(np.int32)
+
+
+def copies(
+    pipeline: TextToSpeech, clips: Corpus
+) -> Iterator[tuple[Float32[np.ndarray, " samples"], Float32[np.ndarray, " samples"]]]:
+    """What the vocoder makes of each clip's spectrogram, and the clip."""
+    vocode = jax.jit(pipeline.vocoder.apply)
+    mels = spectrograms(clips)
+    for start in range(0, len(mels), 64):
+        part = slice(start, start + 64)
+        made = vocode(pipeline.variables["vocoder"], mels[part], clips.frames[part])
+        for ours, theirs, frames in zip(
+            np.asarray(made), clips.waves[part], clips.frames[part], strict=True
+        ):
+            theirs = theirs[: frames * HOP].astype(np.float32) / 2**15
+            yield ours[: frames * HOP], theirs
 
 
 def features_of(
@@ -129,6 +146,7 @@ def measure(
     settings: ConfigDict,
     keys: tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray],
     corpus: Corpus,
+    held_out: Corpus,
     words: Sequence[str],
     voices: Sequence[Voice],
 ) -> None:
@@ -139,6 +157,7 @@ def measure(
         settings: The config's section `text_to_speech`.
         keys: Of the samples, of the clips that are recognised, and of the readers.
         corpus: What the model has learned from.
+        held_out: Clips that nothing has learned from.
         words: Its words.
         voices: Its voices.
     """
@@ -157,8 +176,14 @@ def measure(
     ours, theirs = features_of(clips), features_of(original)
     their_key, our_key = jax.random.split(reader_key)
     by_theirs = train_reader(theirs, their_digits, their_key, epochs)
+    copied = spectra.compare(copies(pipeline, held_out))
 
     quality = {
+        "copies_distance_db": copied.distance_db,
+        "copies_harmonics_db": copied.harmonics_db,
+        "their_originals_harmonics_db": copied.real_harmonics_db,
+        "voice_harmonics_db": spectra.clearness(clips),
+        "synthesizers_harmonics_db": spectra.clearness(original),
         "samples": len(clips),
         "milliseconds_per_sample": milliseconds,
         "recognised_by_reader_of_synthesizers": accuracy(by_theirs, ours, digits),

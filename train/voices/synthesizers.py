@@ -16,7 +16,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,10 +138,23 @@ def speak_all(
     Raises:
         UserError: as `speak`.
     """
-    check_engines({voice.engine for voice in spoken_by})
-    tasks = [(voice, word) for voice in spoken_by for word in words]
+    clips = speak_each((voice, word) for voice in spoken_by for word in words)
+    count = len(words)
+    return [clips[i * count : (i + 1) * count] for i in range(len(spoken_by))]
+
+
+def speak_each(
+    tasks: Iterable[tuple[Voice, str]],
+) -> list[Float32[np.ndarray, " samples"]]:
+    """The clip of each voice and word.
+
+    Raises:
+        UserError: as `speak`.
+    """
+    tasks = list(tasks)
+    check_engines({voice.engine for voice, _ in tasks})
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        clips = list(
+        return list(
             tqdm(
                 pool.map(lambda task: speak(*task), tasks),
                 total=len(tasks),
@@ -150,8 +163,6 @@ def speak_all(
                 unit="clip",
             )
         )
-    count = len(words)
-    return [clips[i * count : (i + 1) * count] for i in range(len(spoken_by))]
 
 
 def check_engines(engines: set[str]) -> None:

@@ -21,10 +21,19 @@ _LOWEST_HZ, _HIGHEST_HZ = 80, 7600
 def magnitudes(
     waves: Float[Array, "batch samples"], window: int, hop: int
 ) -> Float[Array, "batch frames frequencies"]:
-    """Short-time Fourier magnitudes: 1 + samples // hop frames, the ends mirrored."""
+    """Short-time Fourier magnitudes: 1 + samples // hop frames, the ends mirrored.
+
+    Args:
+        waves: any.
+        window: samples of a frame, a multiple of `hop`.
+        hop: samples from a frame to the next.
+    """
     padded = jnp.pad(waves, ((0, 0), (window // 2, window // 2)), mode="reflect")
-    starts = np.arange(0, padded.shape[1] - window + 1, hop)
-    frames = padded[:, starts[:, None] + np.arange(window)]
+    count = 1 + waves.shape[1] // hop
+    blocks = padded[:, : (count - 1) * hop + window].reshape(len(waves), -1, hop)
+    # Taken by number they take 2.5 times as long to be differentiated on a CPU.
+    parts = [blocks[:, i : i + count] for i in range(window // hop)]
+    frames = jnp.concatenate(parts, -1)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     spectrum = jnp.fft.rfft(frames * hann.astype(np.float32))
     # The slope of a root is infinite at 0.

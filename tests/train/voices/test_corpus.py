@@ -3,8 +3,8 @@
 import numpy as np
 
 from gptfl_jax import configuration
-from train.voices import quality
-from train.voices.corpus import make_corpus, words_of
+from train.voices import quality, synthesizers
+from train.voices.corpus import load_held_out, make_corpus, voices_of, words_of
 
 
 def test_clips_are_padded_to_whole_steps_and_long_ones_left_out():
@@ -26,3 +26,27 @@ def test_the_words_are_those_of_speech_commands_by_default():
     words = words_of(settings)
     assert len(words) == 35 and set(words) > set(quality.DIGITS)
     assert "silence" not in words
+
+
+def test_held_out_clips_are_words_that_are_not_learned(tmp_path, monkeypatch):
+    """One a voice, kept: a resumed run needs no synthesizer."""
+    spoken = []
+
+    def speak(voice, word):
+        spoken.append((voice.name, word))
+        return np.full(512, 0.5, np.float32)
+
+    monkeypatch.setattr(synthesizers, "speak", speak)
+    monkeypatch.setattr(synthesizers, "check_engines", lambda engines: None)
+    settings = configuration.default_config("text_to_speech").text_to_speech
+    settings.engines = ("flite",)
+    clips = load_held_out(tmp_path, settings)
+    voices = [voice.name for voice in voices_of(settings)]
+    assert sorted(name for name, _ in spoken) == sorted(voices)
+    said = {word for _, word in spoken}
+    assert len(said) == 16 and not said & set(words_of(settings))
+    assert clips.voices.tolist() == list(range(len(voices)))
+    assert clips.frames.tolist() == [4] * len(voices)
+    again = load_held_out(tmp_path, settings)
+    assert len(spoken) == len(voices)
+    np.testing.assert_array_equal(again.waves, clips.waves)

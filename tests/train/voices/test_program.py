@@ -72,7 +72,8 @@ def test_settings_that_do_not_fit_are_refused():
 def test_a_run_writes_a_voice(tmp_path, corpus):
     buffer = io.BytesIO()
     np.savez(buffer, **corpus._asdict())
-    artifacts.write_bytes(tmp_path / "corpus.npz", buffer.getvalue())
+    for name in ("corpus.npz", "held_out.npz"):
+        artifacts.write_bytes(tmp_path / name, buffer.getvalue())
     program.run(tiny_config(), tmp_path)
     folder = tmp_path / "model"
     for part in (folder, folder / "vocoder"):
