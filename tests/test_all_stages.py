@@ -273,7 +273,7 @@ CASES = {
     ),
 }
 # The stages of these are one program, which tests/train runs.
-GENERATORS = {"glyphs", "voices"}
+GENERATORS = {"drums", "few_steps", "glyphs", "voices"}
 
 
 @pytest.fixture(scope="module")
