@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -314,7 +315,16 @@ def of_toy_size(name: str, folder: pathlib.Path, generators: pathlib.Path):
     return config
 
 
+@pytest.fixture
+def quick_compilation():
+    """Every config compiles programs of its own, which run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", CASES)
 def test_all_stages(name, tmp_path, generators):
     case, folder, workdir = CASES[name], tmp_path / "data", tmp_path / "run"

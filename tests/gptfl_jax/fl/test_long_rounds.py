@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,12 +15,20 @@ PROGRAM = pathlib.Path(__file__).with_name("long_rounds.py")
 pytestmark = pytest.mark.long
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen]:
+    """A run, which does not outlive the test."""
+    run = subprocess.Popen(
         [sys.executable, str(PROGRAM), *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield run
+    finally:
+        run.kill()
+        run.wait()
+        run.stdout.close()
 
 
 def result_of(run: subprocess.Popen) -> dict:
@@ -40,25 +49,30 @@ def busy_processes(count: int):
             other.wait()
 
 
-def test_a_device_may_work_three_minutes_longer_than_the_other():
-    """XLA ends a process in which one waits a minute in a collective."""
-    result = result_of(start("uneven", 190))
-    assert result["clients"] == 2
-    assert result["seconds"] > 120
+def test_uneven_devices_and_many_rounds_beside_busy_processes():
+    """A device takes three minutes longer than the other; 300 rounds with large tests.
 
-
-def test_three_hundred_rounds_with_large_tests_beside_busy_processes():
-    with busy_processes(4):
-        result = result_of(start("many", 300))
-    assert result["counted"] == [10_000] * 300
-
-
-def test_three_hundred_rounds_of_two_processes_of_two_devices():
+    XLA ends a process in which a device waits a minute for another in a collective. All
+    run at the same time: the first for the most part waits.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with busy_processes(4):
-        runs = [start("many", 300, address, 2, number) for number in range(2)]
-        first, second = map(result_of, runs)
-    assert first["counted"] == [10_000] * 300
+    with contextlib.ExitStack() as stack:
+        uneven, alone, *both = (
+            stack.enter_context(started(*arguments))
+            for arguments in (
+                ("uneven", 190),
+                ("many", 300),
+                *(("many", 300, address, 2, number) for number in range(2)),
+            )
+        )
+        with busy_processes(4):
+            first, second = map(result_of, both)
+            counted = result_of(alone)["counted"]
+        slow = result_of(uneven)
+    assert counted == first["counted"] == [10_000] * 300
+    # Of two processes of two devices each.
     assert first == second
+    assert slow["clients"] == 2
+    assert slow["seconds"] > 180
