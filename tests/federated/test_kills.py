@@ -45,7 +45,10 @@ METHODS = {
 @pytest.fixture(scope="module")
 def programs(repository, tmp_path_factory):
     log = tmp_path_factory.mktemp("kills") / "log"
-    programs = Programs("federated.simulate", repository, log)
+    with pytest.MonkeyPatch.context() as patch:
+        # Every method compiles programs of its own, which run for seconds.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        programs = Programs("federated.simulate", repository, log)
     yield programs
     programs.close()
 
