@@ -48,7 +48,7 @@ def federation(arrays):
 def test_the_program_computes_the_same(tmp_path):
     config = configuration.default_config("data", "model", "federated")
     config.seed = 3
-    config.model.options = {"width": 8, "depth": 2}
+    config.model.options = {"width": 4, "depth": 1}
     config.federated.partition = "dirichlet"
     config.federated.partition_options = {"alpha": 0.5}
     config.federated.num_clients = 20
@@ -78,7 +78,7 @@ def test_the_program_computes_the_same(tmp_path):
         cohort_size=4,
         local=gf.LocalTraining(optax.sgd(0.2), batch_size=16),
         seed=3,
-        model_options={"width": 8, "depth": 2},
+        model_options={"width": 4, "depth": 1},
         algorithm_options={"mu": 0.1},
         eval_every=2,
         progress=False,
