@@ -246,7 +246,7 @@ def options(family: Family, function: Callable) -> dict[str, Option]:
 
 def parameters(function: Callable) -> dict[str, Option]:
     """What a function takes, by name: defaults, rules and what its docstring says."""
-    helps = _help_texts(function)
+    helps = help_texts(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -357,7 +357,7 @@ def summary(function: Callable) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
-def _help_texts(function: Callable) -> dict[str, str]:
+def help_texts(function: Callable) -> dict[str, str]:
     """What the docstring says of each parameter, by name.
 
     Under `Args:` or `Attributes:`, `name: text` or `one, other: text`; of a class also

@@ -1,5 +1,6 @@
 """A trained classifier with all that it takes to use it, on arrays and on files."""
 
+import concurrent.futures
 import functools
 import os
 import pathlib
@@ -92,8 +93,17 @@ class Classifier(NamedTuple):
             self.learner, self.variables, inputs, labels, len(self.class_names)
         )
 
-    def read(self, paths: PathLike | Sequence[PathLike]) -> PyTree[np.ndarray]:
+    def read(
+        self,
+        paths: PathLike | Sequence[PathLike],
+        broken: dict[int, str] | None = None,
+    ) -> PyTree[np.ndarray]:
         """Pictures or recordings as the inputs that the model takes.
+
+        Args:
+            paths: of the files.
+            broken: where given, a file that cannot be read is no error: its number and
+                the reason are put here, and it is left out.
 
         Raises:
             UserError: a file that cannot be read, or inputs that are neither pictures
@@ -102,21 +112,31 @@ class Classifier(NamedTuple):
         paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         if self.sounds is not None:
             clips = [audio.Clip(pathlib.Path(path)) for path in paths]
-            return audio.extract(clips, self.sounds)
+            quiet = broken is not None
+            return audio.extract(clips, self.sounds, broken=broken, quiet=quiet)
         shape = getattr(self.example, "shape", ())
         if len(shape) != 3 or shape[0] != shape[1]:
             raise UserError(
                 f"{paths[0]}: this model takes inputs of shape {shape}, not square "
                 "pictures: read the file yourself, and give the array"
             )
-        pictures = [
-            images.read_picture(pathlib.Path(path), shape[0], shape[2], crop=True)
-            for path in paths
-        ]
-        for path, picture in zip(paths, pictures, strict=True):
-            if picture.error:
+
+        def read_one(path):
+            return images.read_picture(
+                pathlib.Path(path), shape[0], shape[2], crop=True
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            pictures = list(pool.map(read_one, paths))
+        inputs = [np.zeros((0, *shape), np.uint8)]
+        for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+            if not picture.error:
+                inputs.append(picture.pixels[None])
+            elif broken is None:
                 raise UserError(f"{path}: {picture.error}")
-        return np.stack([picture.pixels for picture in pictures])
+            else:
+                broken[number] = picture.error
+        return np.concatenate(inputs)
 
     def save_weights(self, folder: PathLike) -> None:
         """Writes weights and config to a folder, for PyTorch and for `load_classifier`.
@@ -142,6 +162,10 @@ class Classifier(NamedTuple):
         The file holds the weights and the program (StableHLO) from raw inputs to
         probabilities.
         """
+        artifacts.write_bytes(path, self.exported(platforms))
+
+    def exported(self, platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> bytes:
+        """The content of the file of `export`."""
         (batch,) = jax.export.symbolic_shape("batch")
         arguments = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype),
@@ -156,7 +180,7 @@ class Classifier(NamedTuple):
                 ),
                 platforms=tuple(platforms),
             )(arguments)
-        artifacts.write_bytes(path, bytes(exported.serialize()))
+        return bytes(exported.serialize())
 
 
 @functools.partial(jax.jit, static_argnames="learner")
@@ -177,7 +201,7 @@ def load_classifier(
 
     Args:
         folder: of the run, as `runs/digits/federated/fedavg-random-s0`, or one that
-            `train.export` or `Classifier.save_weights` has written.
+            `federated.export` or `Classifier.save_weights` has written.
         step: round or epoch of a checkpoint, or "best"; None: the last.
         model: file or module of a model of your own. It is not taken from the folder's
             records, which anyone may have written: a file that they name is not run.

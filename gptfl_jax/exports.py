@@ -13,11 +13,13 @@ The metadata of the weights hold config.json once more, should they lose it.
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from gptfl_jax import artifacts, description, models, training
+from gptfl_jax import artifacts, description, models, training, user_files
 from gptfl_jax.artifacts.files import plain
 from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
@@ -34,9 +36,15 @@ def is_export(folder: str | os.PathLike) -> bool:
 
 
 def write(
-    folder: str | os.PathLike, about: Description, variables: training.Variables
+    folder: str | os.PathLike,
+    about: Description,
+    variables: training.Variables,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a classifier; files that are there give way.
+
+    Args:
+        beside: content of further files, by their names in the folder.
 
     Raises:
         UserError: the model has no name, or the folder cannot be written to.
@@ -47,14 +55,64 @@ def write(
             "name, or by the path of its file"
         )
     text = json.dumps(plain(config_of(about)), indent=2, ensure_ascii=False)
-    weights = models.released_weights(about.model, jax.device_get(variables))
+    weights = released_weights(about, variables)
+    contents = {
+        WEIGHTS: hub.packed(weights, {"config": text}),
+        CONFIG: text.encode(errors="backslashreplace"),
+        **(beside or {}),
+    }
     folder = pathlib.Path(folder)
-    artifacts.write_files(
-        {
-            folder / WEIGHTS: hub.packed(weights, {"config": text}),
-            folder / CONFIG: text.encode(errors="backslashreplace"),
-        }
-    )
+    artifacts.write_files({folder / name: each for name, each in contents.items()})
+
+
+def released_weights(
+    about: Description, variables: training.Variables
+) -> dict[str, np.ndarray]:
+    """The weights by the names and in the layout of PyTorch, as `WEIGHTS` has them."""
+    return models.released_weights(about.model, jax.device_get(variables))
+
+
+def push(
+    folder: str | os.PathLike, names: Iterable[str], repository: str, public: bool
+) -> str:
+    """Uploads files of a folder to a repository of the Hugging Face hub.
+
+    Args:
+        folder: of `write`.
+        names: of its files.
+        repository: owner/name; it is created where there is none.
+        public: whether a repository that is created can be read by anyone.
+
+    Returns:
+        the address of the repository.
+
+    Raises:
+        UserError: nobody is logged in, or the hub refuses.
+    """
+    # Deferred: the client takes a moment to load.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    client = huggingface_hub.HfApi(library_name="gptfl-jax")
+    try:
+        url = client.create_repo(repository, private=not public, exist_ok=True)
+        client.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            allow_patterns=list(names),
+            commit_message="Export of gptfl-jax",
+        )
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(
+            f"{repository}: log in to the hub first, with `hf auth login`"
+        ) from error
+    except Exception as error:  # what the client's transport raises is its own
+        raise UserError(
+            f"{repository}: the hub did not take it ({user_files.brief(error)}); the "
+            f"files are in {folder}. Log in with `hf auth login`, with a token that "
+            "may write, and try again"
+        ) from error
+    return str(url)
 
 
 def config_of(about: Description) -> dict[str, Any]:

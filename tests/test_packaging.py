@@ -114,10 +114,11 @@ def test_every_console_script_loads_from_the_wheel(installed, tmp_path):
         "gptfl-train": "train.downstream:main",
         "gptfl-train-generator": "train.generator:main",
         "gptfl-weights": "train.weights:main",
-        "gptfl-export": "train.export:main",
         "gptfl-federated": "federated.simulate:main",
         "gptfl-compare": "federated.compare:main",
         "gptfl-report": "federated.report:main",
+        "gptfl-predict": "federated.predict:main",
+        "gptfl-export": "federated.export:main",
     }
     for name, _, file in lines:
         assert file.startswith(str(installed.parent)), file

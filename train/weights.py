@@ -3,7 +3,7 @@
     python -m train.weights --name=vgg19_cifar10
 
 downloads them once, to `gptfl-jax/weights` in the user's cache folder, goes on where a
-download was cut off, and writes them as `train.export` does, to a folder that
+download was cut off, and writes them as `federated.export` does, to a folder that
 `config.federated.init` and `config.model.weights` take. The name alone will do for
 these, too: `--config.federated.init=vgg19_cifar10`.
 

@@ -27,6 +27,8 @@ from gptfl_jax.data.noise import Noise, add_noise
 from gptfl_jax.errors import UserError
 
 SAMPLE_RATE_HZ = 16_000
+ENDINGS = {".wav", ".flac", ".ogg", ".mp3"}
+"""Of the names of recordings, in small letters."""
 
 # Of the windows that loudness is measured in, and of what is left of the silence.
 _WINDOW_S, _HOP_S, _MARGIN_S = 0.02, 0.005, 0.02
@@ -422,6 +424,7 @@ def extract(
     cache: str | os.PathLike = "",
     description: str = "",
     broken: dict[int, str] | None = None,
+    quiet: bool = False,
 ) -> tuple[Float32[np.ndarray, "clips frames bands"], Int32[np.ndarray, " clips"]]:
     """Features of many clips, computed in threads, with a progress bar.
 
@@ -433,6 +436,7 @@ def extract(
         description: of the progress bar.
         broken: where given, a clip whose file is truncated or cannot be read is no
             error: its number and the reason are put here, and it is left out.
+        quiet: show no progress bar.
 
     Returns:
         the features, padded with zeros to the longest clip, and the frames of each
@@ -470,7 +474,11 @@ def extract(
     found = []
     workers = min(32, (os.cpu_count() or 1) + 4)
     bar = tqdm(
-        total=len(clips), desc=description, unit="clip", disable=None, mininterval=0.5
+        total=len(clips),
+        desc=description,
+        unit="clip",
+        disable=quiet or None,
+        mininterval=0.5,
     )
     with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(clips), 256):

@@ -13,6 +13,9 @@ from jaxtyping import Shaped, UInt8
 
 from gptfl_jax import user_files
 
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+"""Of the names of pictures, in small letters."""
+
 # ITU-R BT.601 luma, what "grey" means to every picture library.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -27,8 +27,6 @@ Options = Keywords | None
 Standardise = Literal["clip", "speaker"]
 """Over what each band of the features has mean 0 and deviation 1."""
 
-_ENDINGS = {".wav", ".flac", ".ogg", ".mp3"}
-
 
 class Flaws(NamedTuple):
     """What is wrong with the training data, by groups of (natural) clients."""
@@ -206,7 +204,7 @@ def _noisy_clips(examples: list[Example], flaws: Flaws) -> list[audio.Clip]:
         recordings = sorted(
             str(path)
             for path in pathlib.Path(flaws.background).rglob("*")
-            if path.suffix.lower() in _ENDINGS
+            if path.suffix.lower() in audio.ENDINGS
         )
         if not recordings:
             raise UserError(

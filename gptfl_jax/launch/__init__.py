@@ -91,11 +91,11 @@ def launch_function(
 ) -> None:
     """Runs a program that needs no config: its flags are what a function takes.
 
-    A flag's default is the parameter's, and its help stands under `Args:`. Errors end
-    it as in `launch`.
+    A flag's default is the parameter's, and its help stands under `Args:`. What is no
+    flag goes to a parameter `*name`. Errors end it as in `launch`.
 
     Args:
-        run: takes texts, by name.
+        run: takes texts, and where the default is one a flag or a whole number.
         argv: the command line without the program's name; None: that of the process.
     """
     program = _program_name(run)
@@ -105,10 +105,10 @@ def launch_function(
             about = sys.modules[run.__module__].__doc__ or ""
             print(help.text_of_function(about, run))
             return
-        arguments = read_arguments(run, argv)
+        by_place, by_name = read_arguments(run, argv)
         with interruption.watched(program):
             _quieten()
-            run(**arguments)
+            run(*by_place, **by_name)
 
 
 @contextlib.contextmanager

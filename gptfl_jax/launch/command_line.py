@@ -5,7 +5,7 @@ import inspect
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -141,25 +141,46 @@ def read_command(argv: Sequence[str]) -> Command:
     )
 
 
-def read_arguments(function: Callable, argv: Sequence[str]) -> dict[str, str]:
-    """What a command line gives a function that takes texts, by name.
+def read_arguments(
+    function: Callable, argv: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """What a command line gives a function: (by place, by name).
+
+    A parameter whose default is a flag or a whole number is given one, every other a
+    text. What is no flag goes to the parameter `*name` of the function, if it has one.
 
     Raises:
         UserError: a flag that is no parameter, or one that is missing.
     """
     known = choices.parameters(function)
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer}
     values = flags.FlagValues()
+    values.set_gnu_getopt()  # flags may stand behind other arguments
     for name, (default, _, help) in known.items():
         needed = default is inspect.Parameter.empty
-        flags.DEFINE_string(name, None if needed else default, help, flag_values=values)
-    _parse(values, argv)
+        value = None if needed else default
+        define.get(type(value), flags.DEFINE_string)(
+            name, value, help, flag_values=values
+        )
+    rest = _parse(values, argv, takes_more=several(function) is not None)
     for name, (default, _, _) in known.items():
         if default is inspect.Parameter.empty or values[name].value:
             _require(values, name)
-    return {name: values[name].value for name in known}
+    return rest, {name: values[name].value for name in known}
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def several(function: Callable) -> tuple[str, str] | None:
+    """Name and help of the parameter `*name` of a function; None: it has none."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return name, choices.help_texts(function).get(name, "")
+    return None
+
+
+def _parse(
+    values: flags.FlagValues, argv: Sequence[str], takes_more: bool = False
+) -> list[str]:
+    """Sets flags; gives what is none, which is refused unless `takes_more`."""
     try:
         rest = values(["", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -169,14 +190,15 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise UserError(f"--{name}: no such flag; {hint}") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
-    if rest:
+    if rest and not takes_more:
         raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+    return rest
 
 
 def _require(values: flags.FlagValues, name: str) -> None:
     if not values[name].value:
         raise UserError(f"--{name} is missing; see --help")
-    if not is_utf8(values[name].value):
+    if not is_utf8(str(values[name].value)):
         raise UserError(f"--{name}={values[name].value}: takes a name in UTF-8")
 
 

@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 
 from gptfl_jax import choices, configuration
 from gptfl_jax.errors import ConfigError
-from gptfl_jax.launch.command_line import configured, define_flags, read_command
+from gptfl_jax.launch.command_line import (
+    configured,
+    define_flags,
+    read_command,
+    several,
+)
 from gptfl_jax.launch.config_files import Sections, installed_configs
 
 _WAYS_TO_ASK = ("-h", "-help", "--help", "--helpfull", "--help=all")
@@ -92,7 +97,11 @@ def text_of_function(about: str, function: Callable) -> str:
         about: the program's docstring.
         function: what it calls with its flags.
     """
-    lines = [textwrap.dedent(about).strip(), "", "Flags:"]
+    lines = [textwrap.dedent(about).strip(), ""]
+    if more := several(function):
+        name, help = more
+        lines += ["Arguments:", *_entry(f"{name} ...", help), ""]
+    lines.append("Flags:")
     for name, (default, _, help) in choices.parameters(function).items():
         needed = default is inspect.Parameter.empty
         lines += _entry(f"--{name}" if needed else f"--{name}={default}", help)

@@ -23,8 +23,6 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
 from gptfl_jax.rules import Seed
 
-_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-
 
 def image_folder(
     folder: str,
@@ -82,7 +80,7 @@ def image_folder(
             others += filter(matches, rest)
             numbers += [label] * len(pictures)
         pixels, kept, left_out = read_real(files, image_size, channels, part)
-        endings = ", ".join(sorted(_PICTURE_SUFFIXES))
+        endings = ", ".join(sorted(images.ENDINGS))
         reason = f"takes pictures in files that end in {endings}"
         left_out += tuple((str(file), reason) for file in others)
         if left_out:
@@ -252,7 +250,7 @@ def _files_of_class(
         below = file.relative_to(folder).parts
         if any(part[0] == "." or part == "__MACOSX" for part in below):
             continue
-        if file.suffix.lower() in _PICTURE_SUFFIXES:
+        if file.suffix.lower() in images.ENDINGS:
             pictures.append(file)
         elif file.is_file():
             others.append(file)
