@@ -158,6 +158,9 @@ def _data(record: Mapping[str, Any]) -> str:
             "used for training where it lies; no protection such as differential "
             "privacy is claimed."
         )
+        init = federated.get("init")
+        if init in ("random", "synthetic"):
+            lines.append(f"The weights at the start: {init}.")
     return "\n".join(lines)
 
 
@@ -185,7 +188,7 @@ def _made(pretrain: pathlib.Path | None) -> str:
     trained_on = _record(pretrain).get("config", {}).get("train", {}).get("data", "")
     if trained_on not in ("synthetic", "both"):
         return ""
-    lines = ["## Synthetic data", "", "The start was trained on generated samples."]
+    lines = ["## Synthetic data", "", "Stage 2 has learned from generated samples:", ""]
     samples = artifacts.read_manifest(pretrain.parent / "synthetic")
     made = collections.Counter((each.model, each.licence) for each in samples)
     for (model, licence), count in made.items():

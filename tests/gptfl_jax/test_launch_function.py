@@ -53,3 +53,28 @@ def test_help_is_the_docstrings(capsys):
     assert text.startswith("Programs without a config")
     assert "--name\n      of what is done, over two lines.\n" in text
     assert "--output=here\n      where it goes.\n" in text
+
+
+def run_more(*files: str, twice: bool = False, count: int = 3) -> None:
+    """Does it to files.
+
+    Args:
+        files: what it is done to.
+        twice: whether again.
+        count: how often.
+    """
+    CALLS.append((files, twice, count))
+
+
+def test_arguments_without_a_flag_flags_and_whole_numbers(capsys):
+    CALLS.clear()
+    launch.launch_function(run_more, ["a", "--twice", "b", "--count=5", "--", "--c"])
+    launch.launch_function(run_more, ["--notwice"])
+    assert CALLS == [(("a", "b", "--c"), True, 5), ((), False, 3)]
+    with pytest.raises(SystemExit):
+        launch.launch_function(run_more, ["--count=many"])
+    assert "flag --count=many" in capsys.readouterr().err
+    launch.launch_function(run_more, ["--help"])
+    text = capsys.readouterr().out
+    assert "Arguments:\n  files ...\n      what it is done to.\n" in text
+    assert "--twice=False\n      whether again.\n" in text

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gptfl_jax import exports
+from federated import export
+from gptfl_jax import artifacts, description, exports
+from gptfl_jax.classifier import load_classifier
 from gptfl_jax.description import Description
 from gptfl_jax.models import mobilenet_v2, resnet_imagenet, shufflenet_v2, vgg, vit
 
@@ -319,3 +321,28 @@ def test_files_pass_between_torch_and_jax(case, tmp_path):
     fresh = make().eval()
     fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
     assert np.abs(compare(fresh, variables) - first).max() > 1e-3
+
+
+def test_an_exported_run_goes_to_torch(tmp_path):
+    about = Description(
+        *("vgg", {"depth": 11, "width": 4, "hidden": 16}),
+        tuple(map(str, range(CLASSES))),
+        jax.ShapeDtypeStruct((32, 32, 3), np.uint8),
+        *((0.5,) * 3, (0.25,) * 3),
+    )
+    variables = description.make_learner(about).init(jax.random.key(0))
+    run = tmp_path / "federated" / "fedavg-random-s0"
+    about.save(run)
+    with artifacts.Checkpoints(run / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"variables": variables})
+    output = tmp_path / "out"
+    export.run(workdir=str(tmp_path), output=str(output), formats="torch")
+    weights = torch.load(output / "pytorch_model.bin", weights_only=True)
+    theirs = VGG((1, 1, 2, 2, 2), 4, 16).eval()
+    theirs.load_state_dict(weights, strict=True)
+    x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    scaled = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = theirs(scaled).softmax(1).numpy()
+    found = load_classifier(output).probabilities(x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
