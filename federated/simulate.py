@@ -89,6 +89,7 @@ def simulate(
     workdir: pathlib.Path,
     setting: experiment.Setting | None = None,
     quiet: bool = False,
+    into: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Runs one federation, or what is left of it.
 
@@ -96,6 +97,7 @@ def simulate(
         setting: on the config's data, of an earlier run with the same `shared_by`;
             None: a new one.
         quiet: show no more than the progress bar.
+        into: the folder of the workdir that its `federated/` is in; None: the workdir.
 
     Returns:
         The last line of its metrics.
@@ -113,7 +115,7 @@ def simulate(
     if setting.synthetic is None:
         mixed = experiment.load_mixed(config, workdir, setting.source)
         setting = setting._replace(synthetic=mixed)
-    folder = workdir / "federated" / experiment.run_name(config)
+    folder = (into or workdir) / "federated" / experiment.run_name(config)
     data = experiment.deal(
         config, setting.source.train, setting.rows, setting.synthetic
     )

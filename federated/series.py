@@ -1,0 +1,174 @@
+"""Many federations in one process: what `compare` and `sweep` share.
+
+The start-up is paid once, data are read once, and runs that differ only in their seed
+or initial weights share one compiled program; they are run one after another.
+"""
+
+import copy
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from federated import experiment, simulate, starts
+from gptfl_jax import artifacts, configuration
+from gptfl_jax.data import datasets, federated_data
+from gptfl_jax.errors import UserError
+from gptfl_jax.progress import say
+
+
+def in_turns(config: ConfigDict, named: Mapping[str, ConfigDict]) -> list[ConfigDict]:
+    """The configs of all runs, turns outermost and seeds innermost.
+
+    Args:
+        config: its `compare.data` and `compare.seeds` say in which turns, with which
+            seeds.
+        named: what is run, by the names that the folders of the runs begin with.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    configs = []
+    turns = config.compare.data.items() or [("", {})]
+    for (turn, options), (name, changed) in itertools.product(turns, named.items()):
+        for seed in config.compare.seeds:
+            run = copy.deepcopy(changed)
+            run.seed = seed
+            with run.data.options.ignore_type():
+                for option, value in options.items():
+                    run.data.options[option] = value
+            run.federated.run = run_name(name, turn, seed)
+            configuration.validate(run)
+            configs.append(run)
+    return configs
+
+
+def run_name(name: str, turn: str, seed: int) -> str:
+    """The folder of a run, of `in_turns`."""
+    return f"{name}{f'-{turn}' if turn else ''}-s{seed}"
+
+
+def check(configs: Sequence[ConfigDict], workdir: pathlib.Path) -> None:
+    """Refuses what cannot be run before anything is computed.
+
+    Raises:
+        ConfigError: fields that do not go together.
+        UserError: weights to start from are missing.
+    """
+    by_fields = {}
+    for each in configs:
+        fields = {**experiment.plain(each)["federated"], "run": ""}
+        by_fields[json.dumps(fields, sort_keys=True)] = each.federated
+    for federated in by_fields.values():
+        experiment.check(federated)
+    for each in _of_each_start(configs):
+        starts.require(each, workdir)
+
+
+def run(
+    configs: Sequence[ConfigDict],
+    workdir: pathlib.Path,
+    load: Callable[[ConfigDict], datasets.Source] | None = None,
+    into: pathlib.Path | None = None,
+) -> list[str]:
+    """Simulates runs, those of one program after another.
+
+    A run that is done is left alone, one that was interrupted goes on, and one that
+    fails does not stop the others.
+
+    Args:
+        configs: of the runs; of equal data together.
+        workdir: folder of all stages' files.
+        load: reads the data of a config; None: `experiment.load`.
+        into: as of `simulate.simulate`.
+
+    Returns:
+        the names of those that failed.
+    """
+    load = load or experiment.load
+    of_data = [
+        [*group]
+        for _, group in itertools.groupby(configs, lambda each: each.data.to_dict())
+    ]
+    prepared: dict[str, experiment.Setting] = {}
+    partitions: set[str] = set()
+    failed: list[str] = []
+    counter = itertools.count(1)
+    for group in of_data:
+        source = load(group[0])
+        # Of the data before only the programs are kept.
+        prepared = {
+            key: experiment.on(setting, source) for key, setting in prepared.items()
+        }
+        keys = [experiment.shared_by(each, source) for each in group]
+        mixed = None
+        for key in dict.fromkeys(keys):
+            together = [
+                each for each, its in zip(group, keys, strict=True) if its == key
+            ]
+            if key not in prepared:
+                prepared[key] = experiment.prepare(together[0], source)
+            for each in together:
+                setting = prepared[key]
+                if mixed is None:
+                    mixed = experiment.load_mixed(each, workdir, source)
+                if experiment.mixes(each.federated):
+                    setting = setting._replace(synthetic=mixed)
+                dealt = experiment.deal(each, source.train, mixed=mixed)
+                if len(of_data) > 1:
+                    most = max(len(source.train.labels), len(dealt.labels))
+                    setting = setting._replace(rows=experiment.padded_rows(most))
+                summary = f"seed {each.seed}: " + str(
+                    federated_data.summarise(dealt, source.train.num_classes)
+                )
+                if summary not in partitions:
+                    partitions.add(summary)
+                    say(summary)
+                name = experiment.run_name(each)
+                count = f"[{next(counter)}/{len(configs)}]"
+                more: dict[str, Any] = {} if into is None else {"into": into}
+                try:
+                    last = simulate.simulate(each, workdir, setting, quiet=True, **more)
+                except simulate.CohortFailed as error:
+                    say(f"{count} {error}")
+                    failed.append(name)
+                else:
+                    say(f"{count} {simulate.outcome(name, last)}")
+            if len(of_data) == 1:
+                del prepared[key]  # and its memory
+    return failed
+
+
+def require_synthetic_only(
+    configs: Sequence[ConfigDict], workdir: pathlib.Path
+) -> None:
+    """Refuses initial weights that were trained on real data, some of them held out.
+
+    Raises:
+        UserError: stage 2 has seen real data.
+    """
+    for config in _of_each_start(configs):
+        folder = starts.checkpoints(config, workdir)
+        if folder is None:
+            continue
+        shape = {"config": {"train?": {"data?": "text"}}}
+        remedy = f"delete {folder.parent} and train again"
+        try:
+            record = artifacts.read_json(folder.parent / "run.json", shape, remedy)
+        except FileNotFoundError:
+            continue  # of another origin, or missing, which the run will say
+        trained = record["config"].get("train", {})
+        if trained.get("data", "synthetic") not in ("synthetic", "procedural"):
+            raise UserError(
+                f"{folder.parent} was trained with config.train.data = "
+                f"{trained['data']!r}, hence on examples that are held out here, by a "
+                "turn of config.compare.data or as validation: train it on synthetic "
+                "data alone"
+            )
+
+
+def _of_each_start(configs: Sequence[ConfigDict]) -> list[ConfigDict]:
+    return [*{each.federated.init: each for each in configs}.values()]
