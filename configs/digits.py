@@ -27,8 +27,6 @@ docs/digits.md says how, and what came out. `starts=True` compares what a start 
 (docs/starts.md).
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from gptfl_jax import configuration
@@ -202,33 +200,16 @@ def _compare_starts(config: ConfigDict, tune: bool) -> None:
 def _make_search(config: ConfigDict) -> None:
     """The same federation over 8 of the 11 training runs, tested on the other 3.
 
-    A grid for each algorithm and each start, with seeds of its own.
+    A grid of each algorithm's rates and each start, with seeds of its own.
     """
     config.data.options = {"blocks": 11, "test_blocks": 3}
-    starts = {"scratch": "random", "gptfl": config.federated.init}
-    methods = {}
-
-    def add(*name: str | float, **fields: Any) -> None:
-        # A config's names hold no dots.
-        methods["-".join(map(str, name)).replace(".", "_")] = fields
-
-    for start, init in starts.items():
-        for rate in (0.03, 0.1, 0.3, 1.0, 3.0):
-            common = {"init": init, "client_learning_rate": rate}
-            add("fedavg", start, rate, algorithm="fedavg", **common)
-            for mu in (0.1, 1.0):
-                fields = {
-                    "algorithm": "fedprox",
-                    "algorithm_options": {"mu": mu},
-                    **common,
-                }
-                add("fedprox", start, rate, mu, **fields)
-            for server_rate in (0.001, 0.003, 0.01, 0.03):
-                options = {
-                    "server_learning_rate": server_rate,
-                    "server_options": FEDADAM,
-                }
-                fields = {"algorithm": "fedopt", "algorithm_options": options}
-                add("fedopt", start, rate, server_rate, **fields, **common)
-    config.compare.methods = methods
+    config.compare.validation_fraction = 0.0
+    config.compare.grid = (
+        f"federated.init=random,{config.federated.init}",
+        "federated.algorithm=fedavg,fedprox,fedopt",
+        "federated.client_learning_rate=0.03,0.1,0.3,1,3",
+        "federated.algorithm_options.mu=0.1,1",
+        "federated.algorithm_options.server_learning_rate=0.001,0.003,0.01,0.03",
+        f"federated.algorithm_options.server_options={FEDADAM}",
+    )
     config.compare.seeds = (10, 11, 12)

@@ -246,23 +246,14 @@ def _make_search(config: ConfigDict) -> None:
         }
         for held_out, tested in zip(SPEAKERS, SPEAKERS[1:] + SPEAKERS[:1], strict=True)
     }
-    grid = {
-        "fedavg": [(0.03,), (0.1,), (0.3,), (1.0,), (3.0,)],
-        "fedopt": [
-            (rate, server_rate)
-            for rate in (0.1, 1.0)
-            for server_rate in (0.001, 0.003, 0.01, 0.03)
-        ],
-    }
-    starts = {"scratch": "random", "gptfl": config.federated.init}
-    config.compare.methods = {
-        # A config's names hold no dots.
-        "-".join(map(str, (algorithm, start, partition, *rates))).replace(".", "_"): (
-            _method(algorithm, init, partition, SKEW, *rates)
-        )
-        for algorithm, choices in grid.items()
-        for start, init in starts.items()
-        for partition in PARTITIONS
-        for rates in choices
-    }
+    config.compare.validation_fraction = 0.0
+    config.compare.grid = (
+        f"federated.init=random,{config.federated.init}",
+        f"federated.partition={','.join(PARTITIONS.values())}",
+        *(f"federated.partition_options.{name}={v}" for name, v in SKEW.items()),
+        "federated.algorithm=fedavg,fedopt",
+        "federated.client_learning_rate=0.03,0.1,0.3,1,3",
+        "federated.algorithm_options.server_learning_rate=0.001,0.003,0.01,0.03",
+        f"federated.algorithm_options.server_options={FEDADAM}",
+    )
     config.compare.seeds = (10,)

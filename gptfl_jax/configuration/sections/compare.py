@@ -74,6 +74,24 @@ FIELDS: dict[str, Field] = {
         rules.tuple_of(rules.SEED, "whole numbers >= 0 and < 2**32"),
         "each method is run with each seed",
     ),
+    "grid": Field(
+        (),
+        rules.NAMES,
+        "what federated.sweep varies, a line a field, as "
+        "'federated.client_learning_rate=0.03,0.1,0.3', or with trials a range, "
+        "'federated.client_learning_rate=0.01..3'",
+    ),
+    "trials": Field(
+        0,
+        rules.whole(0),
+        "points of the grid that federated.sweep draws at random; 0: it runs all",
+    ),
+    "validation_fraction": Field(
+        0.2,
+        rules.number(least=0, below=1),
+        "share of the clients' examples that federated.sweep measures by, held out of "
+        "their training; 0: the test set, which must then be reported nowhere",
+    ),
 }
 
 
