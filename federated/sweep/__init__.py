@@ -32,6 +32,7 @@ maps, and sweep.json with all numbers.
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,6 +69,9 @@ class Share(NamedTuple):
             len(configs) * edge // self.count for edge in (self.number, self.number + 1)
         )
         return [*configs[begin:end]]
+
+
+_WHOLE = Share()
 
 
 def runs(config: ConfigDict, found: Sequence[Point]) -> list[ConfigDict]:
@@ -119,7 +123,7 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def run(
-    config: ConfigDict, workdir: pathlib.Path, share: Share = Share()
+    config: ConfigDict, workdir: pathlib.Path, share: Share = _WHOLE
 ) -> list[dict[str, Any]]:
     """Runs the points that are left, and tabulates all.
 
@@ -145,14 +149,13 @@ def run(
             series.require_synthetic_only(configs, workdir)
         series.check(configs, workdir)
         if share.number == 0:
-            say(
-                f"{len(found)} points, {len(configs)} runs; measured on {measured(config)}"
-            )
+            many = f"{len(found)} points, {len(configs)} runs"
+            say(f"{many}; measured on {measured(config)}")
         series.run(mine, workdir, held_out, folder)
     if share.count > 1 or jax.process_index():
         return []
     rows = results.rows(config, found, folder)
-    fields = [axis.dotted for axis in axes(config)]
+    fields = [axis.dotted for axis in axes(config) if len(axis.values) != 1]
     artifacts.write_json(
         folder / "sweep.json",
         {"fields": fields, "measured_on": measured(config), "points": rows},
@@ -179,7 +182,10 @@ def measured(config: ConfigDict) -> str:
 
 def options_of(row: dict[str, Any]) -> list[str]:
     """The point of a row as flags of federated.simulate."""
-    return [f"--config.{field}={value}" for field, value in row["values"].items()]
+    return [
+        shlex.quote(f"--config.{field}={value}")
+        for field, value in row["values"].items()
+    ]
 
 
 class _Flags(NamedTuple):
@@ -296,7 +302,7 @@ def main() -> None:
 
     def run_share(config: ConfigDict, workdir: pathlib.Path) -> None:
         flags = _own_flags(argv)
-        run(config, workdir, flags.share or Share())
+        run(config, workdir, flags.share or _WHOLE)
 
     try:
         flags = _own_flags(argv)

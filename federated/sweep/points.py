@@ -1,9 +1,9 @@
 """The points of a sweep: all of a grid, or drawn from it at random.
 
-A line of the grid is an axis: a field and its values, `federated.algorithm=fedavg,moon`,
-or a range, `federated.client_learning_rate=0.01..3`, from which values are drawn evenly
-on a log scale. An option that the choice at a point does not take is left out there, and
-points that are then the same are one.
+A line of the grid is an axis: a field and its values, as
+`federated.algorithm=fedavg,moon`, or a range, `federated.client_learning_rate=0.01..3`,
+from which values are drawn evenly on a log scale. An option that the choice at a point
+does not take is left out there, and points that are then the same are one.
 """
 
 import copy
@@ -136,9 +136,8 @@ def points(config: ConfigDict) -> list[Point]:
     names: set[str] = set()
     result = []
     for kept, changed in unique.values():
-        name = stem = _name(
-            [kept[axis.dotted] for axis in found if axis.dotted in kept]
-        )
+        varied = [axis.dotted for axis in found if len(axis.values) != 1]
+        name = stem = _name([kept[dotted] for dotted in varied if dotted in kept])
         number = itertools.count(2)
         while name in names:
             name = f"{stem}-{next(number)}"
