@@ -52,6 +52,7 @@ from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
 
 FOLDER = "sweep"
+_MODULE = ("-m", "federated.sweep")
 _TRIALS = 20
 
 
@@ -265,7 +266,7 @@ def _in_processes(argv: Sequence[str], count: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     children = []
     for number in range(count):
-        command = [sys.executable, "-m", "federated.sweep", *argv]
+        command = [sys.executable, *_MODULE, *argv]
         environment = dict(os.environ)
         if there:
             environment["CUDA_VISIBLE_DEVICES"] = there[number % len(there)]

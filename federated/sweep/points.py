@@ -7,10 +7,12 @@ does not take is left out there, and points that are then the same are one.
 """
 
 import copy
+import hashlib
 import itertools
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -133,17 +135,10 @@ def points(config: ConfigDict) -> list[Point]:
                 f"config.compare.grid, {axis.dotted}: taken at no point of the grid; "
                 "see the options of its choice with --help"
             )
-    names: set[str] = set()
-    result = []
-    for kept, changed in unique.values():
-        varied = [axis.dotted for axis in found if len(axis.values) != 1]
-        name = stem = _name([kept[dotted] for dotted in varied if dotted in kept])
-        number = itertools.count(2)
-        while name in names:
-            name = f"{stem}-{next(number)}"
-        names.add(name)
-        result.append(Point(name, kept, changed))
-    return result
+    varied = [axis.dotted for axis in found if len(axis.values) != 1]
+    return [
+        Point(_name(kept, varied), kept, changed) for kept, changed in unique.values()
+    ]
 
 
 def _drawn(config: ConfigDict, found: Sequence[Axis]) -> Iterator[list[str]]:
@@ -196,7 +191,10 @@ def _takes(config: ConfigDict, dotted: str) -> bool:
     return option in choices.options(field.options_of, chosen)
 
 
-def _name(values: Sequence[str]) -> str:
-    """A name for folders: `fedavg-0.1`."""
-    parts = (re.sub(r"[^\w.+-]+", "_", value).strip("._-") for value in values)
-    return "-".join(part[-40:] for part in parts if part)[:_LONGEST] or "point"
+def _name(values: Mapping[str, str], varied: Sequence[str]) -> str:
+    """A name for folders, another for other values: `fedavg-0.1-3fa2`."""
+    shown = [values[dotted] for dotted in varied if dotted in values]
+    parts = (re.sub(r"[^\w.+-]+", "_", value).strip("._-") for value in shown)
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:6]
+    stem = "-".join(part[-40:] for part in parts if part)[:_LONGEST] or "point"
+    return f"{stem}-{digest}"
