@@ -58,6 +58,7 @@ from gptfl_jax import (
     devices,
     evaluation,
     interruption,
+    trackers,
     trainable,
     training,
 )
@@ -108,6 +109,7 @@ def simulate(
             was NaN or infinite.
     """
     prepare(config)
+    trackers.check(config)
     starts.released_file(config)  # a download fails before the data are read
     if setting is None:
         experiment.check(config.federated)
@@ -358,8 +360,11 @@ def _run(
             state if saved else None,
         )
 
-    writer = _Writer(config, folder, checkpoints, start, tested_clients)
+    group = folder.parent.parent.name
+    tracking = trackers.start(config, folder, folder.name, group, start.round)
+    writer = _Writer(config, folder, checkpoints, start, tested_clients, tracking)
     with (
+        tracking,
         interruption.deferred("round"),
         Progress(
             federated.rounds, "round", start.round or 0, folder.name, leave=False
@@ -384,6 +389,7 @@ def _run(
         for result in results:
             if result.number == (start.round or 0) + 1 and jax.process_index() == 0:
                 _draw_partition(folder, setting, summary)
+                tracking.picture("partition", folder / "partition.png")
             writer.write(result, bar)
         if result.number < federated.rounds:
             checkpoints.wait()
@@ -465,12 +471,13 @@ class _Writer:
         checkpoints: artifacts.Checkpoints,
         start: _Start,
         tested_clients: Int32[Array, " chosen"] | None,
+        tracking: trackers.Tracking,
     ):
         self.config, self.folder, self.checkpoints = config, folder, checkpoints
         self.name, self.sent = folder.name, start
         self.tested_clients = tested_clients
         self.metrics_file = artifacts.Metrics(
-            folder / "metrics.jsonl", resume_after=start.round
+            folder / "metrics.jsonl", start.round, follow=tracking.line
         )
         self.clock = time.perf_counter()
 

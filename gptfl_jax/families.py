@@ -22,6 +22,13 @@ def _is_source(thing: Any) -> bool:
     return returns("Source")(thing) and thing.__module__ != "gptfl_jax.data.sources"
 
 
+TRACKER = Family(
+    field="tracker",
+    options="tracker_options",
+    home="gptfl_jax.trackers",
+    belongs=returns("Tracker"),
+    given=("run",),
+)
 PROMPTS = Family(
     field="prompts.method",
     options="prompts.method_options",

@@ -51,6 +51,7 @@ from gptfl_jax import (
     interruption,
     models,
     planning,
+    trackers,
     trainable,
     training,
     user_files,
@@ -75,6 +76,7 @@ _FREE_TO_CHANGE = (
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains `config.model` as `config.train` says, or continues to."""
     prepare(config)
+    trackers.check(config)
     folder = workdir / run_name(config)
     with artifacts.lock(folder, workdir):
         _weights_file(config)  # a download fails before the data are read
@@ -170,7 +172,12 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
                     config.model.name, config.model.options.to_dict(), data.source
                 ).save(folder)
         log = folder / "metrics.jsonl"
-        metrics = artifacts.Metrics(log, resume_after=done or None)
+        group = folder.parent.name
+        tracking = trackers.start(config, folder, folder.name, group, done or None)
+        metrics = artifacts.Metrics(log, done or None, follow=tracking.line)
+        if not done:
+            preview = folder.parent / "synthetic" / "preview.png"
+            tracking.picture("preview", preview)
         past = artifacts.read_metrics(log, _line(best)) if done else []
         highest = max((line.get(best, -math.inf) for line in past), default=-math.inf)
         last_saved, last_whole, started = done, (done, None), time.perf_counter()
@@ -194,7 +201,7 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
         bar = Progress(
             settings.epochs * steps_per_epoch, "step", done * steps_per_epoch
         )
-        with interruption.deferred("step"), bar:
+        with tracking, interruption.deferred("step"), bar:
             for epoch, state, train_loss, waited in central_training.fit(
                 learner,
                 optimizer,

@@ -21,7 +21,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from gptfl_jax import planning
+from gptfl_jax import planning, trackers
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
 from train.drums import program as drums
@@ -40,6 +40,7 @@ _KINDS = {
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains the generator whose section the config has."""
     prepare(config)
+    trackers.check(config)
     for section, kind in _KINDS.items():
         if section in config:
             kind.run(config, workdir)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, convolution, devices, interruption, planning
+from gptfl_jax import artifacts, convolution, devices, interruption, planning, trackers
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import Progress
 
@@ -53,6 +53,8 @@ def identity(config: ConfigDict, section: str) -> dict[str, Any]:
     So a finished run goes on when it is started again with more steps.
     """
     settings = json.loads(config.to_json_best_effort())
+    for name in ("tracker", "tracker_options"):
+        settings.pop(name, None)
     for name in list(settings[section]):
         if name.endswith(("_steps", "_every")) or name.startswith("test_"):
             del settings[section][name]
@@ -175,6 +177,7 @@ def train_phase(
     data: Any,
     batch: Callable[[Any, PRNGKeyArray], Any],
     key: PRNGKeyArray,
+    config: ConfigDict | None = None,
 ) -> Any:
     """Minimises a loss by AdamW, from the last checkpoint on where there is one.
 
@@ -192,6 +195,7 @@ def train_phase(
         data: Arrays that batches are made from.
         batch: Makes a batch from `data` and a key, inside the compiled step.
         key: Step i uses `fold_in(key, i)`.
+        config: The whole config, for its tracker; None: there is none.
 
     Returns:
         The exponential moving average of the parameters.
@@ -213,9 +217,15 @@ def train_phase(
         # The last step that has a line: `log_every` may have changed since.
         saved = {} if start is None else checkpoints.metrics(start)
         logged = int(saved.get("logged", 0))
-        metrics = artifacts.Metrics(folder / "metrics.jsonl", start, last_line=logged)
+        tracking = trackers.Tracking()
+        if config is not None:
+            tracking = trackers.start(config, folder, name, workdir.name, start)
+        metrics = artifacts.Metrics(
+            folder / "metrics.jsonl", start, logged, follow=tracking.line
+        )
         losses, clock = [], time.perf_counter()
         with (
+            tracking,
             interruption.deferred("stretch of log_every steps"),
             Progress(num_steps, "step", start or 0, name) as progress,
         ):

@@ -15,7 +15,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -128,6 +128,7 @@ class Metrics:
             None starts the file anew.
         last_line: the step of the last line that the run had written by then; None:
             `resume_after`.
+        follow: is given each line once it is written, as by `trackers.Tracking.line`.
 
     Raises:
         UserError: the file does not reach that line.
@@ -138,8 +139,10 @@ class Metrics:
         path: PathLike,
         resume_after: int | None = None,
         last_line: int | None = None,
+        follow: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.path = pathlib.Path(path)
+        self._follow = follow
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
@@ -155,8 +158,10 @@ class Metrics:
     def write(self, step: int, **scalars: Any) -> None:
         """Appends one line. Arrays without axes count as numbers; NaN becomes null."""
         if self._writes:
-            line = json.dumps(plain({"step": int(step), **scalars}))
-            append_lines(self.path, [line])
+            line = plain({"step": int(step), **scalars})
+            append_lines(self.path, [json.dumps(line)])
+            if self._follow is not None:
+                self._follow(line)
 
 
 # The values of a line of metrics; null stands for NaN.
@@ -260,6 +265,23 @@ def _commit() -> str | None:
     return head + ("+" if changes else "")
 
 
+def machine() -> dict[str, Any]:
+    """What computes: versions, commit, and the devices of all processes."""
+    packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [f"{device.platform}:{device.id}" for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+    }
+
+
 def write_run_record(
     folder: PathLike,
     config: ConfigDict,
@@ -275,21 +297,11 @@ def write_run_record(
     """
     if jax.process_index() != 0:
         return
-    packages = ("gptfl-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": sys.orig_argv,
         "config": config,
-        "versions": versions,
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "processes": jax.process_count(),
-        "devices": [f"{device.platform}:{device.id}" for device in jax.devices()],
-        "device_kind": jax.devices()[0].device_kind,
+        **machine(),
     }
     if flops is not None:
         record["flops"] = flops

@@ -7,7 +7,7 @@ from gptfl_jax.configuration.fields import Field
 from gptfl_jax.configuration.renamed import no_such_field
 from gptfl_jax.configuration.schema import SCHEMA, SECTIONS, fields, find
 from gptfl_jax.configuration.sections.compare import Method, methods_of
-from gptfl_jax.configuration.values import get, present, put
+from gptfl_jax.configuration.values import default_config, get, present, put
 from gptfl_jax.errors import ConfigError, refused, unknown
 
 
@@ -59,8 +59,8 @@ def _check_options(config: ConfigDict) -> None:
 
 def _check_method(config: ConfigDict, named: Method) -> None:
     """Checks the federated section that a method of `compare` makes."""
-    sections = {"seed": config.seed, "federated": config.federated.to_dict()}
-    method = ConfigDict(sections, type_safe=False)
+    method = default_config("federated").unlock()
+    put(method, "federated", config.federated.to_dict())
     for key, value in named.changes.items():
         dotted = f"federated.{key}"
         if find(dotted) is None:

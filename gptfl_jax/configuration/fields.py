@@ -41,14 +41,14 @@ _CHOICE = Rule("a name", lambda value: isinstance(value, str) and value != "")
 
 def choice(family: choices.Family, default: str, help: str) -> dict[str, Field]:
     """Two fields by their names: which choice of a family, and its options."""
-    section, _, name = family.field.partition(".")
-    _, _, options = family.options.partition(".")
+    name = family.field.rpartition(".")[2]
+    options = family.options.rpartition(".")[2]
     return {
         name: Field(default, _CHOICE, help, chooses=family),
         options: Field(
             {},
             KEYWORDS,
-            f"options of {section}.{name}, each set as {family.options}.<option>",
+            f"options of {family.field}, each set as {family.options}.<option>",
             options_of=family,
         ),
     }

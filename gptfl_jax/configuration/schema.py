@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from gptfl_jax import rules
-from gptfl_jax.configuration.fields import Field
+from gptfl_jax import families, rules
+from gptfl_jax.configuration.fields import Field, choice
 from gptfl_jax.configuration.sections import (
     compare,
     data,
@@ -37,6 +37,12 @@ SECTIONS = {
 
 SCHEMA: dict[str, Field | dict[str, Field]] = {
     "seed": Field(0, rules.SEED, "the one seed that every random draw starts from"),
+    **choice(
+        families.TRACKER,
+        "none",
+        "where stages 2 and 3 and the training of generators show their curves beside "
+        "metrics.jsonl: tensorboard, wandb, trackio (extras of these names)",
+    ),
     **{name: module.FIELDS for name, module in SECTIONS.items()},
 }
 

@@ -11,7 +11,7 @@ from gptfl_jax.errors import ConfigError, unknown
 
 
 def default_config(*sections: str) -> ConfigDict:
-    """A config of `seed` and the named sections of `SCHEMA`, at their defaults.
+    """The fields without a section and the named sections of `SCHEMA`, as by default.
 
     The config is locked: a field that is not in `SCHEMA` cannot be set. Fields of
     keywords (`options`) stay open.
@@ -22,9 +22,8 @@ def default_config(*sections: str) -> ConfigDict:
         if not isinstance(SCHEMA.get(section), dict):
             raise unknown(section, known=section_names(), what="section")
         config[section] = ConfigDict(type_safe=False)
-    for dotted, field in fields(*sections) if sections else ():
+    for dotted, field in fields(*(sections or present(config))):
         put(config, dotted, field.default)
-    config.seed = SCHEMA["seed"].default
     config.lock()
     for dotted, field in fields(*present(config)):
         if isinstance(field.default, dict):
@@ -72,7 +71,7 @@ def put(config: ConfigDict, dotted: str, value: Any) -> None:
 def _drop_options(config: ConfigDict, family: choices.Family, name: Any) -> None:
     """Drops the options that a choice does not take."""
     section, _, key = family.options.rpartition(".")
-    options = config[section].get(key)
+    options = (config[section] if section else config).get(key)
     if not options:
         return
     try:

@@ -138,7 +138,8 @@ def _options(
     everything: bool,
 ) -> Iterator[str]:
     """The options of the chosen, or of every, choice of a family."""
-    if config is not None and dotted.rpartition(".")[0] not in config:
+    section = dotted.rpartition(".")[0]
+    if config is not None and section and section not in config:
         return
     chosen = _value(config, family.field, read[family.field].default)
     names = [chosen]

@@ -57,6 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             workdir=workdir,
             section="text_to_image",
             settings=settings,
+            config=config,
             identity=phases.identity(config, "text_to_image"),
             mesh=mesh,
         )
