@@ -39,5 +39,5 @@ class _Events(Tracker):
 
 @needs("tensorboardX")
 def tensorboard(run: Run) -> Tracker:
-    """TensorBoard: event files in the run's folder; `tensorboard --logdir=<workdir>`."""
+    """TensorBoard: event files in the run's folder, for `tensorboard --logdir=`."""
     return _Events(run)
