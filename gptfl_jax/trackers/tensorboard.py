@@ -1,6 +1,7 @@
 """TensorBoard: event files in the folder of the run, by tensorboardX."""
 
 import json
+import secrets
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,10 @@ class _Events(Tracker):
         # Events of steps that are run once more are hidden.
         purge = None if run.done is None else run.done + 1
         self._writer = tensorboardX.SummaryWriter(
-            str(run.folder / "tensorboard"), purge_step=purge
+            str(run.folder / "tensorboard"),
+            purge_step=purge,
+            # Its names are of the second: another start in it would overwrite the file.
+            filename_suffix=f".{secrets.token_hex(4)}",
         )
         if run.done is None:
             for name, values in (("config", run.config), ("machine", run.machine)):
