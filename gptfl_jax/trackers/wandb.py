@@ -29,7 +29,7 @@ class _Wandb(Tracker):
         self._run.log({name: self._wandb.Image(str(file))}, commit=False)
 
     def finish(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 @needs("wandb")
