@@ -20,7 +20,7 @@ part in a round.
 Expected, by the last command: README.md shows its table. The hyperparameters of each
 method were chosen without the test set, on the 11 training runs alone:
 
-    python -m federated.compare --workdir=runs/digits-tuning \
+    python -m federated.sweep --workdir=runs/digits-tuning \
         --config=configs/digits.py:tune=True,init=runs/digits/pretrain
 
 docs/digits.md says how, and what came out. `starts=True` compares what a start is worth

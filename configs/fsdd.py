@@ -21,7 +21,7 @@ recordings. The accuracy that stage 2 prints is of `test_speaker` alone.
 The learning rates were chosen on turns inside the turns, in which one of the five
 training speakers is tested:
 
-    python -m federated.compare --workdir=runs/fsdd-tuning \
+    python -m federated.sweep --workdir=runs/fsdd-tuning \
         --config=configs/fsdd.py:tune=True,init=runs/fsdd/pretrain
 
 `starts=True` compares what a start is worth (docs/starts.md).

@@ -116,6 +116,7 @@ def test_every_console_script_loads_from_the_wheel(installed, tmp_path):
         "gptfl-weights": "train.weights:main",
         "gptfl-federated": "federated.simulate:main",
         "gptfl-compare": "federated.compare:main",
+        "gptfl-sweep": "federated.sweep:main",
         "gptfl-report": "federated.report:main",
         "gptfl-predict": "federated.predict:main",
         "gptfl-export": "federated.export:main",

@@ -37,7 +37,7 @@ def test_commands(readme, repository, monkeypatch):
 
 def test_console_scripts_are_named(readme, repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    assert len(project["scripts"]) == 12
+    assert len(project["scripts"]) == 13
     for name in project["scripts"]:
         assert f"`{name}`" in readme
 
