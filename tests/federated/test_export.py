@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import chex
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 import gptfl_jax as gf
 from federated import export, starts
@@ -167,7 +167,7 @@ def test_the_card_says_what_the_run_was(workdir, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     server = hub_server.HubServer()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     yield server
     server.close()
