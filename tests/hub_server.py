@@ -61,8 +61,9 @@ class HubServer:
                 if line["key"] == "file":
                     value = line["value"]
                     self.files[value["path"]] = base64.b64decode(value["content"])
-            oid = "a" * 40
-            return {"commitUrl": f"{self.url}/commit/{oid}", "commitOid": oid}
+            repository = path.removeprefix("/api/models/").removesuffix("/commit/main")
+            url = f"{self.url}/{repository}/commit/{'a' * 40}"
+            return {"commitUrl": url, "commitOid": "a" * 40}
         return {}
 
     def close(self) -> None:

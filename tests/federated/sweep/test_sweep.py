@@ -17,7 +17,7 @@ from ..conftest import make_config
 def small_sweep():
     config = make_config(rounds=1, partition="iid")
     config.model.name, config.model.options = "logistic_regression", {}
-    config.compare.grid = ("federated.client_learning_rate=0.001,0.1",)
+    config.compare.grid = ("federated.rounds=1,4",)  # of one program
     config.compare.seeds = (0, 1)
     configuration.validate(config)
     return config
@@ -47,7 +47,7 @@ def test_a_sweep_is_measured_on_examples_held_out(
     assert content["points"] == rows
     assert content["measured_on"] == "20 % of the clients' examples, held out"
     best, worst = rows
-    assert best["values"] == {"federated.client_learning_rate": "0.1"}
+    assert best["values"] == {"federated.rounds": "4"}
     assert (best["rank"], worst["rank"]) == (1.0, 2.0)
     for row in rows:
         last = [
@@ -58,10 +58,10 @@ def test_a_sweep_is_measured_on_examples_held_out(
         assert row["accuracy_mean"] == pytest.approx(np.mean(last))
         assert row["accuracy_std"] == pytest.approx(np.std(last, ddof=1))
     out = capsys.readouterr().out
-    assert "  --config.federated.client_learning_rate=0.1\n" in out
+    assert "  --config.federated.rounds=4\n" in out
     page = (root / "sweep.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 1
-    assert 'alt="Accuracy over client_learning_rate' in page
+    assert 'alt="Accuracy over rounds' in page
 
     # Started again with another seed, it makes that one's runs and no others.
     files = sorted(root.glob("federated/*/metrics.jsonl"))
