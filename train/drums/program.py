@@ -54,6 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             workdir=workdir,
             section=_SECTION,
             settings=settings,
+            config=config,
             identity=phases.identity(config, _SECTION),
             mesh=mesh,
         )
