@@ -34,13 +34,17 @@ def test_every_default_is_taken_and_explained():
 
 def test_default_config_holds_the_sections_asked_for():
     config = default_config("data", "federated")
-    assert sorted(config.keys()) == ["data", "federated", "seed"]
+    assert sorted(config.keys()) == [
+        *("data", "federated", "seed", "tracker", "tracker_options")
+    ]
     assert config.federated.client_learning_rate == 0.1
     assert config.federated.rounds == 100
     assert config.data.options.to_dict() == {}
     validate(config)
     validate(default_config(*SECTIONS))
-    assert default_config().to_dict() == {"seed": 0}
+    assert default_config().to_dict() == {
+        **{"seed": 0, "tracker": "none", "tracker_options": {}}
+    }
     with pytest.raises(ConfigError, match="fedrated: no such section; did you mean"):
         default_config("fedrated")
 
@@ -370,8 +374,8 @@ def test_text_sets_keywords():
         (
             "zzz",
             "5",
-            "config.zzz: no such field; there are config.seed, config.data, "
-            "config.federated",
+            "config.zzz: no such field; there are config.seed, config.tracker, "
+            "config.tracker_options, config.data, config.federated",
         ),
         (
             "data.zzz",
