@@ -72,35 +72,13 @@ RATES = {
     "fedopt-gptfl": {"speakers": (0.1, 0.01), "skewed": (1.0, 0.001)},
 }
 
-# What a start is worth: rates of the clients, and of FedOpt's server, as tuned.
+# What a start is worth: rates of the clients, and of FedOpt's server: those of `RATES`
+# until the search of `starts=True,tune=True` has been run.
+_RATE = ("fedavg", "fedprox", "scaffold", "local", "clients", "server")
 STARTS = {
-    "random": {
-        "fedavg": (1.0,),
-        "fedprox": (1.0,),
-        "fedopt": (0.1, 0.01),
-        "scaffold": (0.3,),
-        "local": (0.3,),
-        "clients": (0.3,),
-        "server": (0.3,),
-    },
-    "synthetic": {
-        "fedavg": (1.0,),
-        "fedprox": (1.0,),
-        "fedopt": (0.1, 0.01),
-        "scaffold": (0.3,),
-        "local": (0.3,),
-        "clients": (0.3,),
-        "server": (0.3,),
-    },
-    "procedural": {
-        "fedavg": (1.0,),
-        "fedprox": (1.0,),
-        "fedopt": (0.1, 0.01),
-        "scaffold": (0.3,),
-        "local": (0.3,),
-        "clients": (0.3,),
-        "server": (0.3,),
-    },
+    "random": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.01)},
+    "synthetic": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.001)},
+    "procedural": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.01)},
 }
 
 
