@@ -8,7 +8,8 @@ those installed are run. For w1 and w2, SCRIPTS has a script for each (`peer_pfl
 others, `benchmarks/peers` has a loop in torch. DATA is that of `benchmarks.fl_round`,
 made by SCRIPTS/gen_data.py and `benchmarks.peers.make_data`. Everybody runs in turn,
 `--repeats` times, so that other work on the machine meets all of them; rates and memory
-in the table are medians, the ratio is the median of the ratios within a turn.
+in the table are medians, the ratio is the median of the ratios within a turn. Other
+work moves processor time least.
 
 A table a workload goes between two marks in docs/performance.md, with machine and
 versions.
@@ -112,6 +113,7 @@ def main() -> None:
                 results[workload][name].append(result)
                 rate = result.fields["examples_per_s"]
                 print(f"{repeat + 1}: {workload} {name}: {rate} examples/s", flush=True)
+                print(json.dumps(result.fields), flush=True)
             # After every turn: a comparison cut short has its table.
             table = describe(workload, results[workload], arguments, repeat + 1)
             document.write(f"compare {workload}", table, arguments.output)
@@ -192,6 +194,7 @@ def describe(
         fields = [r.fields for r in ran[name]]
         clients = statistics.median(f["clients_per_s"] for f in fields)
         first = statistics.median(f["startup_to_first_round_s"] for f in fields)
+        processor = statistics.median(f["cpu_ms_per_example"] for f in fields)
         memory = statistics.median(r.peak_mb for r in ran[name])
         relative = "-" if best is None else f"{ratio(ran[name], ran[best]):.2f}"
         rows.append(
@@ -201,11 +204,13 @@ def describe(
                 f"{clients:,.1f}",
                 f"{first:.1f} s",
                 f"{memory:,.0f} MB",
+                f"{processor:,.2f} ms",
                 relative,
             ]
         )
     header = ["", "examples/s", "clients/s", "first round done after"]
-    header += ["peak memory", "examples/s, relative to the fastest peer"]
+    header += ["peak memory", "processor time an example"]
+    header += ["examples/s, relative to the fastest peer"]
     lines = [
         f"**{workload}**: {document.circumstances()} Turns: {turns}, each of "
         f"{arguments.rounds} rounds after one that warms up.",
