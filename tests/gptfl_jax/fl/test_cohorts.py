@@ -8,6 +8,8 @@ from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import cohorts
 from gptfl_jax.fl.local_training import LocalTraining
 
+describe = jax.jit(cohorts.describe, static_argnums=3)
+
 
 def test_balance_deals_the_most_expensive_first():
     costs = jnp.array([3, 9, 1, 4, 8])
@@ -45,9 +47,7 @@ def test_balance_with_more_devices_than_clients():
 def test_steps_and_rows_of_a_client(local, steps, rows):
     offsets = jnp.array([0, 0, 1, 9, 26])
     data = FederatedData(jnp.zeros((26, 1)), jnp.zeros(26, jnp.int32), offsets)
-    cohort = cohorts.describe(
-        data, jnp.arange(4, dtype=jnp.int32), jax.random.key(0), local
-    )
+    cohort = describe(data, jnp.arange(4, dtype=jnp.int32), jax.random.key(0), local)
     # The entry behind the last stands for nobody.
     np.testing.assert_array_equal(cohort.steps, [*steps, 0])
     np.testing.assert_array_equal(cohort.rows, [*rows, 0])
@@ -59,8 +59,8 @@ def test_a_client_twice_gets_two_keys_and_its_first_is_that_of_once():
     )
     local = LocalTraining(optax.sgd(1.0), 8)
     key = jax.random.key(0)
-    twice = cohorts.describe(data, jnp.array([2, 0, 2], jnp.int32), key, local)
-    once = cohorts.describe(data, jnp.array([2], jnp.int32), key, local)
+    twice = describe(data, jnp.array([2, 0, 2], jnp.int32), key, local)
+    once = describe(data, jnp.array([2], jnp.int32), key, local)
     words = jax.random.key_data(twice.order_key)
     assert (words[0] == jax.random.key_data(once.order_key)[0]).all()
     assert (words[0] != words[2]).any()
