@@ -123,7 +123,7 @@ def simulate(
     )
     if jax.process_count() > 1:
         agree(
-            _digest((data, setting.source.test[:2])).encode(),
+            _digest((data, setting.source.test[:2], _of_server(setting))).encode(),
             "reads other data than process 0: config.data.folder must hold the same "
             "files on all hosts",
         )
@@ -203,6 +203,11 @@ def _in_todays_words(identity: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(federated, dict):
         return identity
     return {**identity, "federated": configuration.in_todays_words(federated)}
+
+
+def _of_server(setting: experiment.Setting) -> PyTree:
+    """The examples that the server trains on; None: none."""
+    return None if setting.synthetic is None else setting.synthetic[:2]
 
 
 def _digest(tree: PyTree[Array]) -> str:
