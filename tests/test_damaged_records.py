@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from federated import compare, run_files
+from federated import run_files, series
 from federated.report import figures, page, rows, runs, tables
 from generate import sample_folder, samples, text_models
 from gptfl_jax import artifacts, configuration, description, exports
@@ -67,7 +67,7 @@ def partition(workdir):
 
 
 def trained(workdir):
-    compare._require_synthetic_only(make_config(init="synthetic"), workdir)
+    series.require_synthetic_only([make_config(init="synthetic")], workdir)
 
 
 def prompts(workdir):
