@@ -94,7 +94,8 @@ STARTS = {
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by `name=value` pairs for the names in `ARGUMENTS`.
 
-    `tune=True` among them makes it the search for hyperparameters.
+    `tune=True` among them makes it the search for hyperparameters, `few_steps=True`
+    pictures in 4 steps without guidance.
     """
     config = configuration.default_config(*presets.STAGES)
     config.data.source = "sklearn_digits"
@@ -135,6 +136,10 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.eval_every = 1
     federated.checkpoint_every = 30
 
+    arg, few_steps = presets.take_flag(arg, "few_steps")
+    if few_steps:
+        generate.lora = "glyphs-4-steps"
+        generate.num_steps, generate.guidance_scale = 4, 1.0
     arg, tune = presets.take_flag(arg, "tune")
     arg, starts = presets.take_flag(arg, "starts")
     configuration.apply_arguments(config, arg, ARGUMENTS)

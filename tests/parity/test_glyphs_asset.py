@@ -57,6 +57,29 @@ def test_pictures_are_the_same(reference, num_steps, guidance_scale):
     assert np.abs(np.asarray(ours, np.float32) - theirs).max() <= 2
 
 
+def test_pictures_in_four_steps_are_the_same():
+    """With the LoRA weights that ship beside it, and no guidance."""
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(
+        FOLDER, torch_dtype=torch.float32
+    )
+    theirs.load_lora_weights(FOLDER.parent / "glyphs-4-steps")
+    theirs.set_progress_bar_config(disable=True)
+    ours = StableDiffusion.from_pretrained(FOLDER, lora="glyphs-4-steps")
+    latents = np.random.default_rng(0).standard_normal((4, 8, 8, 4), np.float32)
+    with jax.default_matmul_precision("highest"):
+        found = ours(PROMPTS, latents=latents, num_steps=4, guidance_scale=1.0)
+    images = theirs(
+        PROMPTS,
+        latents=torch.from_numpy(latents.transpose(0, 3, 1, 2)),
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        output_type="np",
+    ).images
+    images = np.round(255 * images)
+    assert np.ptp(images) > 200
+    assert np.abs(np.asarray(found, np.float32) - images).max() <= 2
+
+
 def test_tokens_are_the_same(reference):
     ours = transformers.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     assert isinstance(reference.tokenizer, transformers.CLIPTokenizer)

@@ -21,12 +21,12 @@ FIELDS: dict[str, Field] = {
         2.0, rules.number(least=0), "of the teacher; the student needs none"
     ),
     "trajectories": Field(
-        16_384, rules.whole(1), "samples of the teacher that the student learns from"
+        2048, rules.whole(1), "samples of the teacher that the student learns from"
     ),
     "rank": Field(
         16, rules.whole(1), "of the LoRA weights that make the teacher the student"
     ),
-    "student_steps": Field(6000, rules.whole(1), "training steps"),
+    "student_steps": Field(500, rules.whole(1), "training steps"),
     "student_learning_rate": Field(
         2e-3, rules.number(above=0), "peak learning rate of the LoRA weights"
     ),
@@ -34,8 +34,8 @@ FIELDS: dict[str, Field] = {
         0.995, rules.number(least=0, most=1), "decay of the averaged weights"
     ),
     "batch_size": Field(64, rules.whole(1), "samples a step, over all devices"),
-    "checkpoint_every": Field(250, rules.whole(1), "steps between checkpoints"),
-    "log_every": Field(25, rules.whole(1), "steps between lines of metrics.jsonl"),
+    "checkpoint_every": Field(50, rules.whole(1), "steps between checkpoints"),
+    "log_every": Field(10, rules.whole(1), "steps between lines of metrics.jsonl"),
     "test_samples": Field(
         5000,
         rules.whole(0),
