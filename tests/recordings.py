@@ -54,7 +54,7 @@ def write_drumkits(
 ) -> None:
     """The layout of Hydrogen's kits: strokes are tones, a class a pitch."""
     for kit in range(kits):
-        root = folder / "drumkits" / str(kit)
+        root = folder / "drumkits" / f"kit{kit}"
         instruments = ""
         for number, name in enumerate(classes or ("kick", "snare")):
             layers = ""

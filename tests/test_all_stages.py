@@ -207,6 +207,11 @@ def write_fsdd(root: pathlib.Path) -> None:
     recordings.write_fsdd(root, takes=(0, 5))
 
 
+def write_drumkits(root: pathlib.Path) -> None:
+    names = ("kick", "snare", "tom", "hi-hat", "crash", "ride")
+    recordings.write_drumkits(root, classes=names)
+
+
 # Stages ------------------------------------------------------------------------------
 
 
@@ -252,6 +257,12 @@ CASES = {
     ),
     "crema_d": Case(SOUNDS, write_crema_d, "test_fold=1", "nothing"),
     "digits": Case(PICTURES | {"federated.num_clients": 20}),
+    "drumkits": Case(
+        SOUNDS | {"model.options": {"widths": (4, 4)}},
+        write_drumkits,
+        "test_kits=kit3",
+        "prompts",
+    ),
     "esc50": Case(SOUNDS | TWO_CLIENTS, write_esc50, "test_fold=5", "prompts"),
     "eurosat": Case(
         PHOTOS | TWO_CLIENTS, lambda p: write_folders("eurosat", p), "prompts=ucg"

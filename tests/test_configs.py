@@ -243,6 +243,8 @@ def test_starts_are_searched_without_the_speakers_they_are_tested_on():
     [
         ("fsdd", ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]),
         ("fsdd:test_speaker=theo,partition=dirichlet", ["theo"]),
+        ("drumkits", ["forzee", "millo", "pacific", "pearl"]),
+        ("drumkits:test_kits=VariBreaks", ["chosen"]),
         ("esc50", ["fold1", "fold2", "fold3", "fold4", "fold5"]),
         ("esc50:test_fold=3", ["fold3"]),
         ("urbansound8k:test_fold=10", ["fold10"]),

@@ -54,6 +54,7 @@ _RELEASED = {
     "iemocap": _Released(2_400, 540, seconds=30.0, clients=8),
     "meld": _Released(9_000, 2_300, seconds=40.0, clients=86),
     "fsdd": _Released(2_500, 500, seconds=0.8, clients=5),
+    "drumkits": _Released(326, 89, seconds=1.0, clients=10),
 }
 
 

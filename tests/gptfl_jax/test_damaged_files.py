@@ -359,7 +359,7 @@ READERS = {
         of_table,
     ),
     "a kit of Hydrogen": (
-        Reader("drumkits/0/drumkit.xml", recordings.write_drumkits, KITS),
+        Reader("drumkits/kit0/drumkit.xml", recordings.write_drumkits, KITS),
         of_binary,
     ),
     "MELD's table": (
