@@ -17,7 +17,7 @@ author together. One federation in place of the comparison:
 The generator is that of the first program. It learns from strokes made by rule and from
 Sonic Pi's samples, and hears none of the kits. One classifier of stage 2 serves all
 turns, as it is trained on synthetic strokes alone. The accuracy that stage 2 prints is
-of the kits of the turn "millo".
+of the kit `test_kits` alone.
 
 The learning rates are a first guess. A search of them, on turns inside the turns:
 
@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = configuration.default_config(*presets.STAGES)
     config.data.source = "drumkits"
     config.data.folder = "/usr/share/hydrogen/data"
-    config.data.options = {"test_kits": TURNS["millo"]}
+    config.data.options = {"test_kits": "BJA_Pacific"}
     config.model.name = "audio_cnn"
     config.model.options = {"widths": (32, 48, 64)}
 
