@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -131,15 +130,14 @@ class Names(SphinxPostTransform):
             if node.get("refdomain") != "py":
                 continue
             found = self._find(node["reftarget"], node.get("py:module") or "")
-            content = node.next_node(nodes.Element) or nodes.inline()
+            content = list(node.children)
             if found is None:
-                node.replace_self(list(node.children))
+                node.replace_self(content)
                 continue
             entry = objects[found]
+            place = entry.docname, entry.node_id
             link = make_refnode(
-                *(self.app.builder, self.env.docname, entry.docname, entry.node_id),
-                content,
-                found,
+                self.app.builder, self.env.docname, *place, content, found
             )
             node.replace_self(link)
 
