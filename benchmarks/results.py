@@ -9,7 +9,7 @@ runs the experiments end to end, or goes on with those that were begun, and then
 writes `docs/results.md` and the short table of the README. Nothing on the page is typed
 by hand: the numbers are those of the runs' metrics.jsonl, taken as `federated.report`
 takes them, and the commands, versions, machines and dates are those of their run.json.
-Named experiments (`python -m benchmarks.results digits fsdd`) leave the others out.
+Of named experiments (`python -m benchmarks.results digits`) it writes the page alone.
 """
 
 import argparse
@@ -210,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     artifacts.write_text(PAGE, render(results))
     print(f"wrote {PAGE}")
-    document.write("results", summary(results), README)
+    if chosen == list(EXPERIMENTS):
+        document.write("results", summary(results), README)
 
 
 if __name__ == "__main__":
