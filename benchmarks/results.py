@@ -147,10 +147,10 @@ def render(results: Sequence[Results]) -> str:
     """The page."""
     parts = [
         "# Results",
-        "Written by `make results`, from what the runs have recorded; every number is "
-        "made again by the commands below it. Accuracy in % of the last round on the "
-        "test set, mean ± standard deviation over seeds. Each algorithm has rates of "
-        "its own from each start, chosen without the test set.",
+        "Written by `make results` from what the runs have recorded; the commands below "
+        "a table\nmake its numbers again. Accuracy is that of the last round on the test "
+        "set, in %, mean ±\nstandard deviation over seeds. Each algorithm has rates of "
+        "its own from each start, chosen\nwithout the test set.",
         summary(results),
     ]
     for result in results:
