@@ -25,6 +25,12 @@ from gptfl_jax.errors import UserError
 
 PAGE, README = pathlib.Path("docs/results.md"), pathlib.Path("README.md")
 
+_INTRODUCTION = """\
+Written by `make results` from what the runs have recorded; the commands below a
+table make its numbers again. Accuracy is that of the last round on the test set, in
+%, mean ± standard deviation over seeds. Each algorithm has rates of its own from
+each start, chosen without the test set."""
+
 
 class Experiment(NamedTuple):
     """A config whose runs lie in one workdir."""
@@ -147,10 +153,7 @@ def render(results: Sequence[Results]) -> str:
     """The page."""
     parts = [
         "# Results",
-        "Written by `make results` from what the runs have recorded; the commands below "
-        "a table\nmake its numbers again. Accuracy is that of the last round on the test "
-        "set, in %, mean ±\nstandard deviation over seeds. Each algorithm has rates of "
-        "its own from each start, chosen\nwithout the test set.",
+        _INTRODUCTION,
         summary(results),
     ]
     for result in results:
