@@ -1,4 +1,4 @@
-"""Exports the classifier of a run of stage 2 or 3, for PyTorch, JAX and the hub.
+r"""Exports the classifier of a run of stage 2 or 3, for PyTorch, JAX and the hub.
 
     python -m federated.export --workdir=runs/cifar10 --run=fedavg-synthetic-s0 \
         --output=exported

@@ -1,4 +1,4 @@
-"""Many settings of a federation: a grid, or points drawn from it at random.
+r"""Many settings of a federation: a grid, or points drawn from it at random.
 
     python -m federated.sweep --config=configs/digits.py --workdir=runs/digits \
         --grid federated.init=random,synthetic \

@@ -59,7 +59,7 @@ def text(
     command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
     # Not every program goes with every config.
     if own := re.search(rf"python -m {re.escape(program)} --config=.*", about):
-        command = own[0]
+        command = own[0].rstrip("\\ ")
     lines = [
         about,
         "",
