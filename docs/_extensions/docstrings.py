@@ -70,7 +70,7 @@ def convert(
 ) -> None:
     """Changes the lines of one docstring, before napoleon reads them."""
     lines[:] = converted(lines)
-    if what in ("attribute", "property"):
+    if what in ("attribute", "data", "property"):
         lines.insert(0, "")  # else napoleon takes what is before a colon for a type
 
 

@@ -148,7 +148,8 @@ class Names(SphinxPostTransform):
         name = name.removeprefix("gf.").removeprefix(".")
         found = self.env.ends_of_names.get(name, [])
         here = [each for each in found if each == f"{module}.{name}"]
-        found = here or found
+        # A lone word, as `model`, is a name of its own module or an argument.
+        found = here or ([] if name.islower() and "." not in name else found)
         return found[0] if len(found) == 1 else None
 
 
