@@ -71,7 +71,8 @@ def convert(
     """Changes the lines of one docstring, before napoleon reads them."""
     lines[:] = converted(lines)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else napoleon takes what is before a colon for a type
+        # Else napoleon takes what is before a colon of the first line for a type.
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
