@@ -9,7 +9,7 @@ import pytest
 from federated import compare, report
 from gptfl_jax import artifacts, configuration, launch
 from gptfl_jax.errors import ConfigError
-from train import downstream
+from train import downstream, training_data
 
 from ..recordings import SPEAKERS, write_fsdd, write_synthetic
 
@@ -77,7 +77,7 @@ def test_all_stages_on_sounds(workdir, config, capsys):
 def test_both_kinds_of_data_are_trained_on_together(workdir, config):
     config.train.data = "both"
     config.train.validation_fraction = 0.0
-    data = downstream.load_data(config, workdir)
+    data = training_data.load(config, workdir)
     # 32 of anna and bert, 80 synthetic ones, all in the 15 frames of cleo's 0.14 s.
     features, lengths = data.train.inputs
     assert features.shape == (112, 15, 40) and lengths.max() == 15
@@ -90,6 +90,6 @@ def test_both_kinds_of_data_are_trained_on_together(workdir, config):
 
 def test_augmentation_of_pictures_is_refused_for_sounds(workdir, config):
     config.train.flip = True
-    data = downstream.load_data(config, workdir)
+    data = training_data.load(config, workdir)
     with pytest.raises(ConfigError, match=r"config.train.flip = True is for pictures"):
         downstream.make_learner(config, data)

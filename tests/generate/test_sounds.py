@@ -11,6 +11,7 @@ from PIL import Image
 from generate import prompts, samples, sounds
 from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
+from gptfl_jax.generators.diffusion import solvers
 from gptfl_jax.generators.diffusion.lowering import Lowered
 from gptfl_jax.generators.sounds.audioldm import AudioLDM
 from gptfl_jax.launch.config_files import read_config
@@ -111,6 +112,8 @@ def test_a_plan_counts_batches_and_steps(make_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sounds, "lower", lower)
     plan = sounds.plan(make_config("samples=6"), tmp_path)
+    assert isinstance(asked.pop("solver"), solvers.DDIM)
+    assert not asked.pop("counted_only")
     assert asked == {"batch": 8, "num_steps": 2, "guided": True, "duration_s": 0.05}
     facts = dict(plan.facts)
     assert facts["clips"].startswith("12 of 2 classes")
