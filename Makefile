@@ -1,5 +1,7 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
+# make demo-sounds   the same on strokes of drums, of Debian's hydrogen-drumkits; ends in
+#               runs/drumkits/report.html
 # make results  all demos, and docs/results.md of them; what is finished is not run again
 # make starts   what a start is worth, on both (docs/starts.md); ends in
 #               runs/starts/digits/report.html and runs/starts/fsdd/report.html
@@ -26,15 +28,18 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
-.PHONY: demo demo-speech results starts starts-digits starts-speech \
+.PHONY: demo demo-speech demo-sounds results starts starts-digits starts-speech \
 	test long parity notebooks docs lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
 demo-speech: CONFIG = configs/fsdd.py
 demo-speech: WORKDIR = runs/fsdd
+demo-sounds: GENERATOR = generate.sounds
+demo-sounds: CONFIG = configs/drumkits.py
+demo-sounds: WORKDIR = runs/drumkits
 
-demo demo-speech: $(VENV)/.installed
+demo demo-speech demo-sounds: $(VENV)/.installed
 	$(call stage,generate.prompts)
 	$(call stage,$(GENERATOR))
 	$(call stage,train.downstream)

@@ -1,23 +1,23 @@
 """Drums and cymbals of Hydrogen's kits: the whole of GPT-FL on sounds.
 
-    apt install hydrogen-drumkits sonic-pi-samples
-    python -m train.generator    --config=configs/drums.py    --workdir=runs/drums
+    apt install hydrogen-drumkits
     python -m generate.prompts   --config=configs/drumkits.py --workdir=runs/drumkits
     python -m generate.sounds    --config=configs/drumkits.py --workdir=runs/drumkits
     python -m train.downstream   --config=configs/drumkits.py --workdir=runs/drumkits
     python -m federated.compare  --config=configs/drumkits.py --workdir=runs/drumkits
     python -m federated.report   --config=configs/drumkits.py --workdir=runs/drumkits
 
-The clients are kits; in four turns some are held out as the test set, all kits of one
-author together. One federation in place of the comparison:
+`make demo-sounds` is these five. The clients are kits; in four turns some are held out
+as the test set, all kits of one author together. One federation in place of the
+comparison:
 
     python -m federated.simulate --workdir=runs/drumkits \
         --config=configs/drumkits.py:test_kits=VariBreaks,init=synthetic
 
-The generator is that of the first program. It learns from strokes made by rule and from
-Sonic Pi's samples, and hears none of the kits. One classifier of stage 2 serves all
-turns, as it is trained on synthetic strokes alone. The accuracy that stage 2 prints is
-of the kit `test_kits` alone.
+The generator is the one that ships in gptfl_jax/assets/drums. It has learned from
+strokes made by rule and from Sonic Pi's samples, and has heard none of the kits. One
+classifier of stage 2 serves all turns, as it is trained on synthetic strokes alone. The
+accuracy that stage 2 prints is of the kit `test_kits` alone.
 
 The learning rates are a first guess. A search of them, on turns inside the turns:
 
@@ -84,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.prompts.method = "multi_domain"
 
     generate = config.generate
-    generate.model = "runs/drums/model"
+    generate.model = "drums"
     generate.samples_per_class = "400"
     generate.num_steps = 25
     generate.guidance_scale = 2.0

@@ -3,9 +3,10 @@
     python -m generate.prompts --config=configs/esc50.py --workdir=runs/esc50
     python -m generate.sounds  --config=configs/esc50.py --workdir=runs/esc50
 
-`generate.model` names an AudioLDM of the first version, as "cvssp/audioldm", whose
-licence (CC BY-NC-SA 4.0) forbids commercial use: every line of the manifest says under
-which licence the model is. Needs `<workdir>/prompts.json` of generate.prompts.
+`generate.model` names an AudioLDM of the first version: "drums", which ships with this
+package and makes strokes of drums and cymbals alone, or "cvssp/audioldm", whose licence
+(CC BY-NC-SA 4.0) forbids commercial use: every line of the manifest says under which
+licence the model is. Needs `<workdir>/prompts.json` of generate.prompts.
 
 Clips are 16-bit WAV files of `generate.duration_s` seconds at the vocoder's rate
 (16 kHz). With the method `ucg` each clip's guidance is drawn. Started again after an
