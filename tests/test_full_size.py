@@ -57,7 +57,8 @@ def test_a_round_of_resnet_50_at_224_pixels():
         assert operations["convolution"] == 3 * found["convolutions"] - 1
         # Sums of one type behind the loop, which XLA makes one all-reduce of
         # (gptfl_jax/fl/test_devices.py).
-        assert program["sums"] > 2 * found["leaves"]
+        # One of each array of weights, and a few of numbers and of a whole update.
+        assert 0 < program["sums"] - found["leaves"] < 20
         assert program["sums that run once"] == program["sums"]
         assert program["types of sums"] == ["f32"]
         others = {"all_gather", "reduce_scatter", "collective_permute"}
