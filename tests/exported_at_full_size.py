@@ -114,7 +114,11 @@ def exported(function, arguments, platform: str) -> dict:
     functions = text.split("\n  func.func ")
     (once,) = (each for each in functions if "sdy.manual_computation" in each)
     sums = re.findall(r'^ {6}%\S+ = "stablehlo\.all_reduce"', once, re.MULTILINE)
-    added = re.findall(r"\}\) : \(tensor<(?:\d+x)*(\w+)>\) -> tensor", text)
+    added = re.findall(
+        r'"stablehlo\.all_reduce".*?\}\) : \(tensor<(?:\d+x)*(\w+)>\) -> tensor',
+        text,
+        re.DOTALL,
+    )
     products = re.findall(r"stablehlo\.dot_general.*-> tensor<([^>]+)>", text)
     return {
         "devices": result.nr_devices,
