@@ -46,7 +46,7 @@ demo demo-speech demo-sounds: $(VENV)/.installed
 	$(call stage,federated.compare)
 	$(call stage,federated.report)
 
-results: demo demo-speech
+results: demo demo-speech demo-sounds
 	$(python) -m benchmarks.results
 
 starts: starts-digits starts-speech

@@ -44,6 +44,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS = (
     Experiment("Handwritten digits", "digits", "runs/digits", "make demo"),
     Experiment("Spoken digits", "fsdd", "runs/fsdd", "make demo-speech"),
+    Experiment("Drums", "drumkits", "runs/drumkits", "make demo-sounds"),
 )
 
 

@@ -19,7 +19,8 @@ strokes made by rule and from Sonic Pi's samples, and has heard none of the kits
 classifier of stage 2 serves all turns, as it is trained on synthetic strokes alone. The
 accuracy that stage 2 prints is of the kit `test_kits` alone.
 
-The learning rates are a first guess. A search of them, on turns inside the turns:
+The learning rates are a first guess (docs/drums.md). A search of them, on turns inside
+the turns:
 
     python -m federated.compare --workdir=runs/drumkits-tuning \
         --config=configs/drumkits.py:tune=True,init=runs/drumkits/pretrain
