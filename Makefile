@@ -1,7 +1,7 @@
 # make demo     the whole of GPT-FL on real handwriting; ends in runs/digits/report.html
 # make demo-speech   the same on spoken digits; ends in runs/fsdd/report.html
-# make demo-sounds   the same on strokes of drums, of Debian's hydrogen-drumkits; ends in
-#               runs/drumkits/report.html
+# make demo-sounds   the same on strokes of drums (apt install hydrogen-drumkits first);
+#               ends in runs/drumkits/report.html
 # make results  all demos, and docs/results.md of them; what is finished is not run again
 # make starts   what a start is worth, on both (docs/starts.md); ends in
 #               runs/starts/digits/report.html and runs/starts/fsdd/report.html
