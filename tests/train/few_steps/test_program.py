@@ -85,6 +85,7 @@ def test_prompts_are_those_of_a_file_or_of_digits(model, tmp_path):
 
 @pytest.mark.long
 def test_a_plan_counts_what_is_trained(model):
-    table = planning.table(program.plan(tiny_config(model)))
+    # Where a line ends depends on how long the folder's name is.
+    table = " ".join(planning.table(program.plan(tiny_config(model))).split())
     assert "12 samples of" in table and "4 steps at guidance 2, kept at 2" in table
     assert "4 steps" in table
