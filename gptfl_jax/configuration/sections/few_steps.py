@@ -1,6 +1,7 @@
 """Fields of `config.few_steps`."""
 
 from gptfl_jax import rules
+from gptfl_jax.configuration import generator_fields
 from gptfl_jax.configuration.fields import Field
 
 FIELDS: dict[str, Field] = {
@@ -30,12 +31,9 @@ FIELDS: dict[str, Field] = {
     "student_learning_rate": Field(
         2e-3, rules.number(above=0), "peak learning rate of the LoRA weights"
     ),
-    "ema_decay": Field(
-        0.995, rules.number(least=0, most=1), "decay of the averaged weights"
+    **generator_fields.every_phase(
+        "samples", batch_size=64, ema_decay=0.995, checkpoint_every=50, log_every=10
     ),
-    "batch_size": Field(64, rules.whole(1), "samples a step, over all devices"),
-    "checkpoint_every": Field(50, rules.whole(1), "steps between checkpoints"),
-    "log_every": Field(10, rules.whole(1), "steps between lines of metrics.jsonl"),
     "test_samples": Field(
         5000,
         rules.whole(0),

@@ -1,6 +1,7 @@
 """Fields of `config.text_to_image`."""
 
 from gptfl_jax import rules
+from gptfl_jax.configuration import generator_fields
 from gptfl_jax.configuration.fields import Field
 
 FIELDS: dict[str, Field] = {
@@ -10,44 +11,14 @@ FIELDS: dict[str, Field] = {
     "pen_shapes_per_digit": Field(
         150, rules.whole(0), "shapes of a digit drawn from pen paths, beside the fonts"
     ),
-    "vae_channels": Field(
-        (8, 16, 32),
-        rules.tuple_of(rules.whole(4), "whole numbers >= 4"),
-        "channels of the autoencoder, finest resolution first",
-    ),
-    "latent_channels": Field(4, rules.whole(1), "channels of the latents"),
-    "vae_steps": Field(900, rules.whole(1), "training steps of the autoencoder"),
-    "vae_learning_rate": Field(
-        2e-3, rules.number(above=0), "peak learning rate of the autoencoder"
-    ),
-    "kl_weight": Field(
-        1e-3, rules.number(least=0), "weight of the latents' KL divergence, by element"
-    ),
+    **generator_fields.autoencoder((8, 16, 32), latent_channels=4, steps=900),
     "pictures": Field(
         60_000, rules.whole(1), "pictures rendered and encoded for the denoiser"
     ),
-    "unet_channels": Field(
-        (48, 96),
-        rules.tuple_of(rules.whole(16), "whole numbers >= 16"),
-        "channels of the denoiser, finest resolution first",
+    **generator_fields.denoiser(
+        (48, 96), text_features=96, features_of="a token", steps=6200
     ),
-    "text_features": Field(96, rules.whole(8), "features of a token"),
-    "text_layers": Field(2, rules.whole(1), "layers of the text encoder"),
-    "unet_steps": Field(6200, rules.whole(1), "training steps of the denoiser"),
-    "unet_learning_rate": Field(
-        1.5e-3, rules.number(above=0), "peak learning rate of the denoiser"
-    ),
-    "empty_prompts": Field(
-        0.1,
-        rules.number(least=0, most=1),
-        "share of prompts left empty, for classifier-free guidance",
-    ),
-    "ema_decay": Field(
-        0.998, rules.number(least=0, most=1), "decay of the averaged weights"
-    ),
-    "batch_size": Field(64, rules.whole(1), "pictures a step, over all devices"),
-    "checkpoint_every": Field(250, rules.whole(1), "steps between checkpoints"),
-    "log_every": Field(25, rules.whole(1), "steps between lines of metrics.jsonl"),
+    **generator_fields.every_phase("pictures", batch_size=64),
     "test_samples": Field(
         5000, rules.whole(0), "samples for the quality measure at the end; 0: none"
     ),

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from gptfl_jax import rules
+from gptfl_jax.configuration import generator_fields
 from gptfl_jax.configuration.fields import Field
 from gptfl_jax.errors import refused
 
@@ -30,36 +31,10 @@ FIELDS: dict[str, Field] = {
     "speech_learning_rate": Field(
         1e-3, rules.number(above=0), "peak learning rate of the speech model"
     ),
-    "vocoder_channels": Field(
-        128, rules.whole(8), "channels of the vocoder before its first upsampling"
+    **generator_fields.vocoder(
+        128, segment_frames=32, steps=3000, adversarial_steps=1500
     ),
-    "segment_frames": Field(
-        32, rules.whole(4), "frames of the segments that the vocoder learns from"
-    ),
-    "vocoder_batch_size": Field(
-        16, rules.whole(1), "segments a step, over all devices"
-    ),
-    "vocoder_steps": Field(
-        3000, rules.whole(1), "training steps of the vocoder by spectra alone"
-    ),
-    "vocoder_learning_rate": Field(
-        1e-3, rules.number(above=0), "peak learning rate of these steps"
-    ),
-    "adversarial_steps": Field(
-        1500, rules.whole(0), "training steps of the vocoder against discriminators"
-    ),
-    "adversarial_learning_rate": Field(
-        3e-4, rules.number(above=0), "peak learning rate of these steps"
-    ),
-    "spectral_weight": Field(
-        15.0, rules.number(least=0), "weight of the spectra in these steps"
-    ),
-    "ema_decay": Field(
-        0.998, rules.number(least=0, most=1), "decay of the averaged weights"
-    ),
-    "batch_size": Field(64, rules.whole(1), "clips a step, over all devices"),
-    "checkpoint_every": Field(250, rules.whole(1), "steps between checkpoints"),
-    "log_every": Field(25, rules.whole(1), "steps between lines of metrics.jsonl"),
+    **generator_fields.every_phase("clips", batch_size=64),
     "test_samples": Field(
         3000, rules.whole(0), "digits for the quality measure at the end; 0: none"
     ),
