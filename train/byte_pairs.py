@@ -1,6 +1,10 @@
 """Tokenizers by byte pairs that have a token for each word of some prompts."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
 
 
 def learn(
@@ -42,3 +46,17 @@ def split(word: Sequence[str], merges: Sequence[tuple[str, str]]) -> list[str]:
                 i += 1
         pieces = merged
     return pieces
+
+
+def token_table(
+    tokenizer: Any, texts: Sequence[str], length: int
+) -> Int32[np.ndarray, "prompts tokens"]:
+    """Tokens of each text, and of the empty one as the last row."""
+    encoded = tokenizer(
+        [*texts, ""],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="np",
+    )
+    return encoded["input_ids"].astype(np.int32)

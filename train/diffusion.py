@@ -1,4 +1,4 @@
-"""What autoencoders and denoisers minimise, whatever they make."""
+"""Autoencoders and denoisers of any kind in small: sizes, and what they minimise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from ml_collections import ConfigDict
 
-from gptfl_jax.generators.diffusion.vae import AutoencoderKL
+from gptfl_jax.generators.diffusion.unet import UNetConfig
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+
+
+def vae_config(
+    settings: ConfigDict, sample_size: int, scaling_factor: float, **others: Any
+) -> VAEConfig:
+    """An autoencoder without attention, in the sizes of a config's section."""
+    channels = tuple(settings.vae_channels)
+    return VAEConfig(
+        sample_size=sample_size,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+        mid_block_add_attention=False,
+        **others,
+    )
+
+
+def unet_config(settings: ConfigDict, sample_size: int, **others: Any) -> UNetConfig:
+    """A denoiser with attention only at the coarsest resolution, likewise."""
+    channels = tuple(settings.unet_channels)
+    down = ("DownBlock2D",) * (len(channels) - 1) + ("CrossAttnDownBlock2D",)
+    return UNetConfig(
+        sample_size=sample_size,
+        in_channels=settings.latent_channels,
+        out_channels=settings.latent_channels,
+        down_block_types=down,
+        mid_block_type=None,
+        up_block_types=tuple(t.replace("Down", "Up") for t in down[::-1]),
+        block_out_channels=channels,
+        layers_per_block=1,
+        attention_head_dim=4,
+        use_linear_projection=True,
+        norm_num_groups=8,
+        **others,
+    )
 
 
 def autoencoder_loss(

@@ -165,6 +165,21 @@ class Rehearsal:
         )
 
 
+def trainer(
+    config: ConfigDict, section: str, workdir: pathlib.Path, mesh: Mesh
+) -> Callable[..., Any]:
+    """`train_phase` of a run, but for what differs between its phases."""
+    return functools.partial(
+        train_phase,
+        workdir=workdir,
+        section=section,
+        settings=config[section],
+        config=config,
+        identity=identity(config, section),
+        mesh=mesh,
+    )
+
+
 def train_phase(
     name: str,
     workdir: pathlib.Path,

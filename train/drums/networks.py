@@ -8,13 +8,13 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from gptfl_jax.generators.diffusion.solvers import DDIM
-from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.diffusion.unet import UNet2DCondition
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.sounds.clap_text import CLAPTextConfig, CLAPTextModel
 from gptfl_jax.generators.sounds.networks import Networks
 from gptfl_jax.generators.speech.hifigan import HifiGan, HifiGanConfig
 from gptfl_jax.generators.speech.spectrogram import SAMPLE_RATE_HZ
-from train import byte_pairs
+from train import byte_pairs, diffusion
 from train.drums.prompts import all_prompts
 from train.drums.spectrogram import NUM_MELS
 
@@ -44,36 +44,15 @@ def make_tokenizer() -> Any:
 
 def token_table(tokenizer: Any) -> Int32[np.ndarray, "prompts tokens"]:
     """Tokens of `all_prompts()`, and of the empty prompt as the last row."""
-    encoded = tokenizer(
-        [*all_prompts(), ""],
-        padding="max_length",
-        max_length=PROMPT_TOKENS,
-        truncation=True,
-        return_tensors="np",
-    )
-    return encoded["input_ids"].astype(np.int32)
+    return byte_pairs.token_table(tokenizer, all_prompts(), PROMPT_TOKENS)
 
 
 def make_networks(
     settings: ConfigDict, tokenizer: Any, scaling_factor: float = 1.0
 ) -> Networks:
     """The four networks in the sizes of the config's section `text_to_sound`."""
-    vae_channels = tuple(settings.vae_channels)
-    unet_channels = tuple(settings.unet_channels)
-    levels = len(unet_channels)
-    # Attention only at the coarsest resolution.
-    down = ("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",)
-    vae_config = VAEConfig(
-        sample_size=NUM_MELS,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
-        block_out_channels=vae_channels,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=4,
-        scaling_factor=scaling_factor,
-        mid_block_add_attention=False,
+    vae_config = diffusion.vae_config(
+        settings, NUM_MELS, scaling_factor, in_channels=1, out_channels=1
     )
     text_config = CLAPTextConfig(
         vocab_size=len(tokenizer),
@@ -88,19 +67,10 @@ def make_networks(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    unet_config = UNetConfig(
-        sample_size=NUM_MELS // vae_config.factor,
-        in_channels=settings.latent_channels,
-        out_channels=settings.latent_channels,
-        down_block_types=down,
-        mid_block_type=None,
-        up_block_types=tuple(t.replace("Down", "Up") for t in down[::-1]),
-        block_out_channels=unet_channels,
-        layers_per_block=1,
-        cross_attention_dim=unet_channels,
-        attention_head_dim=4,
-        use_linear_projection=True,
-        norm_num_groups=8,
+    unet_config = diffusion.unet_config(
+        settings,
+        NUM_MELS // vae_config.factor,
+        cross_attention_dim=tuple(settings.unet_channels),
         class_embed_type="simple_projection",
         class_embeddings_concat=True,
         projection_class_embeddings_input_dim=settings.text_features,

@@ -49,15 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         mels = spectrograms(corpus.waves)
         tokenizer = networks.make_tokenizer()
         parts = networks.make_networks(settings, tokenizer)
-        train = functools.partial(
-            phases.train_phase,
-            workdir=workdir,
-            section=_SECTION,
-            settings=settings,
-            config=config,
-            identity=phases.identity(config, _SECTION),
-            mesh=mesh,
-        )
+        train = phases.trainer(config, _SECTION, workdir, mesh)
         vae = _train_vae(train, settings, stream, parts.vae, mels)
         latents, taught = _encode(parts.vae, vae, mels)
         scaling_factor = float(1 / latents.std())

@@ -57,15 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         pipeline = StableDiffusion.from_pretrained(settings.model)
         started = time.perf_counter()
         lessons = _lessons(config, workdir, stream, pipeline)
-        train = functools.partial(
-            phases.train_phase,
-            workdir=workdir,
-            section=_SECTION,
-            settings=settings,
-            config=config,
-            identity=phases.identity(config, _SECTION),
-            mesh=mesh,
-        )
+        train = phases.trainer(config, _SECTION, workdir, mesh)
         updates = _train(train, settings, stream, pipeline, lessons)
         weights = low_rank.to_torch(updates, "unet")
         weights = {name: value.astype(np.float16) for name, value in weights.items()}

@@ -7,11 +7,11 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from gptfl_jax.generators.diffusion.solvers import DPMSolver
-from gptfl_jax.generators.diffusion.unet import UNet2DCondition, UNetConfig
-from gptfl_jax.generators.diffusion.vae import AutoencoderKL, VAEConfig
+from gptfl_jax.generators.diffusion.unet import UNet2DCondition
+from gptfl_jax.generators.diffusion.vae import AutoencoderKL
 from gptfl_jax.generators.pictures.clip_text import CLIPTextConfig, CLIPTextModel
 from gptfl_jax.generators.pictures.sampling import Networks
-from train import byte_pairs
+from train import byte_pairs, diffusion
 from train.glyphs.drawing import IMAGE_SIZE
 from train.glyphs.prompts import all_prompts
 
@@ -36,35 +36,14 @@ def prompt_tokenizer() -> Any:
 
 def token_table(tokenizer: Any) -> Int[np.ndarray, "prompts tokens"]:
     """Tokens of `all_prompts()`, and of the empty prompt as the last row."""
-    encoded = tokenizer(
-        [*all_prompts(), ""],
-        padding="max_length",
-        max_length=PROMPT_TOKENS,
-        truncation=True,
-        return_tensors="np",
-    )
-    return encoded["input_ids"].astype(np.int32)
+    return byte_pairs.token_table(tokenizer, all_prompts(), PROMPT_TOKENS)
 
 
 def make_networks(
     settings: ConfigDict, tokenizer: Any, scaling_factor: float = 1.0
 ) -> Networks:
     """The three networks in the sizes of the config's section `text_to_image`."""
-    vae_channels = tuple(settings.vae_channels)
-    unet_channels = tuple(settings.unet_channels)
-    levels = len(unet_channels)
-    # Attention only at the coarsest resolution: prompts decide the whole digit.
-    down = ("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",)
-    vae_config = VAEConfig(
-        sample_size=IMAGE_SIZE,
-        down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
-        block_out_channels=vae_channels,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=4,
-        scaling_factor=scaling_factor,
-        mid_block_add_attention=False,
-    )
+    vae_config = diffusion.vae_config(settings, IMAGE_SIZE, scaling_factor)
     return Networks(
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
@@ -81,19 +60,11 @@ def make_networks(
             )
         ),
         unet=UNet2DCondition(
-            UNetConfig(
-                sample_size=IMAGE_SIZE // vae_config.factor,
-                in_channels=settings.latent_channels,
-                out_channels=settings.latent_channels,
-                down_block_types=down,
-                mid_block_type=None,
-                up_block_types=tuple(t.replace("Down", "Up") for t in down[::-1]),
-                block_out_channels=unet_channels,
-                layers_per_block=1,
+            diffusion.unet_config(
+                settings,
+                IMAGE_SIZE // vae_config.factor,
+                # At the coarsest resolution prompts decide the whole digit.
                 cross_attention_dim=settings.text_features,
-                attention_head_dim=4,
-                use_linear_projection=True,
-                norm_num_groups=8,
             )
         ),
         vae=AutoencoderKL(vae_config),

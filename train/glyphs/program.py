@@ -52,15 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         atlas = _load_atlas(workdir, config)
         tokenizer = prompt_tokenizer()
         networks = make_networks(settings, tokenizer)
-        train = functools.partial(
-            phases.train_phase,
-            workdir=workdir,
-            section="text_to_image",
-            settings=settings,
-            config=config,
-            identity=phases.identity(config, "text_to_image"),
-            mesh=mesh,
-        )
+        train = phases.trainer(config, "text_to_image", workdir, mesh)
         started = time.perf_counter()
 
         vae_params = _train_vae(train, settings, stream, networks, atlas)

@@ -67,15 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         folder = workdir / "model"
         tokenizer = networks.make_tokenizer(words, folder)
         mels = spectrograms(corpus)
-        train = functools.partial(
-            phases.train_phase,
-            workdir=workdir,
-            section=_SECTION,
-            settings=settings,
-            config=config,
-            identity=phases.identity(config, _SECTION),
-            mesh=mesh,
-        )
+        train = phases.trainer(config, _SECTION, workdir, mesh)
         model = networks.make_model(settings, tokenizer)
         table = networks.token_table(tokenizer, words, model.config.pad_token_id)
         speech, speakers = _train_speech(
