@@ -1,17 +1,15 @@
 """What the page of the report shows; `page.html.jinja` is its text and layout."""
 
-import base64
 import collections
 import pathlib
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from federated import pictures, run_files
+from federated import pages, pictures, run_files
 from federated.report import examples, figures, tables
 from federated.report.runs import (
     SYNTHETIC_ONLY,
@@ -22,13 +20,7 @@ from federated.report.runs import (
 )
 from gptfl_jax import choices, drawing
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATE = pages.template(pathlib.Path(__file__).parent)
 
 
 def render(
@@ -48,7 +40,7 @@ def render(
     drawn = _pictures(methods, rows, config.report.targets, workdir)
     found = examples.load(config, workdir)
     counts = collections.Counter(clip.kind for clip in found.clips)
-    return _TEMPLATES.get_template("page.html.jinja").render(
+    return _TEMPLATE.render(
         source=config.data.source,
         headline=headline(rows),
         setting=setting(methods, config),
@@ -61,7 +53,7 @@ def render(
         marks=_marks(methods, rows),
         clients_tested=any(row["client_accuracy_mean"] is not None for row in rows),
         pictures={
-            name: _data_uri("image/svg+xml", pictures.svg(figure))
+            name: pages.data_uri("image/svg+xml", pictures.svg(figure))
             for name, figure in drawn.items()
             if figure is not None
         },
@@ -69,14 +61,16 @@ def render(
         client_bands=figures.have_client_bands(methods),
         partition_seed=methods[0].runs[0].config["seed"],
         sheets={
-            caption: _data_uri("image/png", drawing.encode_png(sheet, compress_level=9))
+            caption: pages.data_uri(
+                "image/png", drawing.encode_png(sheet, compress_level=9)
+            )
             for caption, sheet in found.sheets.items()
         },
         clips=[
             {
                 "label": clip.label,
                 "kind": clip.kind,
-                "source": _data_uri("audio/wav", clip.wav),
+                "source": pages.data_uri("audio/wav", clip.wav),
             }
             for clip in found.clips
         ],
@@ -141,10 +135,6 @@ def _marks(
             }
         )
     return marks
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _best(rows: Sequence[dict[str, Any]], synthetic: bool) -> dict[str, Any] | None:

@@ -1,27 +1,19 @@
 """The page of a sweep: its table, and the grid as heat maps or the draws as points."""
 
-import base64
 import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from federated import pictures
+from federated import pages, pictures
 from federated.sweep import results
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATE = pages.template(pathlib.Path(__file__).parent)
 _COLOURS = "cividis"  # told apart by those who see no red or no green, and in grey
 _MOST_MAPS = 24
 _MOST_CELLS = 24
@@ -202,7 +194,7 @@ def render(
             alt = f"Accuracy over {_short(each.across)} and {_short(each.down)}"
             alt += f", {each.title}" if each.title else ""
             drawn.append((alt, _uri(_drawn(each, low, max(high, low + 1e-3)))))
-    return _TEMPLATES.get_template("page.html.jinja").render(
+    return _TEMPLATE.render(
         source=config.data.source,
         seeds=len(config.compare.seeds),
         turns=len(config.compare.data),
@@ -215,5 +207,4 @@ def render(
 
 
 def _uri(figure: Figure) -> str:
-    content = base64.b64encode(pictures.svg(figure)).decode()
-    return f"data:image/svg+xml;base64,{content}"
+    return pages.data_uri("image/svg+xml", pictures.svg(figure))
