@@ -52,8 +52,7 @@ ARGUMENTS = {
     "client_learning_rate": "federated.client_learning_rate",
 }
 
-# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-FEDADAM = {"b2": 0.99, "eps": 1e-3}
+FEDADAM = dict(presets.FEDADAM)
 
 # Of each algorithm and each start, as tuned.
 METHODS = {

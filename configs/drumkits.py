@@ -57,10 +57,6 @@ ARGUMENTS = {
     "client_learning_rate": "federated.client_learning_rate",
 }
 
-# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-FEDADAM = {"b2": 0.99, "eps": 1e-3}
-
-STARTS = {"scratch": "random", "gptfl": "synthetic"}
 # Of each algorithm and start: learning rates of the clients and the server.
 RATES = {
     "fedavg-scratch": (0.3,),
@@ -117,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg, tune = presets.take_flag(arg, "tune")
     configuration.apply_arguments(config, arg, ARGUMENTS)
     if federated.algorithm == "fedopt":
-        federated.algorithm_options = {"server_options": FEDADAM}
+        federated.algorithm_options = {"server_options": dict(presets.FEDADAM)}
     if tune:
         _make_search(config)
         return config
@@ -135,21 +131,13 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def _method(
-    name: str, init: str, rate: float, server_rate: float | None = None
-) -> dict[str, Any]:
+def _method(name: str, init: str, *rates: float) -> dict[str, Any]:
     """The fields of a method for `compare`."""
-    fields = {
+    return {
         "algorithm": name.partition("-")[0],
         "init": init,
-        "client_learning_rate": rate,
+        **presets.at_rates(*rates),
     }
-    if server_rate is not None:
-        fields["algorithm_options"] = {
-            "server_learning_rate": server_rate,
-            "server_options": FEDADAM,
-        }
-    return fields
 
 
 def _make_search(config: ConfigDict) -> None:
@@ -173,7 +161,7 @@ def _make_search(config: ConfigDict) -> None:
             (rate, server_rate) for rate in (0.1, 0.3) for server_rate in (0.003, 0.01)
         ],
     }
-    starts = STARTS | {"gptfl": config.federated.init}
+    starts = presets.STARTS | {"gptfl": config.federated.init}
     config.compare.methods = {
         # A config's names hold no dots.
         "-".join(map(str, (algorithm, start, *rates))).replace(".", "_"): (

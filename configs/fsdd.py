@@ -61,8 +61,7 @@ ARGUMENTS = {
 # The clients are the five speakers, or 50 that hold few digits each.
 PARTITIONS = {"speakers": "natural", "skewed": "dirichlet"}
 SKEW = {"alpha": 0.1, "min_examples": 5}
-# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-FEDADAM = {"b2": 0.99, "eps": 1e-3}
+FEDADAM = dict(presets.FEDADAM)
 
 # Of each algorithm, start and partition: learning rates of the clients and the server.
 RATES = {
@@ -192,23 +191,16 @@ def _method(
     init: str,
     partition: str,
     skew: dict[str, float],
-    rate: float,
-    server_rate: float | None = None,
+    *rates: float,
 ) -> dict[str, Any]:
     """The fields of a method for `compare`."""
-    fields = {
+    return {
         "algorithm": name.partition("-")[0],
         "init": init,
         "partition": PARTITIONS[partition],
         "partition_options": skew if partition == "skewed" else {},
-        "client_learning_rate": rate,
+        **presets.at_rates(*rates),
     }
-    if server_rate is not None:
-        fields["algorithm_options"] = {
-            "server_learning_rate": server_rate,
-            "server_options": FEDADAM,
-        }
-    return fields
 
 
 def _make_search(config: ConfigDict) -> None:

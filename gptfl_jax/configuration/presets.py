@@ -20,6 +20,9 @@ STAGES = (
 STARTS = MappingProxyType({"scratch": "random", "gptfl": "synthetic"})
 """What `config.federated.init` is for the two starts that GPT-FL compares."""
 
+FEDADAM = MappingProxyType({"b2": 0.99, "eps": 1e-3})
+"""Options of FedOpt's server, as in arXiv 2003.00295: beta_2 = 0.99, tau = 1e-3."""
+
 FEDAUDIO_ARGUMENTS = {
     "seed": "seed",
     "folder": "data.folder",
@@ -340,9 +343,6 @@ def from_each_start(
     }
 
 
-# As in arXiv 2003.00295: tau = 1e-3, beta_2 = 0.99.
-_FEDADAM = MappingProxyType({"b2": 0.99, "eps": 1e-3})
-
 START_GRID = MappingProxyType(
     {
         **dict.fromkeys(
@@ -402,7 +402,7 @@ def compare_starts(
     config.federated.client_test_fraction = 0.2
     config.compare.methods = fields
     config.compare.starts = {
-        start: {name: _at_rates(*rates) for name, rates in of_start.items()}
+        start: {name: at_rates(*rates) for name, rates in of_start.items()}
         for start, of_start in chosen.items()
     }
 
@@ -422,15 +422,16 @@ def search_starts(
         # A config's names hold no dots.
         "-".join(map(str, (name, *rates))).replace(".", "_"): {
             **fields.to_dict(),
-            **_at_rates(*rates),
+            **at_rates(*rates),
         }
         for name, fields in config.compare.methods.items()
         for rates in START_GRID[name]
     }
 
 
-def _at_rates(rate: float, server_rate: float | None = None) -> dict[str, Any]:
+def at_rates(rate: float, server_rate: float | None = None) -> dict[str, Any]:
+    """Fields of `config.federated` for rates of the clients, and of FedOpt's server."""
     if server_rate is None:
         return {"client_learning_rate": rate}
-    options = {"server_learning_rate": server_rate, "server_options": dict(_FEDADAM)}
+    options = {"server_learning_rate": server_rate, "server_options": dict(FEDADAM)}
     return {"client_learning_rate": rate, "algorithm_options": options}
