@@ -9,7 +9,8 @@
 200 sentences a class by a T5; 75,750 pictures by Stable Diffusion 2.1 in 50 steps, the
 guidance of each drawn from 1 to 5; VGG-19, trained on them for 200 epochs by AdamW with
 weight decay 0.9; then 100 clients, balanced Dirichlet(0.1), 10 a round, 1,000 rounds of
-an epoch of SGD. A GPU or TPU is needed. One federation in place of the comparison:
+an epoch of SGD, whole batches alone. Stage 2 trains on random resized crops, clients on
+crops of padded pictures and with Cutout. A GPU or TPU is needed. One federation alone:
 
     python -m federated.simulate --workdir=runs/cifar10 \
         --config=configs/cifar10.py:init=synthetic,algorithm=fedopt
@@ -27,8 +28,8 @@ Published accuracy of VGG-19: 82.2 % by GPT-FL, 78.7 % by the best other method;
 client a round (`cohort_size=1`) still reaches 80.4 %.
 
 What differs from the original: bfloat16 for its float16; a tenth of the synthetic
-pictures is held out, to tell the best epoch; all pictures are normalised by ImageNet's
-constants, of which the original takes CIFAR's own for real ones; clients are drawn
+pictures is held out, to tell the best epoch; both stages normalise by CIFAR-10's own
+constants, in place of which the original's stage 2 takes ImageNet's; clients are drawn
 without replacement and weighted by their examples; and their rate is constant in a
 round. `faithful=True` does as the original, of these: it holds nothing out, draws with
 replacement, weights alike, lets the rate fall by a cosine over 100 steps, begun anew
@@ -55,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
         model="vgg19",
         samples="7575",
         changes={
+            **presets.CIFAR,
             "federated.partition_options": {"alpha": 0.1, "min_examples": 32},
             "federated.cutout": 16,
         },

@@ -10,8 +10,8 @@ As configs/cifar10.py, with its variants, but for three things: 758 pictures a c
 make 75,800; a client has 5 examples at least, not 32; no Cutout.
 
 Published accuracy of VGG-19: 47.8 % by GPT-FL, 35.8 % by the best other method. What
-differs from the original, configs/cifar10.py says; here the original normalises by
-ImageNet's constants, as we do.
+differs from the original, configs/cifar10.py says, but for constants: these pictures
+are normalised by ImageNet's, as there.
 
 The data are in $GPTFL_DATA_DIR/cifar100, or data/cifar100 where that is not set: the
 archive released at https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -27,5 +27,10 @@ ARGUMENTS = presets.PICTURE_ARGUMENTS
 def get_config(arg: str = "") -> ConfigDict:
     """The config, changed by the `name=value` pairs of `presets.gptfl_pictures`."""
     return presets.gptfl_pictures(
-        "cifar100", arg, model="vgg19", samples="758", targets=(0.35, 0.45)
+        "cifar100",
+        arg,
+        model="vgg19",
+        samples="758",
+        changes=presets.CIFAR,
+        targets=(0.35, 0.45),
     )

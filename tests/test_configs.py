@@ -127,6 +127,8 @@ def test_picture_configs_have_the_settings_of_the_original(
     options = {"alpha": 0.1, "min_examples": least}
     assert federated.partition_options.to_dict() == options
     assert (federated.cutout, federated.crop_padding, federated.flip) == (cutout, 4, 1)
+    assert (train.crop_area, train.crop_padding, train.flip) == (0.08, 0, 1)
+    assert federated.crop_area == 0 and federated.drop_last
     assert config.compare.methods["fedopt-gptfl"].to_dict() == {
         "algorithm": "fedopt",
         "init": "synthetic",
@@ -208,15 +210,20 @@ def test_further_picture_configs():
         options = config.data.options.to_dict()
         known = sources.known_labels(config.data.source, **options)
         assert len(label_set(known).classes) == classes
-        cropped = config.train.crop_area, config.train.crop_padding
-        padding = 2 if "mnist" in name else 4
-        assert cropped == ((0.08, 0) if config.data.image_size else (0.0, padding))
+        usual = (0.0, 2) if "mnist" in name else (0.08, 0)
+        crops = {"covid": (0.0, 0), "eurosat": (0.765625, 0)}.get(name, usual)
+        for stage in (config.train, config.federated):
+            assert (stage.crop_area, stage.crop_padding) == crops
+            assert stage.rotate == (90 if name == "eurosat" else 0)
+        assert config.data.image_size == (0 if "mnist" in name else 224)
         # A mirrored letter is another, or none.
         assert config.train.flip == config.federated.flip == ("mnist" not in name)
         wanted = config.generate.samples_per_class
         if name == "covid":
             assert set(wanted) == set(label_set(known).classes)
-            assert sum(wanted.values()) == 15_151
+            assert sum(wanted.values()) == 15_153
+        if name == "flowers102":
+            assert int(wanted) * classes == 75_786
         if name == "food101":
             assert int(wanted) * classes == 75_750
     assert launch.read_config("femnist:writers=9").data.options.writers == 9

@@ -84,6 +84,14 @@ PICTURE_MODELS = {
 }
 """Classifiers of pictures: what the config string calls them, name and options."""
 
+CIFAR = {
+    # What stage 2 does with synthetic pictures; clients pad theirs.
+    "train.crop_padding": 0,
+    "train.crop_area": 0.08,
+    "federated.drop_last": True,
+}
+"""GPT-FL's settings of both CIFARs that its other data sets do not have."""
+
 PICTURE_STARTS = {
     "imagenet": {"model.weights": "imagenet", "federated.init": "weights"},
     "imagenet+synthetic": {

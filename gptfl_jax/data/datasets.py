@@ -11,8 +11,8 @@ from gptfl_jax import user_files
 from gptfl_jax.data import audio
 from gptfl_jax.data.stored_rows import Rows, digests_of, join, take
 
-# Channel means and deviations of ImageNet in 0..1, which the original uses for every
-# picture. They are public: normalising by them says nothing about private data.
+# Channel means and deviations of ImageNet in 0..1, which the original uses for most
+# pictures. They are public: normalising by them says nothing about private data.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
