@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from federated import experiment
+from federated import advice, experiment
 from gptfl_jax import choices, evaluation, planning, trainable, training
 from gptfl_jax.data import datasets, federated_data, outline
 from gptfl_jax.fl import cohorts, streaming
@@ -81,6 +81,7 @@ def plan(
     bare = source.train._replace(inputs=np.zeros((len(source.train.labels), 0)))
     dealt = _mixed(federated, experiment.deal(config, bare))
     sizes = np.diff(dealt.offsets)
+    summary = federated_data.summarise(dealt, source.train.num_classes)
     data, copies, streamed = _placed(federated, source.train.inputs, dealt, mesh)
     lowered = method.algorithm.lower(variables, data, federated.cohort_size)
 
@@ -124,7 +125,7 @@ def plan(
             f"{shape}, {source.train.num_classes} classes"
             + (", streamed a cohort at a time" if streamed else ""),
         ),
-        ("partition", str(federated_data.summarise(dealt, source.train.num_classes))),
+        ("partition", str(summary)),
         (
             "rounds",
             f"{federated.rounds:,} of {federated.cohort_size} clients by "
@@ -137,6 +138,8 @@ def plan(
             f"{amount(federated.rounds * (down + up), 'B')} in all",
         ),
     ]
+    if text := advice.on_clients(federated, summary):
+        facts.insert(3, ("", text))
     if lacking:
         facts.insert(2, ("", f"sizes as released, since it is not there: {lacking}"))
     return planning.Plan(

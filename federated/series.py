@@ -9,11 +9,10 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from federated import experiment, simulate, starts
+from federated import advice, experiment, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
@@ -95,6 +94,7 @@ def run(
     ]
     prepared: dict[str, experiment.Setting] = {}
     partitions: set[str] = set()
+    adviser = advice.Adviser()
     failed: list[str] = []
     counter = itertools.count(1)
     for group in of_data:
@@ -129,9 +129,13 @@ def run(
                     say(summary)
                 name = experiment.run_name(each)
                 count = f"[{next(counter)}/{len(configs)}]"
-                more: dict[str, Any] = {} if into is None else {"into": into}
                 try:
-                    last = simulate.simulate(each, workdir, setting, quiet=True, **more)
+                    last = simulate.simulate(
+                        *(each, workdir, setting),
+                        quiet=True,
+                        into=into,
+                        adviser=adviser,
+                    )
                 except simulate.CohortFailed as error:
                     say(f"{count} {error}")
                     failed.append(name)

@@ -41,6 +41,7 @@ import functools
 import hashlib
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PyTree
 from ml_collections import ConfigDict
 
-from federated import experiment, plans, run_files, starts
+from federated import advice, experiment, plans, run_files, starts
 from gptfl_jax import (
     artifacts,
     configuration,
@@ -91,6 +92,7 @@ def simulate(
     setting: experiment.Setting | None = None,
     quiet: bool = False,
     into: pathlib.Path | None = None,
+    adviser: advice.Adviser | None = None,
 ) -> dict[str, Any]:
     """Runs one federation, or what is left of it.
 
@@ -99,6 +101,7 @@ def simulate(
             None: a new one.
         quiet: show no more than the progress bar.
         into: the folder of the workdir that its `federated/` is in; None: the workdir.
+        adviser: what to say; None: all that there is.
 
     Returns:
         The last line of its metrics.
@@ -109,6 +112,7 @@ def simulate(
             was NaN or infinite.
     """
     prepare(config)
+    adviser = adviser or advice.Adviser()
     trackers.check(config)
     starts.released_file(config)  # a download fails before the data are read
     if setting is None:
@@ -146,6 +150,9 @@ def simulate(
                     data, setting.source.train.num_classes
                 )
                 say(f"{folder.name}: {summary}", quiet)
+                adviser.tell(advice.on_clients(config.federated, summary))
+                names = setting.source.train.class_names
+                adviser.tell(advice.on_classes(config, workdir, names))
                 if start.round:
                     say(f"{folder.name}: goes on after round {start.round}", quiet)
                 _record(config, folder, setting, summary)
@@ -153,6 +160,11 @@ def simulate(
                 _run(
                     *(config, folder, setting, data, summary),
                     *(streamed, checkpoints, start, state),
+                    lambda accuracy: adviser.tell(
+                        advice.on_start(
+                            config, workdir, accuracy, setting.source.test.labels
+                        )
+                    ),
                 )
     done = max(start.round or 0, config.federated.rounds)
     return run_files.read_metrics(folder, done)[-1]
@@ -345,8 +357,13 @@ def _run(
     checkpoints: artifacts.Checkpoints,
     start: _Start,
     state: composition.ServerState,
+    tested_start: Callable[[float], None],
 ) -> None:
-    """The rounds that are left: runs them, writes their lines, saves their states."""
+    """The rounds that are left: runs them, writes their lines, saves their states.
+
+    Args:
+        tested_start: is told the accuracy of the initial weights.
+    """
     federated, seed = config.federated, config.seed
     sampler = experiment.make_sampler(config.federated, data)
     given = data if streamed else place(data, setting.mesh)
@@ -396,6 +413,8 @@ def _run(
                 _draw_partition(folder, setting, summary)
                 tracking.picture("partition", folder / "partition.png")
             writer.write(result, bar)
+            if result.number == 0 and result.observed.counts is not None:
+                tested_start(evaluation.metrics(result.observed.counts).accuracy)
         if result.number < federated.rounds:
             checkpoints.wait()
             raise interruption.Interrupted(

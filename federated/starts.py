@@ -170,7 +170,13 @@ def initial_weights(
     whole = trainable.whole(template)
     if config.federated.init == "procedural":
         return _procedural_weights(config, folder, learner.init(key), step)
-    saved = artifacts.restore_checkpoint(folder, {"variables": whole}, step)
+    try:
+        saved = artifacts.restore_checkpoint(folder, {"variables": whole}, step)
+    except artifacts.CheckpointMismatch as error:
+        raise artifacts.CheckpointMismatch(
+            f"{error}. Train one of this model on these classes (python -m "
+            "train.downstream), or set config.federated.init='random'"
+        ) from None
     return trainable.parted(saved["variables"], template)
 
 

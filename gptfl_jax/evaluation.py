@@ -93,6 +93,23 @@ def metrics(counts: Counts) -> Metrics:
     )
 
 
+def chance(labels: Int[np.ndarray, " examples"]) -> float:
+    """The accuracy of naming the most frequent class of a data set, always."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def at_chance(accuracy: float, labels: Int[np.ndarray, " examples"]) -> bool:
+    """Whether an accuracy on a data set may be luck: within two deviations of chance.
+
+    Args:
+        accuracy: share of the examples that are told right.
+        labels: of the data set.
+    """
+    constant = chance(labels)
+    deviation = math.sqrt(constant * (1 - constant) / len(labels))
+    return accuracy <= constant + 2 * deviation
+
+
 def evaluate_async(
     learner: Learner,
     variables: Variables,

@@ -20,7 +20,8 @@ def say(text: str, quiet: bool = False) -> None:
         quiet: print nothing.
     """
     if jax.process_index() == 0 and not quiet:
-        print(text, flush=True)
+        tqdm.write(text, file=sys.stdout)  # above a bar, where there is one
+        sys.stdout.flush()
 
 
 class Progress:

@@ -408,6 +408,13 @@ def _report(
             f"{name} (epoch {epoch}): accuracy {line['accuracy']:.2%}, macro F1 "
             f"{line['macro_f1']:.2%}, loss {line['loss']:.4f} on {examples}"
         )
+    best = tests[best_epoch]["accuracy"]
+    if kind == "real" and evaluation.at_chance(best, data.test.labels):
+        say(
+            "advice: always naming the most frequent class of the test set is right on "
+            f"{evaluation.chance(data.test.labels):.2%}. See whether what was trained "
+            "on shows what the test set shows"
+        )
 
 
 def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:

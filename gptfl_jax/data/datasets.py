@@ -59,11 +59,11 @@ class Source(NamedTuple):
 class LoadReport(NamedTuple):
     """What happened to the files that examples were read from."""
 
+    plural: str
+    """What the files hold, as "synthetic pictures"."""
     loaded: int
     left_out: tuple[tuple[str, str], ...] = ()
     """File name and reason of each file that could not be used."""
-    plural: str = "synthetic pictures"
-    """Of what the files hold."""
 
     def __str__(self) -> str:
         text = f"{self.loaded:,} {self.plural} loaded"

@@ -95,7 +95,7 @@ def synthetic_sounds(
     features = np.pad(features, ((0, 0), (0, padding), (0, 0)))
     labels = np.delete(np.asarray(labels, np.int32), list(broken))
     dataset = Dataset((features, lengths), labels, tuple(class_names))
-    return dataset, LoadReport(len(labels), tuple(left_out), "synthetic clips")
+    return dataset, LoadReport("synthetic clips", len(labels), tuple(left_out))
 
 
 def synthetic_pictures(
@@ -159,7 +159,7 @@ def synthetic_pictures(
     _require_any(folder, len(kept), left_out, "pictures", command)
     pixels = decoded.take(kept)
     dataset = Dataset(pixels, np.asarray(labels, np.int32)[kept], tuple(class_names))
-    return dataset, LoadReport(len(kept), tuple(left_out))
+    return dataset, LoadReport("synthetic pictures", len(kept), tuple(left_out))
 
 
 def labels_of_synthetic(

@@ -195,7 +195,7 @@ def test_compare_checks_the_methods_first(tmp_path):
 def test_a_failed_method_does_not_stop_the_comparison(
     tmp_path, setting, monkeypatch, capsys
 ):
-    def fail_or_pass(config, workdir, setting, quiet):
+    def fail_or_pass(config, workdir, setting, **how):
         if config.federated.run == "bad-s0":
             raise simulate.CohortFailed("bad-s0, round 1: all NaN")
         line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)

@@ -45,6 +45,7 @@ def test_a_plan_has_the_sizes_of_the_run(setting):
     assert steps.times == 6 * 3 * 4
     assert tests.times * 16 == 4 * len(source.test.labels)  # rounds 0, 2, 4 and 6
     assert steps.flops > 2 * tests.flops  # the gradient, forward and back
+    assert not any(text.startswith("advice") for _, text in plan.facts)
 
 
 def test_a_test_is_lowered_as_it_is_run(setting):
@@ -85,6 +86,16 @@ def test_a_run_compiles_nothing_that_its_dry_run_has_not(devices, tmp_path, repo
     new = {path.name for path in cache.iterdir()} - planned
     ours = re.compile("jit_(round_of_all|train_apart|update_apart|_count)")
     assert any(map(ours.match, planned)) and not any(map(ours.match, new))
+
+
+def test_a_plan_advises_on_clients_of_next_to_nothing():
+    config = make_config(num_clients=400, partition_options={"min_examples": 1})
+    source, _ = plans.load(config)
+    assert len(source.train.labels) == 1415
+    facts = plans.plan(config, source).facts
+    label, advice = facts[[label for label, _ in facts].index("partition") + 1]
+    assert not label
+    assert advice.startswith("advice: 1,415 examples are 3.5 for each of 400 clients")
 
 
 def test_comparison_says_it_once_for_runs_that_share_programs(capsys, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -206,7 +207,19 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     before = (finished / "pretrain" / "metrics.jsonl").read_bytes()
     downstream.run(make_config(), finished)
     assert (finished / "pretrain" / "metrics.jsonl").read_bytes() == before
-    assert "last (epoch 4): accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "last (epoch 4): accuracy" in out and "advice" not in out
+
+
+def test_a_classifier_no_better_than_a_constant_is_told_so(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "pretrain" / "metrics.jsonl"
+    path.write_text(re.sub(r'"accuracy": [^,]*', '"accuracy": 0.12', path.read_text()))
+    downstream.run(make_config(), tmp_path)
+    test = sources.load("sklearn_digits").test
+    most = np.bincount(test.labels).max() / len(test.labels)
+    advice = "advice: always naming the most frequent class of the test set is right "
+    assert f"{advice}on {most:.2%}. See whether" in capsys.readouterr().out
 
 
 def test_lost_and_damaged_lines_are_refused(tmp_path, finished):

@@ -21,6 +21,7 @@ from gptfl_jax.data.datasets import (
 from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, require_text, same_name
+from gptfl_jax.progress import say
 from gptfl_jax.rules import Seed
 
 
@@ -84,7 +85,7 @@ def image_folder(
         reason = f"takes pictures in files that end in {endings}"
         left_out += tuple((str(file), reason) for file in others)
         if left_out:
-            print(LoadReport(len(pixels), left_out, "real pictures"), flush=True)
+            say(str(LoadReport("real pictures", len(pixels), left_out)))
         numbers = np.asarray(numbers, np.int32)[kept]
         for label in sorted(set(range(len(names))) - set(numbers.tolist())):
             raise UserError(

@@ -19,6 +19,7 @@ from gptfl_jax.data.datasets import (
 from gptfl_jax.data.sources.image_folder import read_real
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import KnownLabels, label_set, same_name
+from gptfl_jax.progress import say
 from gptfl_jax.rules import Name, Seed
 
 _SPLITS = {
@@ -97,7 +98,7 @@ def picture_table(
     files = [row["file"] for row in parts + tested]
     pixels, kept, left_out = read_real(files, image_size, channels, root)
     if left_out:
-        print(LoadReport(len(pixels), left_out, "real pictures"), flush=True)
+        say(str(LoadReport("real pictures", len(pixels), left_out)))
     numbers = np.asarray([number[row["label"]] for row in parts + tested], np.int32)
     clients = None
     if client_column:

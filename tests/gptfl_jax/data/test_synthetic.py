@@ -35,7 +35,7 @@ def test_synthetic_pictures_follow_the_manifest(synthetic):
     assert data.inputs.shape == (6, 32, 32, 3)
     assert data.inputs[:, 5, 5, 2].tolist() == [2, 12, 22, 32, 42, 52]
     assert data.labels.tolist() == [0, 1] * 3 and data.class_names == CLASSES
-    assert report == datasets.LoadReport(6)
+    assert report == datasets.LoadReport("synthetic pictures", 6)
     assert str(report) == "6 synthetic pictures loaded"
 
 
@@ -80,12 +80,14 @@ def test_pictures_that_changed_since_they_were_made_are_left_out(synthetic):
     ]
     artifacts.write_manifest(synthetic, lines)
     whole, report = synthetic_pictures(synthetic, CLASSES)
-    assert report == datasets.LoadReport(6)
+    assert report == datasets.LoadReport("synthetic pictures", 6)
     save_picture(synthetic / "cat/cat_2.png", np.full((32, 32, 3), 99))
     data, report = synthetic_pictures(synthetic, CLASSES)
     rest = [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(data.inputs, whole.inputs[rest])
-    assert report == datasets.LoadReport(5, (("cat/cat_2.png", artifacts.CHANGED),))
+    assert report == datasets.LoadReport(
+        "synthetic pictures", 5, (("cat/cat_2.png", artifacts.CHANGED),)
+    )
 
 
 def test_manifest_line_that_leaves_the_folder_is_refused(synthetic):
