@@ -38,6 +38,9 @@ _RELEASED = {
     "cifar100": _Released(50_000, 10_000, pixels=32),
     "caltech101": _Released(3_030, 5_647),
     "mnist": _Released(60_000, 10_000, pixels=28, channels=1),
+    "emnist": _Released(697_932, 116_323, pixels=28, channels=1),
+    "fashion_mnist": _Released(60_000, 10_000, pixels=28, channels=1),
+    "svhn": _Released(73_257, 26_032, pixels=32),
     # That of TensorFlow Federated.
     "femnist": _Released(671_585, 77_483, pixels=28, clients=3_400, channels=1),
     "flowers102": _Released(1_020, 6_149),

@@ -13,8 +13,10 @@ SIZES = {
     "cifar100": 100,
     "covid_radiography": 3,
     "drumkits": 6,
+    "emnist": 62,
     "esc50": 50,
     "eurosat": 10,
+    "fashion_mnist": 10,
     "femnist": 62,
     "flowers102": 102,
     "food101": 101,
@@ -22,6 +24,7 @@ SIZES = {
     "mnist": 10,
     "sklearn_digits": 10,
     "speech_commands": 35,
+    "svhn": 10,
     "urbansound8k": 10,
 }
 

@@ -18,11 +18,19 @@ _LABELS = {
     "caltech101": "caltech101",
     "cifar10": "cifar10",
     "cifar100": "cifar100",
+    "emnist": "emnist",
+    **{"emnist/digits": "mnist", "emnist/mnist": "mnist"},
+    **dict.fromkeys(("emnist/balanced", "emnist/bymerge", "emnist/letters"), ""),
     "eurosat": "eurosat",
+    "fashion_mnist": "fashion_mnist",
     "food101": "food101",
     "mnist": "mnist",
     "oxford_flowers102": "flowers102",
+    "svhn_cropped": "svhn",
 }
+
+# Sets whose pictures have their rows for columns, as they were released.
+_TRANSPOSED = {"emnist"}
 
 
 def tfds(
@@ -40,12 +48,12 @@ def tfds(
     label_key: rules.Name = "label",
     client_key: str = "",
 ) -> Source:
-    """Pictures of TensorFlow Datasets: CIFAR, Food-101, Flowers, EuroSAT, MNIST, ...
+    """Pictures of TensorFlow Datasets: CIFAR, Food-101, EuroSAT, EMNIST, SVHN, ...
 
     Needs the package tensorflow-datasets (`pip install "gptfl-jax[tfds]"`) and the set
     in `folder`, prepared in a format of random access: `tfds build` does so once, on
     any machine with TensorFlow. Pictures are cropped to the square in their middle and
-    resized.
+    resized; those of EMNIST, which lie on their side, are set upright.
 
     Args:
         folder: what TensorFlow Datasets calls data_dir.
@@ -80,6 +88,7 @@ def tfds(
             channels,
             (image_key, label_key),
             client_key,
+            _set_of(name) in _TRANSPOSED,
         )
         if numbers.min() < 0 or numbers.max() >= len(number):
             raise UserError(
@@ -123,7 +132,13 @@ def class_names(
 
 def known_labels(*, name: str, labels: str = "", **options) -> str:
     """The known label set that the class names are of; empty: there is none."""
-    return labels or _LABELS.get(name.partition("/")[0].partition(":")[0], "")
+    whole = name.partition(":")[0]
+    return labels or _LABELS.get(whole, _LABELS.get(_set_of(name), ""))
+
+
+def _set_of(name: str) -> str:
+    """A name without the version and the variant of the set."""
+    return name.partition("/")[0].partition(":")[0]
 
 
 def _builder(folder: str, name: str) -> Any:
@@ -276,6 +291,7 @@ def _read(
     channels: int,
     keys: tuple[str, str],
     client_key: str,
+    transposed: bool,
 ) -> tuple[Rows, np.ndarray, np.ndarray | None]:
     """Pictures, numbers of their classes, and names of their clients."""
 
@@ -291,6 +307,8 @@ def _read(
                 f"{description}: example {index} is {pixels.dtype} {pixels.shape}, not "
                 "a picture of 8 bits with 1 or 3 channels"
             )
+        if transposed:
+            pixels = pixels.swapaxes(0, 1)
         pixels = images.middle_square(pixels)
         pixels = images.convert(pixels[None], image_size, channels)[0]
         client = example[client_key] if client_key else ""
@@ -298,6 +316,7 @@ def _read(
         return pixels, [int(example[keys[1]]), client]
 
     options = ["tfds", image_size, channels, *keys, client_key]
+    options += ["transposed"] if transposed else []
     decoded = picture_cache.decode(
         range(len(rows)), contents, read, options, description
     )

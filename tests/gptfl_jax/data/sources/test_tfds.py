@@ -168,10 +168,16 @@ def test_splits(folder):
     [
         ("caltech101", "caltech101", 8),
         ("cifar10", "cifar10", 0),
+        ("cifar100", "cifar100", 0),
         ("food101", "food101", 8),
         ("mnist", "mnist", 0),
-    ]
-    + [("oxford_flowers102", "flowers102", 8), ("eurosat", "eurosat", 0)],
+        ("oxford_flowers102", "flowers102", 8),
+        ("eurosat", "eurosat", 0),
+        ("fashion_mnist", "fashion_mnist", 0),
+        ("emnist", "emnist", 0),
+        ("emnist/digits", "mnist", 0),
+        ("svhn_cropped", "svhn", 0),
+    ],
 )
 def test_released_sets(name, known, size, tmp_path):
     with testing.mock_data(num_examples=6):
@@ -182,6 +188,18 @@ def test_released_sets(name, known, size, tmp_path):
         assert part.inputs.shape[1] == part.inputs.shape[2]
         assert part.labels.max() < part.num_classes
     assert source.train.class_names == label_set(known).classes
+
+
+def test_emnist_is_set_upright(tmp_path):
+    with testing.mock_data(num_examples=3):
+        source = sources.load("tfds", str(tmp_path), name="emnist/balanced")
+        builder = tensorflow_datasets.builder("emnist/balanced", data_dir=tmp_path)
+        released = [row["image"] for row in builder.as_data_source(split="train")]
+    assert source.train.class_names == tuple(map(str, range(47)))
+    assert sources.known_labels("tfds", name="emnist/balanced:3.*") == "tfds"
+    for ours, theirs in zip(source.train.inputs, released, strict=True):
+        np.testing.assert_array_equal(ours[3, 20], theirs[20, 3])
+        np.testing.assert_array_equal(ours, np.transpose(theirs, (1, 0, 2)))
 
 
 def test_what_is_missing_is_said(folder, tmp_path, monkeypatch):
