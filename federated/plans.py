@@ -17,7 +17,7 @@ from federated import advice, experiment
 from gptfl_jax import choices, evaluation, planning, trainable, training
 from gptfl_jax.data import datasets, federated_data, outline
 from gptfl_jax.fl import cohorts, streaming
-from gptfl_jax.fl.execution import AXIS, split_over_clients
+from gptfl_jax.fl.execution import split_over_clients
 from gptfl_jax.launch import prepare
 from gptfl_jax.planning import amount
 from gptfl_jax.progress import say
@@ -86,13 +86,14 @@ def plan(
     lowered = method.algorithm.lower(variables, data, federated.cohort_size)
 
     sharding = split_over_clients(mesh)
-    label = jax.ShapeDtypeStruct((), np.int32)
     count = len(source.test.labels)
-    tested = planning.rows((example, label), count, mesh, AXIS)
+    tested = evaluation.planned(
+        "test examples", source.test.inputs, federated.eval_batch_size, sharding
+    )
     test = evaluation.lower(
         method.learner,
         planning.shapes(variables, mesh),
-        *tested,
+        *tested.arrays,
         source.test.num_classes,
         federated.eval_batch_size,
         sharding,
@@ -156,7 +157,7 @@ def plan(
                 copies=copies,
                 in_place=True,
             ),
-            planning.Resident("test examples", tested),
+            tested,
         ),
         programs=(
             *(

@@ -19,10 +19,10 @@ from jaxtyping import (
     PyTree,
 )
 
-from gptfl_jax import devices
+from gptfl_jax import devices, planning
 from gptfl_jax.devices import replicate
 from gptfl_jax.prefetch import ahead
-from gptfl_jax.training import Batch, Learner, Variables, cross_entropy
+from gptfl_jax.training import Batch, Learner, Variables, cross_entropy, example_of
 
 
 class Metrics(NamedTuple):
@@ -150,6 +150,29 @@ def evaluate_async(
     return devices.add_up(counts, mesh) if devices.apart(mesh) else counts
 
 
+def planned(
+    name: str, inputs: PyTree, batch_size: int, sharding: NamedSharding | None
+) -> planning.Resident:
+    """What lies on the devices of a test set, as `split_examples` would place it.
+
+    Args:
+        name: what a plan calls it.
+        inputs: the examples, or what stands for them; nothing is read.
+        batch_size, sharding: as in `evaluate_async`.
+    """
+    label = jax.ShapeDtypeStruct((), np.int32)
+    count = len(jax.tree.leaves(inputs)[0])
+    streamed = _is_streamed(inputs, sharding)
+    arrays = planning.rows(
+        (example_of(inputs), label),
+        min(batch_size, count) if streamed else count,
+        sharding and sharding.mesh,
+        sharding and sharding.spec[0],
+    )
+    # Of two batches that are counted, and of two to come.
+    return planning.Resident(name, arrays, copies=4 if streamed else 1)
+
+
 def lower(
     learner: Learner,
     variables: Variables,
@@ -163,7 +186,7 @@ def lower(
 
     Args:
         variables: shapes, on all devices.
-        inputs, labels: shapes of the examples as `split_examples` places them.
+        inputs, labels: shapes of the examples as `planned` has them.
     """
     if sharding is None:
         return _count_all.lower(
@@ -189,12 +212,17 @@ def split_examples(
     """
     if sharding is not None and getattr(labels, "sharding", None) == sharding:
         return inputs, labels
-    if devices.in_files(inputs):
-        mesh = sharding and sharding.mesh
-        shares = mesh.size if mesh else 1
-        if not devices.room_for(inputs, mesh, shares).enough:
-            return inputs, labels
+    if _is_streamed(inputs, sharding):
+        return inputs, labels
     return _put_split(inputs, labels, sharding)
+
+
+def _is_streamed(inputs: PyTree, sharding: NamedSharding | None) -> bool:
+    """Whether examples are sent a batch at a time: from files, where no room is."""
+    if not devices.in_files(inputs):
+        return False
+    mesh = sharding and sharding.mesh
+    return not devices.room_for(inputs, mesh, mesh.size if mesh else 1).enough
 
 
 def _put_split(inputs, labels, sharding):

@@ -443,17 +443,18 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     )
     split = _tests_split()
     variables = jax.eval_shape(learner.init, jax.eval_shape(jax.random.key, 0))
-    mesh = split.mesh if split else None
-    label = jax.ShapeDtypeStruct((), np.int32)
     held_out = [
-        planning.rows((example, label), len(each.labels), mesh, "data")
-        for each in (data.test, data.validation)
+        evaluation.planned(name, each.inputs, settings.eval_batch_size, split)
+        for name, each in (
+            ("test examples", data.test),
+            ("validation examples", data.validation),
+        )
         if each
     ]
     test = evaluation.lower(
         learner,
-        planning.shapes(variables, mesh),
-        *held_out[0],
+        planning.shapes(variables, split and split.mesh),
+        *held_out[0].arrays,
         data.test.num_classes,
         settings.eval_batch_size,
         split,
@@ -502,7 +503,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
                 copies=4 if streamed else 1,
                 in_place=True,
             ),
-            planning.Resident("examples to test on", held_out),
+            *held_out,
         ),
         programs=(
             planning.Program(

@@ -8,7 +8,16 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
-from gptfl_jax.data import datasets, outline, procedural, sample_counts, sources
+from gptfl_jax import devices
+from gptfl_jax.data import (
+    datasets,
+    outline,
+    picture_cache,
+    procedural,
+    sample_counts,
+    sources,
+    stored_rows,
+)
 from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
 from gptfl_jax.errors import UserError, refused
 from gptfl_jax.progress import Progress, say
@@ -109,7 +118,9 @@ def outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]
     origin = [f"real: sizes as released, since it is not there: {lacking}"]
     origin = origin if lacking else []
     labels, names = source.train.labels, source.train.class_names
+    decoded = devices.in_files(source.train.inputs)
     if config.train.data == "procedural":
+        decoded = False
         settings = config.train
         names = tuple(map(str, range(settings.procedural_classes)))
         labels = np.arange(len(names), dtype=np.int32)
@@ -125,6 +136,8 @@ def outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]
         if most := config.train.synthetic_per_class:
             made = made[_first(made, most)]
         both = config.train.data == "both"
+        many = source.sounds is None and len(made) > picture_cache.BLOCK
+        decoded = many or (both and decoded)
         labels = np.concatenate([labels, made]) if both else made
     held_out = np.zeros(len(labels), bool)
     if config.train.validation_fraction:
@@ -137,6 +150,8 @@ def outlined(config: ConfigDict, workdir: pathlib.Path) -> tuple[Data, list[str]
             return np.broadcast_to(leaf[:1] * 0, (len(labels), *leaf.shape[1:]))
 
         inputs = jax.tree.map(like, source.train.inputs)
+        if decoded:
+            inputs = stored_rows.StoredRows([stored_rows.Part(inputs)])
         return datasets.Dataset(inputs, labels, names)
 
     validation = part(labels[held_out]) if held_out.any() else None

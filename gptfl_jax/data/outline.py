@@ -1,6 +1,7 @@
 """Data sets that are not there, in outline: as many examples, of the released shapes.
 
-For a plan of a run on them. The arrays take no memory: all their examples are one.
+For a plan of a run on them. The arrays take no memory: all their examples are one. What
+stands for pictures in files does so here.
 """
 
 import sys
@@ -10,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gptfl_jax import choices, families, labels
-from gptfl_jax.data import audio, sources
+from gptfl_jax.data import audio, picture_cache, sources
 from gptfl_jax.data.datasets import Dataset, Sounds, Source
+from gptfl_jax.data.stored_rows import Part, StoredRows
 from gptfl_jax.errors import ConfigError, UserError
 
 
@@ -59,6 +61,9 @@ _RELEASED = {
     "fsdd": _Released(2_500, 500, seconds=0.8, clients=5),
     "drumkits": _Released(326, 89, seconds=1.0, clients=10),
 }
+
+# Sources whose pictures are kept decoded in files.
+_DECODED = ("image_folder", "picture_table", "tfds")
 
 
 def load(
@@ -163,6 +168,8 @@ def _outline(
         numbers = np.arange(count, dtype=np.int32)
         dtype = np.float32 if sounds else np.uint8
         inputs = np.broadcast_to(np.zeros((), dtype), (*counts, *shape))
+        if name in _DECODED and count > picture_cache.BLOCK:
+            inputs = StoredRows([Part(inputs)])
         if sounds:
             inputs = inputs, np.full(counts, shape[0], np.int32)
         clients = numbers % released.clients if released.clients else None

@@ -114,6 +114,8 @@ def test_rows_in_files_are_counted_alike(batch_size, monkeypatch, tmp_path):
     assert all(isinstance(each, jax.Array) for each in placed)
     chex.assert_trees_all_equal(counts(*placed), expected)
     monkeypatch.setattr(devices, "free_memory", lambda mesh: 16 * rows.nbytes - 1)
+    planned = evaluation.planned("tests", rows, 16, None)
+    assert planned.copies == 4 and planned.arrays[0].shape == (16, *rows.shape[1:])
     left = evaluation.split_examples(rows, labels, None)
     assert left[0] is rows and left[1] is labels
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from gptfl_jax import central_training, configuration
-from gptfl_jax.data import sources
+from gptfl_jax import central_training, configuration, devices
+from gptfl_jax.data import picture_cache, sources
 from train import downstream, training_data
 
 
@@ -83,6 +83,23 @@ def test_a_plan_of_streamed_examples_has_those_of_some_steps(tmp_path):
     (sent,) = (each for each in plan.resident if each.name == "training examples")
     assert sent.arrays.inputs.shape == (1, 16, 8, 8, 1) and sent.copies == 4
     assert dict(plan.facts)["data"].endswith("streamed ahead of the steps")
+
+
+@pytest.mark.parametrize(("free_mb", "streamed"), [(4.0, False), (1.0, True)])
+def test_pictures_in_files_are_planned_as_they_would_be_placed(
+    free_mb, streamed, tmp_path, monkeypatch
+):
+    # 2,830 pictures of 64 bytes: half of either is enough for an array of them, and a
+    # sixteenth of the first for rows in files.
+    monkeypatch.setattr(picture_cache, "BLOCK", 512)
+    monkeypatch.setattr(devices, "free_memory", lambda mesh=None: int(free_mb * 1e6))
+    config = make_config(data="synthetic", validation_fraction=0.0)
+    plan = downstream.plan(config, tmp_path)
+    resident = {each.name: each for each in plan.resident}
+    assert ("streamed" in dict(plan.facts)["data"]) == streamed
+    assert resident["training examples"].copies == (4 if streamed else 1)
+    # The real digits come in an array.
+    assert resident["test examples"].arrays[0].shape == (382, 8, 8, 1)
 
 
 def test_the_steps_of_a_plan_are_those_of_the_run(tmp_path):

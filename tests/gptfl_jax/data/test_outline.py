@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from gptfl_jax import devices
 from gptfl_jax.data import outline, sources
 from gptfl_jax.errors import ConfigError, UserError
 
@@ -23,6 +24,8 @@ def test_pictures_that_are_not_there_have_the_released_sizes(tmp_path):
         "image_folder", str(tmp_path / "none"), image_size=224, channels=1, **folder
     )
     assert source.train.inputs.shape == (75_750, 224, 224, 1)
+    # They would be decoded into files.
+    assert devices.in_files(source.train.inputs)
 
 
 def test_sounds_that_are_not_there_have_the_frames_of_the_longest(tmp_path):
