@@ -133,7 +133,7 @@ def points(config: ConfigDict) -> list[Point]:
         if not any(axis.dotted in kept for kept, _ in unique.values()):
             raise ConfigError(
                 f"config.compare.grid, {axis.dotted}: taken at no point of the grid; "
-                "see the options of its choice with --help"
+                f"see the options of its choices with --help={axis.dotted}"
             )
     varied = [axis.dotted for axis in found if len(axis.values) != 1]
     return [

@@ -15,6 +15,7 @@ class Field(NamedTuple):
         help: a line for `--help`.
         chooses: the family of which the field names a choice.
         options_of: the family whose choice's options the field holds.
+        common: whether many set it: `--help` shows these.
     """
 
     default: Any
@@ -22,6 +23,7 @@ class Field(NamedTuple):
     help: str
     chooses: choices.Family | None = None
     options_of: choices.Family | None = None
+    common: bool = False
 
     @property
     def takes(self) -> str:
@@ -39,12 +41,14 @@ class Field(NamedTuple):
 _CHOICE = Rule("a name", lambda value: isinstance(value, str) and value != "")
 
 
-def choice(family: choices.Family, default: str, help: str) -> dict[str, Field]:
+def choice(
+    family: choices.Family, default: str, help: str, common: bool = False
+) -> dict[str, Field]:
     """Two fields by their names: which choice of a family, and its options."""
     name = family.field.rpartition(".")[2]
     options = family.options.rpartition(".")[2]
     return {
-        name: Field(default, _CHOICE, help, chooses=family),
+        name: Field(default, _CHOICE, help, chooses=family, common=common),
         options: Field(
             {},
             KEYWORDS,

@@ -36,7 +36,9 @@ SECTIONS = {
 """The module of each section, in the order in which `--help` shows them."""
 
 SCHEMA: dict[str, Field | dict[str, Field]] = {
-    "seed": Field(0, rules.SEED, "the one seed that every random draw starts from"),
+    "seed": Field(
+        0, rules.SEED, "the one seed that every random draw starts from", common=True
+    ),
     **choice(
         families.TRACKER,
         "none",

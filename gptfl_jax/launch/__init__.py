@@ -158,7 +158,8 @@ def _run(
     if asked:
         about = sys.modules[run.__module__].__doc__ or ""
         config = help.config_beside(argv, sections)
-        print(help.text(about, program, sections, config, everything=asked == "all"))
+        takes = dry_run is not None
+        print(help.text(about, program, sections, config, asked, takes))
         return
     command = read_command(argv)
     if command.dry_run and dry_run is None:

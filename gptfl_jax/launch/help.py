@@ -3,12 +3,12 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from gptfl_jax import choices, configuration
-from gptfl_jax.errors import ConfigError
+from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch.command_line import (
     configured,
     define_flags,
@@ -17,19 +17,31 @@ from gptfl_jax.launch.command_line import (
 )
 from gptfl_jax.launch.config_files import Sections, installed_configs
 
-_WAYS_TO_ASK = ("-h", "-help", "--help", "--helpfull", "--help=all")
+_WAYS_TO_ASK = ("-h", "-help", "--help")
+_WIDTH = 80
+COMMON, ALL = "common", "all"
 
 
 def asked(argv: Sequence[str]) -> str:
-    """How much help a command line asks for: "some", "all", or "" for none."""
-    if "--help=all" in argv or "--helpfull" in argv:
-        return "all"
-    return "some" if any(argument in _WAYS_TO_ASK for argument in argv) else ""
+    """What help a command line asks for.
+
+    Returns:
+        "common" for what is used most, "all" for everything, a word for the fields
+        that have it in their names; "" for none.
+    """
+    for argument in argv:
+        if argument in _WAYS_TO_ASK:
+            return COMMON
+        if argument == "--helpfull":
+            return ALL
+        if argument.startswith("--help="):
+            return argument.partition("=")[2].removeprefix("config.") or COMMON
+    return ""
 
 
 def config_beside(argv: Sequence[str], sections: Sections) -> ConfigDict | None:
     """The config that is named beside --help, with its overrides; None: none is."""
-    rest = [argument for argument in argv if argument not in _WAYS_TO_ASK]
+    rest = [argument for argument in argv if not asked([argument])]
     if not any(argument.lstrip("-").startswith("config") for argument in rest):
         return None
     if not any(argument.lstrip("-").startswith("workdir") for argument in rest):
@@ -42,26 +54,39 @@ def text(
     program: str,
     sections: Sections,
     config: ConfigDict | None = None,
-    everything: bool = False,
+    which: str = COMMON,
+    dry_run: bool = True,
 ) -> str:
     """What the program does, how it is called, and the fields it reads.
 
     Args:
         about: the program's docstring.
-        config: whose values are shown, with the options of what it chooses; None: the
-            defaults.
-        everything: shows the options of every choice there is, not only of the chosen.
+        config: whose values are shown; None: the defaults.
+        which: as `asked` gives it. "common" shows the most used fields, and those that
+            the config sets to something else than their default; "all" every field and
+            the options of every choice.
+        dry_run: whether the program takes the flag of this name.
+
+    Raises:
+        UserError: no field has the word in its name.
     """
     one_of_each = [(each,) if isinstance(each, str) else each for each in sections]
     # The example has the first of each choice.
     shown, sections = [each[0] for each in one_of_each], sum(one_of_each, ())
+    read = {
+        dotted: field
+        for dotted, field in configuration.fields(*sections)
+        if _is_there(config, dotted)
+    }
+    if which not in (COMMON, ALL):
+        return _of_word(which, program, read, config)
     about = textwrap.dedent(about).strip()
     command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
     # Not every program goes with every config.
     if own := re.search(rf"python -m {re.escape(program)} --config=.*", about):
         command = own[0].rstrip("\\ ")
     lines = [
-        about,
+        about if which == ALL else _beginning(about),
         "",
         "Example:",
         f"  {command} \\",
@@ -70,24 +95,65 @@ def text(
         "Flags:",
     ]
     values = define_flags()
-    for name in values:
+    for name in values if which == ALL else ("config", "workdir", "dry_run"):
+        if name == "dry_run" and not dry_run:
+            continue
         lines += _entry(f"--{name}", values[name].help)
-    lines += ["", *textwrap.wrap(_introduction(config, everything), 88)]
-    heading = ""
-    read = dict(configuration.fields(*sections))
-    for dotted, field in read.items():
-        section = dotted.rpartition(".")[0]
-        if config is not None and section and section not in config:
-            continue  # the other of a choice
-        if section != heading:
-            heading = section
-            lines.append("")
-        value = _value(config, dotted, field.default)
-        lines += _entry(f"{dotted} = {value!r}", f"{field.help}. Takes {field.takes}.")
-    for dotted, field in read.items():
-        if field.options_of is not None:
-            lines += _options(field.options_of, read, config, dotted, everything)
+    told = read
+    if which == COMMON:
+        told = {
+            dotted: field
+            for dotted, field in read.items()
+            if field.common or _value(config, dotted, field.default) != field.default
+        }
+    lines += ["", *textwrap.wrap(_introduction(config, which), _WIDTH)]
+    lines += _fields(told, config, with_takes=which == ALL)
+    if which == ALL:
+        for dotted, field in read.items():
+            if field.options_of is not None:
+                lines += _options(field.options_of, read, config, dotted)
+    else:
+        lines += ["", *_more(read, config)]
     return "\n".join(lines)
+
+
+def _beginning(about: str) -> str:
+    """The first lines of a docstring: to its first paragraph, with a list behind it."""
+    kept: list[str] = []
+    for block in about.split("\n\n"):
+        is_prose = not block.startswith((" ", "- "))
+        goes_on = block.startswith("- ") or bool(kept) and kept[-1].endswith(":")
+        if len(kept) > 1 and not goes_on and not kept[-1].startswith(" "):
+            break
+        if is_prose:
+            block = textwrap.fill(block, _WIDTH, break_on_hyphens=False)
+        kept.append(block)
+    return "\n\n".join(kept)
+
+
+def _of_word(
+    word: str,
+    program: str,
+    read: Mapping[str, configuration.Field],
+    config: ConfigDict | None,
+) -> str:
+    """The fields, and options of choices, that have a word in their names."""
+    found = {dotted: field for dotted, field in read.items() if word in dotted}
+    lines = _fields(found, config)
+    for dotted, field in read.items():
+        family = field.options_of
+        if family is None:
+            continue
+        option = word.removeprefix(f"{dotted}.")
+        if dotted in found or family.field in found:
+            option = ""
+        lines += _options(family, read, config, dotted, option)
+    if not lines:
+        raise UserError(
+            f"--help={word}: no field of {program} has this in its name; --help=all "
+            "shows all"
+        )
+    return "\n".join(lines).strip("\n")
 
 
 def text_of_function(about: str, function: Callable) -> str:
@@ -108,19 +174,65 @@ def text_of_function(about: str, function: Callable) -> str:
     return "\n".join(lines)
 
 
-def _introduction(config: ConfigDict | None, everything: bool) -> str:
+def _introduction(config: ConfigDict | None, which: str) -> str:
     values = (
-        "their defaults (--help beside --config=<file> shows that file's)"
-        if config is None
-        else "the values of this config"
+        "with their defaults" if config is None else "with the values of this config"
     )
-    options = "" if everything else ", then the options of what they choose (--help=all"
-    options += "" if everything else " shows those of all choices)"
+    if which == COMMON:
+        kind = "The config fields that are used most,"
+        if config is not None:
+            kind += " and those that this config sets,"
+    else:
+        kind = "Config fields,"
     return (
-        f"Config fields, each set as --config.<field>=<value>, with {values}{options}. "
-        "Configs that come with gptfl-jax: "
-        f"{', '.join(installed_configs()) or 'none'}."
+        f"{kind} {values}; each is set as --config.<field>=<value>. Configs that come "
+        f"with gptfl-jax: {', '.join(installed_configs()) or 'none'}."
     )
+
+
+def _more(
+    read: Mapping[str, configuration.Field], config: ConfigDict | None
+) -> list[str]:
+    own = [*read][-1].partition(".")[0]
+    beside = "" if config else "; beside --config=<file>, that file's values"
+    text = (
+        f"There are {len(read)} fields. --help=all shows all of them, with what they "
+        f"take, all flags and all options of choices; --help={own}, or any "
+        f"other word, those that have it in their names{beside}."
+    )
+    return textwrap.wrap(text, _WIDTH)
+
+
+def _is_there(config: ConfigDict | None, dotted: str) -> bool:
+    """Whether a config has a field, which may be the other of a choice of sections."""
+    section = dotted.rpartition(".")[0]
+    return config is None or not section or section in config
+
+
+def _fields(
+    fields: Mapping[str, configuration.Field],
+    config: ConfigDict | None,
+    with_takes: bool = True,
+) -> list[str]:
+    """The entries of fields, a section after another."""
+    lines, heading = [], ""
+    for dotted, field in fields.items():
+        section = dotted.rpartition(".")[0]
+        if section != heading:
+            heading = section
+            lines.append("")
+        value = repr(_value(config, dotted, field.default))
+        text = field.help
+        if with_takes:
+            text += f". Takes {field.takes}."
+        else:
+            value = textwrap.shorten(
+                value, _WIDTH - 4 - len(dotted), placeholder=" ..."
+            )
+            if field.chooses:
+                text += f". One of {', '.join(choices.available(field.chooses))}"
+        lines += _entry(f"{dotted} = {value}", text)
+    return lines
 
 
 def _value(config: ConfigDict | None, dotted: str, default: object) -> object:
@@ -132,25 +244,29 @@ def _value(config: ConfigDict | None, dotted: str, default: object) -> object:
 
 def _options(
     family: choices.Family,
-    read: dict[str, configuration.Field],
+    read: Mapping[str, configuration.Field],
     config: ConfigDict | None,
     dotted: str,
-    everything: bool,
+    named: str = "",
 ) -> Iterator[str]:
-    """The options of the chosen, or of every, choice of a family."""
-    section = dotted.rpartition(".")[0]
-    if config is not None and section and section not in config:
-        return
+    """The options of every choice of a family, the chosen one first.
+
+    Args:
+        named: only options of this name, and no choice without it; empty: all.
+    """
     chosen = _value(config, family.field, read[family.field].default)
     names = [chosen]
-    if everything:
-        names += [name for name in choices.available(family) if name != chosen]
+    names += [name for name in choices.available(family) if name != chosen]
     for name in names:
         try:
             function = choices.find(family, name)
         except ConfigError:  # of a default that is no name, as ""
             continue
         known = choices.options(family, function)
+        if named:
+            known = {option: of for option, of in known.items() if option == named}
+            if not known:
+                continue
         yield ""
         none = "" if known else ": none"
         yield f"Options of {family.field} = {name!r}{none}"
@@ -174,5 +290,7 @@ def example_override(sections: Sequence[str]) -> str:
 
 def _entry(name: str, text: str) -> list[str]:
     indent = " " * 6
-    wrapped = textwrap.wrap(text, 88, initial_indent=indent, subsequent_indent=indent)
+    wrapped = textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=indent
+    )
     return [f"  {name}", *wrapped]

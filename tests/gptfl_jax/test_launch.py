@@ -371,17 +371,33 @@ def test_errors_of_a_broken_connection_are_recognised():
     assert not processes.broken_off(KeyboardInterrupt())
 
 
-def test_help_says_what_it_does_and_which_fields_it_reads(echo, folder):
+def test_help_says_what_it_does_and_which_fields_are_used_most(echo, folder):
     code, output, errors = echo(folder, "--help")
     assert (code, errors) == (0, "")
     assert output.startswith("Say what was asked.\n\nIt does nothing else.\n")
     assert "python -m echo --config=configs/digits.py --workdir=runs/digits" in output
     assert "--config.federated.rounds=50\n" in output
+    assert "\n  --dry_run\n" in output and "--cpu_devices" not in output
+    text = _entry(output, "federated.client_learning_rate = 0.1")
+    assert text == configuration.SCHEMA["federated"]["client_learning_rate"].help
+    for dotted, field in configuration.fields("data", "federated"):
+        assert (f"\n  {dotted} = " in output) == field.common
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 90
+    assert "--help=federated, or any other word" in " ".join(output.split())
+
+
+def _entry(output: str, heading: str) -> str:
+    """The text that stands below a line of help."""
+    found = re.search(rf"^  {re.escape(heading)}\n((?: {{6}}.*\n?)+)", output, re.M)
+    return " ".join(found.group(1).split())
+
+
+def test_all_help_there_is(echo, folder):
+    _, output, _ = echo(folder, "--help=all")
     assert "--cpu_devices\n" in output
-    name = "client_learning_rate"
-    entry = re.search(rf"^  federated\.{name} = 0\.1\n((?: {{6}}.*\n)+)", output, re.M)
-    text = " ".join(entry.group(1).split())
-    rate = configuration.SCHEMA["federated"][name]
+    rate = configuration.SCHEMA["federated"]["client_learning_rate"]
+    text = _entry(output, "federated.client_learning_rate = 0.1")
     assert text == f"{rate.help}. Takes {rate.takes}."
     for dotted, _ in configuration.fields("data", "federated"):
         assert f"\n  {dotted} = " in output
@@ -389,16 +405,40 @@ def test_help_says_what_it_does_and_which_fields_it_reads(echo, folder):
     assert max(map(len, output.splitlines())) <= 100
 
 
+def test_help_on_a_word():
+    sections = ("data", "federated")
+    every = help.text("", "echo", sections, which="federated.algorithm")
+    assert "\n  federated.algorithm_options.mu = 0.01\n" in every
+    assert "Options of federated.algorithm = 'fedprox'" in every
+    assert "rounds" not in every.replace("rounds of", "")
+    # An option alone, of all choices that have it.
+    mu = help.text("", "echo", sections, which="mu")
+    assert "Options of federated.algorithm = 'fedprox'" in mu
+    assert "Options of federated.algorithm = 'moon'" in mu
+    assert "federated.algorithm_options.mu = " in mu and "fedavgm'" not in mu
+    dotted = "federated.algorithm_options.mu"
+    assert help.text("", "echo", sections, which=dotted) == mu
+    takes_none = help.text("", "echo", sections, dry_run=False)
+    assert "--workdir\n" in takes_none and "--dry_run\n" not in takes_none
+    with pytest.raises(UserError, match="--help=zebra: no field of echo has this in"):
+        help.text("", "echo", sections, which="zebra")
+
+
 def test_help_beside_a_config_shows_its_values(echo, folder):
     arguments = ("--help", "--config=mine.py:rate=0.25", "--config.federated.run=mine")
     code, output, errors = echo(folder, *arguments)
     assert (code, errors) == (0, "")
-    assert "with the values of this config, then" in " ".join(output.split())
+    assert "those that this config sets, with the values of" in " ".join(output.split())
     rate = "client_learning_rate = 0.25"
     for line in ("rounds = 7", rate, "run = 'mine'", "cohort_size = 10"):
         assert f"\n  federated.{line}\n" in output
-    source = re.search(r"^  data\.source = .*\n((?: {6}.*\n)+)", output, re.M)[1]
-    assert "Takes one of cifar10, cifar100, crema_d," in " ".join(source.split())
+    assert "One of cifar10, cifar100, crema_d," in _entry(
+        output, "data.source = 'sklearn_digits'"
+    )
+    # A field that few set, which this command does.
+    assert "federated.clip_norm" not in output
+    _, output, _ = echo(folder, *arguments, "--config.federated.clip_norm=3.0")
+    assert "\n  federated.clip_norm = 3.0\n" in output
 
 
 def test_help_shows_the_options_of_what_is_chosen(tmp_path):
@@ -410,25 +450,24 @@ def test_help_shows_the_options_of_what_is_chosen(tmp_path):
         "    num_classes: int\n"
         "    taps: int = 3\n"
     )
-    default = help.text("", "train.downstream", ("data", "model"))
-    assert (
-        "\nOptions of model.name = 'convnet'\n  model.options.width = 128\n" in default
-    )
-    assert "'resnet'" not in default and "--help=all" in default
     config = configuration.default_config("data", "model")
     config.model.name = str(mine)
     config.model.options = {"taps": 5}
-    chosen = help.text("", "train.downstream", ("data", "model"), config)
-    assert chosen.endswith(
-        f"\nOptions of model.name = '{mine}'\n  model.options.taps = 5\n"
-        "      how many it has. Takes a whole number."
-    )
-    for argument, amount in (("--help", "some"), ("--help=all", "all"), ("-x", "")):
-        assert help.asked(["--config=a", argument]) == amount
-    everything = help.text("", "train.downstream", ("data", "model"), everything=True)
-    for name in ("convnet", "audio_cnn", "resnet"):
-        assert f"\nOptions of model.name = '{name}'\n" in everything
-    assert everything.count("\n  model.options.norm = ") >= 2
+    for which in ("model.options", "all"):
+        text = help.text("", "train.downstream", ("data", "model"), config, which)
+        assert (
+            f"\nOptions of model.name = '{mine}'\n  model.options.taps = 5\n"
+            "      how many it has. Takes a whole number." in text
+        )
+        for name in ("convnet", "audio_cnn", "resnet"):
+            assert f"\nOptions of model.name = '{name}'\n" in text
+        assert text.count("\n  model.options.norm = ") >= 2
+    for argument, which in (
+        *(("--help", "common"), ("-h", "common"), ("--help=", "common")),
+        *(("--help=all", "all"), ("--helpfull", "all"), ("-x", "")),
+        ("--help=config.federated.rounds", "federated.rounds"),
+    ):
+        assert help.asked(["--config=a", argument]) == which
 
 
 def test_the_example_of_help_is_a_programs_own():

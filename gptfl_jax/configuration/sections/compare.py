@@ -54,6 +54,7 @@ FIELDS: dict[str, Field] = {
         {},
         _METHODS,
         "methods that federated.compare runs, by the fields in which they differ",
+        common=True,
     ),
     "starts": Field(
         {},
@@ -62,6 +63,7 @@ FIELDS: dict[str, Field] = {
         "imagenet, or a name with its own init; and how methods differ there, as "
         "{'random': {}, 'synthetic': {'fedavg': {'client_learning_rate': 0.1}}}; "
         "empty: each from its own init",
+        common=True,
     ),
     "data": Field(
         {},
@@ -73,6 +75,7 @@ FIELDS: dict[str, Field] = {
         (0, 1, 2),
         rules.tuple_of(rules.SEED, "whole numbers >= 0 and < 2**32"),
         "each method is run with each seed",
+        common=True,
     ),
     "grid": Field(
         (),

@@ -12,10 +12,16 @@ FIELDS: dict[str, Field] = {
         families.SOURCE,
         "sklearn_digits",
         "the real data: a function of gptfl_jax/data/sources",
+        common=True,
     ),
-    "folder": Field("", rules.TEXT, "folder of the data set, where it needs one"),
+    "folder": Field(
+        "", rules.TEXT, "folder of the data set, where it needs one", common=True
+    ),
     "image_size": Field(
-        0, rules.whole(0), "side of an image in pixels; 0: the source's own"
+        0,
+        rules.whole(0),
+        "side of an image in pixels; 0: the source's own",
+        common=True,
     ),
     "channels": Field(
         0,

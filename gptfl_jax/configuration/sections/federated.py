@@ -16,8 +16,14 @@ FIELDS: dict[str, Field] = {
         "",
         rules.FOLDER_NAME_OR_EMPTY,
         "name of the run's folder; empty: <algorithm>-<init>-s<seed>",
+        common=True,
     ),
-    **choice(families.ALGORITHM, "fedavg", "a function of gptfl_jax/fl/algorithms"),
+    **choice(
+        families.ALGORITHM,
+        "fedavg",
+        "a function of gptfl_jax/fl/algorithms",
+        common=True,
+    ),
     "init": Field(
         "random",
         rules.NAME,
@@ -25,14 +31,15 @@ FIELDS: dict[str, Field] = {
         "train.data=procedural), weights (those of model.weights), any that "
         "model.weights takes, a checkpoint folder, the name of a run of stage 2, or a "
         "file of your own with a function (variables) -> variables",
+        common=True,
     ),
     "init_checkpoint": Field(
         "last",
         rules.one_of("last", "best"),
         "which checkpoint of init: the last, or stage 2's best on its validation split",
     ),
-    "rounds": Field(100, rules.whole(1), "federated rounds"),
-    "cohort_size": Field(10, rules.whole(1), "clients a round"),
+    "rounds": Field(100, rules.whole(1), "federated rounds", common=True),
+    "cohort_size": Field(10, rules.whole(1), "clients a round", common=True),
     **choice(
         families.SAMPLING,
         "uniform",
@@ -65,14 +72,19 @@ FIELDS: dict[str, Field] = {
         "biases (FedBN), or as they were sent; for none at all take a model "
         "with norm group",
     ),
-    "local_epochs": Field(1, rules.whole(1), "passes over a client's data a round"),
+    "local_epochs": Field(
+        1, rules.whole(1), "passes over a client's data a round", common=True
+    ),
     "local_steps": Field(
         0, rules.whole(0), "steps of a client a round in place of epochs; 0: epochs"
     ),
-    "batch_size": Field(32, rules.whole(1), "examples a local step"),
+    "batch_size": Field(32, rules.whole(1), "examples a local step", common=True),
     "client_optimizer": Field("sgd", rules.OPTAX_NAME, "optimizer of a client"),
     "client_learning_rate": Field(
-        0.1, rules.number(above=0), "learning rate of a client"
+        0.1,
+        rules.number(above=0),
+        "learning rate of a client",
+        common=True,
     ),
     "client_options": Field(
         {}, rules.KEYWORDS, "keywords of the client optimizer, as {'momentum': 0.9}"
@@ -117,9 +129,13 @@ FIELDS: dict[str, Field] = {
         "from_file as a file says; dirichlet by label skew; dirichlet_balanced the "
         "same with similar sizes, as the original; shards a few classes each; "
         "quantity_skew by size alone",
+        common=True,
     ),
     "num_clients": Field(
-        100, rules.whole(1), "clients, of partitions that do not say how many there are"
+        100,
+        rules.whole(1),
+        "clients, of partitions that do not say how many there are",
+        common=True,
     ),
     "synthetic_per_client": Field(
         0,
@@ -181,7 +197,7 @@ FIELDS: dict[str, Field] = {
     "diagnostics": Field(
         True, rules.FLAG, "gradient diversity and update norms each round"
     ),
-    "eval_every": Field(5, rules.whole(1), "rounds between tests"),
+    "eval_every": Field(5, rules.whole(1), "rounds between tests", common=True),
     "checkpoint_every": Field(10, rules.whole(1), "rounds between checkpoints"),
     "keep_checkpoints": Field(
         2,

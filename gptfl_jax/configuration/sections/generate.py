@@ -40,6 +40,7 @@ FIELDS: dict[str, Field] = {
         "images: a Stable Diffusion shipped here, a diffusers folder or a hub id; "
         "speech: a SpeechT5, likewise, as voices or microsoft/speecht5_tts; sounds: "
         "an AudioLDM, as cvssp/audioldm",
+        common=True,
     ),
     "lora": Field(
         "",
@@ -57,6 +58,7 @@ FIELDS: dict[str, Field] = {
         ),
         "samples a class: a number, or a multiple of the real training set's count; or "
         "one of these for each class by name",
+        common=True,
     ),
     "solver": Field(
         "auto",
@@ -65,9 +67,14 @@ FIELDS: dict[str, Field] = {
         "consistency models, in 4 to 8 steps; auto: lcm where the model's own "
         "scheduler is that, else dpmsolver++ for images and ddim for sounds",
     ),
-    "num_steps": Field(25, rules.whole(1), "denoising steps of the solver"),
+    "num_steps": Field(
+        25, rules.whole(1), "denoising steps of the solver", common=True
+    ),
     "guidance_scale": Field(
-        7.5, rules.number(least=0), "classifier-free guidance; 1: none"
+        7.5,
+        rules.number(least=0),
+        "classifier-free guidance; 1: none",
+        common=True,
     ),
     "guidance_choices": Field(
         (),
@@ -99,7 +106,9 @@ FIELDS: dict[str, Field] = {
     "stop_threshold": Field(
         0.5, rules.number(above=0), "speech ends where its probability to is this high"
     ),
-    "duration_s": Field(5.0, rules.number(above=0), "seconds of a clip of sounds"),
+    "duration_s": Field(
+        5.0, rules.number(above=0), "seconds of a clip of sounds", common=True
+    ),
     "max_seconds": Field(5.0, rules.number(above=0), "longest clip of speech"),
     "trim_db": Field(
         40.0,
@@ -115,7 +124,9 @@ FIELDS: dict[str, Field] = {
     ),
     "height": Field(0, rules.whole(0), "pixels; 0: the model's own"),
     "width": Field(0, rules.whole(0), "pixels; 0: the model's own"),
-    "batch_size": Field(64, rules.whole(1), "samples at once, over all devices"),
+    "batch_size": Field(
+        64, rules.whole(1), "samples at once, over all devices", common=True
+    ),
     "dtype": Field(
         "float32",
         rules.one_of("float32", "bfloat16", "float16"),

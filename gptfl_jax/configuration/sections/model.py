@@ -8,7 +8,12 @@ from gptfl_jax import families, rules
 from gptfl_jax.configuration.fields import Field, choice
 
 FIELDS: dict[str, Field] = {
-    **choice(families.MODEL, "convnet", "the classifier: a file of gptfl_jax/models"),
+    **choice(
+        families.MODEL,
+        "convnet",
+        "the classifier: a file of gptfl_jax/models",
+        common=True,
+    ),
     "weights": Field(
         "",
         rules.TEXT,
@@ -16,6 +21,7 @@ FIELDS: dict[str, Field] = {
         "federated.init=weights: a file (.pth, .safetensors), its address, one in a "
         "Hugging Face repository (owner/name:file), or imagenet for torchvision's; "
         "empty: none",
+        common=True,
     ),
 }
 

@@ -15,14 +15,20 @@ def _is_web_address(value: Any) -> bool:
 
 FIELDS: dict[str, Field] = {
     **choice(
-        families.PROMPTS, "class_prompt", "how prompts are made from the class names"
+        families.PROMPTS,
+        "class_prompt",
+        "how prompts are made from the class names",
+        common=True,
     ),
-    "classes": Field((), rules.NAMES, "class names; empty: those of the data source"),
+    "classes": Field(
+        (), rules.NAMES, "class names; empty: those of the data source", common=True
+    ),
     "template": Field(
         "",
         rules.TEXT,
         "sentence with {name} (multi_domain: and {domain}); of commongen and chat: "
         "what the text model is given; empty: the data set's or the method's own",
+        common=True,
     ),
     "domains": Field(
         (), rules.NAMES, "domains of multi_domain; empty: the data set's own"
@@ -32,6 +38,7 @@ FIELDS: dict[str, Field] = {
         rules.whole(0),
         "most prompts kept for a class, 0: all; of commongen and chat: prompts "
         "that are made for each class, 0: 200",
+        common=True,
     ),
     "imported_file": Field(
         "", rules.TEXT, "prompt lists to import (.pkl or .json), for method imported"

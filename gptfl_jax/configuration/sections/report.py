@@ -5,11 +5,15 @@ from gptfl_jax.configuration.fields import Field
 
 FIELDS: dict[str, Field] = {
     "runs": Field(
-        (), rules.NAMES, "names of the runs to compare; empty: all there are"
+        (),
+        rules.NAMES,
+        "names of the runs to compare; empty: all there are",
+        common=True,
     ),
     "targets": Field(
         (0.9, 0.95),
         rules.tuple_of(rules.number(above=0, most=1), "numbers > 0 and <= 1"),
         "accuracies for which rounds and bytes are counted",
+        common=True,
     ),
 }

@@ -14,6 +14,7 @@ FIELDS: dict[str, Field] = {
         rules.one_of("synthetic", "real", "both", "procedural"),
         "what to train on: synthetic (stage 1's), real, both, or procedural: fractals, "
         "of sounds calls, drawn by rule, for federated.init=procedural",
+        common=True,
     ),
     "synthetic_per_class": Field(
         0,
@@ -26,10 +27,14 @@ FIELDS: dict[str, Field] = {
     ),
     "procedural_per_class": Field(64, rules.whole(2), "examples of each of them"),
     "trainable": TRAINABLE,
-    "epochs": Field(200, rules.whole(1), "passes over the training set"),
-    "batch_size": Field(32, rules.whole(1), "examples a step, over all devices"),
+    "epochs": Field(200, rules.whole(1), "passes over the training set", common=True),
+    "batch_size": Field(
+        32, rules.whole(1), "examples a step, over all devices", common=True
+    ),
     "optimizer": Field("adamw", rules.one_of("adamw", "sgd"), "optimizer"),
-    "learning_rate": Field(1e-4, rules.number(above=0), "peak learning rate"),
+    "learning_rate": Field(
+        1e-4, rules.number(above=0), "peak learning rate", common=True
+    ),
     "momentum": Field(0.9, rules.number(least=0, most=1), "momentum of sgd"),
     "weight_decay": Field(
         5e-4, rules.number(least=0), "weight decay, decoupled in adamw, L2 in sgd"
@@ -61,6 +66,7 @@ FIELDS: dict[str, Field] = {
         rules.FOLDER_NAME_OR_EMPTY,
         "name of the folder, in the workdir, that checkpoints and metrics go to; "
         "empty: pretrain, of procedural data procedural",
+        common=True,
     ),
     "eval_batch_size": Field(512, rules.whole(1), "examples at once in a test"),
     "dtype": Field("float32", rules.DTYPE, "precision of the computation"),
