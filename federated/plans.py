@@ -152,8 +152,8 @@ def plan(
             planning.Resident(
                 "clients' examples",
                 data,
-                "set config.federated.data_placement='stream', or lower "
-                "config.data.image_size",
+                "lower config.data.image_size"
+                + ", or set config.federated.data_placement='stream'" * (not streamed),
                 copies=copies,
                 in_place=True,
             ),

@@ -497,8 +497,8 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
             planning.Resident(
                 "training examples",
                 lowered.examples,
-                "set config.train.data_placement='stream', or lower "
-                "config.data.image_size",
+                "lower config.data.image_size"
+                + ", or set config.train.data_placement='stream'" * (not streamed),
                 # Of two computations that were started, and of two to come.
                 copies=4 if streamed else 1,
                 in_place=True,

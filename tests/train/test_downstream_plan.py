@@ -97,7 +97,9 @@ def test_pictures_in_files_are_planned_as_they_would_be_placed(
     plan = downstream.plan(config, tmp_path)
     resident = {each.name: each for each in plan.resident}
     assert ("streamed" in dict(plan.facts)["data"]) == streamed
-    assert resident["training examples"].copies == (4 if streamed else 1)
+    training = resident["training examples"]
+    assert training.copies == (4 if streamed else 1)
+    assert ("data_placement" in training.remedy) != streamed
     # The real digits come in an array.
     assert resident["test examples"].arrays[0].shape == (382, 8, 8, 1)
 
