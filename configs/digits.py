@@ -135,6 +135,8 @@ def get_config(arg: str = "") -> ConfigDict:
     federated.eval_every = 1
     federated.checkpoint_every = 30
 
+    config.report.private_examples = True  # they are public
+
     arg, few_steps = presets.take_flag(arg, "few_steps")
     if few_steps:
         generate.lora = "glyphs-4-steps"

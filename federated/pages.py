@@ -7,9 +7,12 @@ import jinja2
 
 
 def template(folder: pathlib.Path) -> jinja2.Template:
-    """`page.html.jinja` of a folder; what it is given is escaped, and must be there."""
+    """`page.html.jinja` of a folder; what it is given is escaped, and must be there.
+
+    It may include `page.css`: light and dark, for a desk and a phone.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, pathlib.Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -3,11 +3,13 @@
 A figure is matplotlib's, made without pyplot: nothing global, no window.
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import matplotlib.figure
+import matplotlib.markers
 import matplotlib.ticker
 import numpy as np
 from jaxtyping import Int
@@ -22,17 +24,52 @@ _MOST_BARS, _MOST_COLOURS = 60, 20
 _MOST_COLUMNS = 1000
 
 
+# Inches of a figure on a page; what a figure is asked to be large is relative to it.
+_WIDTH, _HEIGHT = 6.4, 4.3
+# For a paper: the letters of its text, smaller, and whole in the file.
+_PAPER = {
+    "font.family": "serif",
+    "font.serif": ["STIXGeneral"],
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "lines.linewidth": 1.0,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,
+}
+
+
+@contextlib.contextmanager
+def for_paper(width: float) -> Iterator[None]:
+    """Figures made and saved within are of that width in inches, in a paper's style."""
+    height = width * _HEIGHT / _WIDTH
+    with matplotlib.rc_context({**_PAPER, "figure.figsize": (width, height)}):
+        yield
+
+
+def line_width() -> float:
+    """Points of a curve's line."""
+    return 1.2 * matplotlib.rcParams["lines.linewidth"]
+
+
 def text(name: object) -> str:
     """A name as matplotlib shows it: a dollar sign is one, and begins no formula."""
     return str(name).replace("$", r"\$")
 
 
 def axes(
-    xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4.3)
+    xlabel: str, ylabel: str, size: tuple[float, float] = (_WIDTH, _HEIGHT)
 ) -> tuple[Figure, Axes]:
     """A figure of `size` inches with one pair of axes, in the style of the report."""
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure = _figure(size)
     return figure, styled(figure.add_subplot(), xlabel, ylabel)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    scale = matplotlib.rcParams["figure.figsize"][0] / _WIDTH
+    inches = scale * size[0], scale * size[1]
+    return matplotlib.figure.Figure(figsize=inches, layout="constrained")
 
 
 def styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:
@@ -61,11 +98,13 @@ def logarithmic(axes: Axes) -> None:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as an SVG file; the same numbers give the same bytes."""
+    """The figure as an SVG file without a ground; the same numbers, the same bytes."""
     buffer = io.BytesIO()
     # Fixed ids and no date.
     with matplotlib.rc_context({"svg.hashsalt": "gptfl", "font.size": 10}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None}, dpi=150, transparent=True
+        )
     return buffer.getvalue()
 
 
@@ -74,6 +113,21 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF file, without a date."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def outline(marker: str, size: float) -> str:
+    """The outline of a marker about (0, 0), as the points of an SVG polygon."""
+    style = matplotlib.markers.MarkerStyle(marker)
+    path = style.get_path().transformed(style.get_transform())
+    (corners,) = path.to_polygons()
+    return " ".join(f"{size * x:.2f},{-size * y:.2f}" for x, y in corners)
 
 
 def partition(
@@ -94,14 +148,18 @@ def partition(
 def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     figure, bars = axes("client", "training examples")
     bottom = np.zeros(len(counts))
-    colours = matplotlib.colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    # In the order of the legend, and told apart in grey.
+    shades = np.linspace(0, 0.95, len(class_names))
+    colours = matplotlib.colormaps["viridis"](shades)
     for index, name in enumerate(class_names):
         bars.bar(
             np.arange(len(counts)),
             counts[:, index],
             bottom=bottom,
             width=0.9,
-            color=colours(index),
+            color=colours[index],
+            edgecolor="white",
+            linewidth=0.3,
             label=text(name),
         )
         bottom += counts[:, index]
@@ -112,9 +170,9 @@ def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     longest = max(len(str(name)) for name in class_names)
     figure.legend(
         title="class",
-        title_fontsize=7,
+        title_fontsize="x-small",
         frameon=False,
-        fontsize=7,
+        fontsize="x-small",
         ncols=min(len(class_names), 10, max(1, 80 // (longest + 5))),
         loc="outside upper center",
         handlelength=1,
@@ -128,7 +186,7 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     share = counts / np.maximum(sizes, 1)[:, None]
     order = np.lexsort((-share.max(1), share.argmax(1), sizes == 0))
     shown = _spaced(order)
-    figure = matplotlib.figure.Figure(figsize=(6.4, 5.4), layout="constrained")
+    figure = _figure((_WIDTH, 5.4))
     above, below = figure.subplots(2, height_ratios=(3, 1.4))
 
     some = ""
@@ -147,7 +205,7 @@ def _map(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     # No more names than there is room for.
     step = -(-len(class_names) // 25)
     ticks = np.arange(0, len(class_names), step)
-    above.set_yticks(ticks, [text(class_names[i]) for i in ticks], fontsize=7)
+    above.set_yticks(ticks, [text(class_names[i]) for i in ticks], fontsize="x-small")
     bar = figure.colorbar(image, ax=above, pad=0.01, aspect=30)
     bar.ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     bar.set_label("share of a client's examples")

@@ -1,4 +1,4 @@
-"""The report on federated runs: `report.html`, `report.json` and two tables.
+"""The report on federated runs: a page, its numbers, and files for a paper.
 
     python -m federated.report --config=configs/digits.py --workdir=runs/digits
 
@@ -9,9 +9,13 @@ writes into the workdir
 - `report.json`: a list of rows, one a method: `name, algorithm, init, seeds,
   accuracy_mean, accuracy_std, macro_f1_mean, rounds_to_90, bytes_to_90, ...`;
 - `report.html`: the same numbers as a page with learning curves, what was measured
-  about the clients, synthetic beside real examples, the commands and versions. One
-  file, nothing loaded from elsewhere;
-- `report.png`: the learning curves alone, to show elsewhere.
+  about the clients, synthetic examples, the commands and versions. One file, nothing
+  loaded from elsewhere;
+- `paper/`: each figure as PDF, PGF and PNG, `config.report.figure_width` wide, with
+  its fonts inside, and the tables in LaTeX.
+
+The page shows examples of the clients' data, and `paper/` what clients hold, only where
+`config.report.private_examples` is set.
 
 How the numbers are taken: accuracy, macro F1 and loss are those of the last evaluated
 round, never of the best one, because choosing a round by the test set would flatter
@@ -31,21 +35,21 @@ and `personalised_*` is after local fine-tuning. What it cost (`flops_generation
 `flops_stage_2`, `flops_clients`, `flops_server`, `flops_total`) is null where no record
 says it; federated/report/cost.py says what is counted. Starting weights that were
 trained on synthetic data are a method of their own, `Synthetic only`: no round, no
-byte.
+byte. `difference` is that of the last accuracies between a method and the same one from
+scratch, with a confidence interval over seeds (federated/report/differences.py).
 """
 
 import pathlib
 
 from ml_collections import ConfigDict
 
-from federated import pictures
-from federated.report import figures, page, rows, runs, tables
+from federated.report import differences, page, paper, rows, runs, tables
 from gptfl_jax import artifacts
 from gptfl_jax.launch import launch, prepare
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes report.json, report.html and report.png and prints the tables."""
+    """Writes report.json, report.html and paper/ and prints the tables."""
     prepare(config)
     methods = runs.methods_of(runs.load_runs(workdir, config.report.runs))
     start = runs.synthetic_only(methods)
@@ -53,23 +57,23 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     numbers = [
         rows.row_of(method, targets) for method in ([start] if start else []) + methods
     ]
+    compared = differences.of_methods(methods)
+    numbers = [row | {"difference": compared.get(row["name"])} for row in numbers]
     artifacts.remove_leftovers(workdir)  # of a report that was killed
     artifacts.write_json(workdir / "report.json", numbers)
+    shown = {
+        "methods": tables.of_methods(numbers, targets),
+        "differences": tables.of_differences(compared),
+        "turns": tables.of_turns(numbers),
+        "starts": tables.of_starts(numbers),
+        "cost": tables.of_cost(numbers),
+        "clients": tables.of_clients(numbers),
+    }
     artifacts.write_text(
-        workdir / "report.html", page.render(methods, numbers, config, workdir)
+        workdir / "report.html", page.render(methods, numbers, shown, config, workdir)
     )
-    artifacts.write_bytes(
-        workdir / "report.png",
-        pictures.png(figures.learning_curves(methods, start, targets, alone=True)),
-    )
-    shown = (
-        tables.of_methods(numbers, targets),
-        tables.of_turns(numbers),
-        tables.of_starts(numbers),
-        tables.of_cost(numbers),
-        tables.of_clients(numbers),
-    )
-    print("\n\n".join(table.text() for table in shown if table is not None))
+    folder = paper.write(methods, numbers, shown, config, workdir)
+    print("\n\n".join(table.text() for table in shown.values() if table is not None))
     for method in methods:
         for each in method.unfinished:
             left_out = "" if each in method.runs else ", left out of the numbers"
@@ -79,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     print()
     print(f"report   {workdir / 'report.html'}")
     print(f"numbers  {workdir / 'report.json'}")
-    print(f"curves   {workdir / 'report.png'}")
+    print(f"paper    {folder}/")
     preview = workdir / "synthetic" / "preview.png"
     if preview.exists():
         print(f"samples  {preview}")

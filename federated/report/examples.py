@@ -1,4 +1,7 @@
-"""Synthetic examples beside real ones, for the report: pictures, and sounds to hear."""
+"""Examples for the report, pictures, and sounds to hear: synthetic ones.
+
+Real ones stand beside them where `config.report.private_examples` asks for them.
+"""
 
 import pathlib
 from typing import NamedTuple
@@ -47,11 +50,11 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
     """
     if not (workdir / "synthetic" / "manifest.jsonl").exists():
         return Examples({})
-    source = experiment.load(config)
+    source, private = experiment.load(config), config.report.private_examples
     try:
         if source.sounds is not None:
-            return _sounds(source, workdir / "synthetic", columns)
-        return Examples(_pictures(source, workdir / "synthetic", columns))
+            return _sounds(source, workdir / "synthetic", columns, private)
+        return Examples(_pictures(source, workdir / "synthetic", columns, private))
     except UserError as error:
         # The numbers do not need them.
         say(f"the report shows no synthetic examples: {error}")
@@ -59,9 +62,9 @@ def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Example
 
 
 def _pictures(
-    source: datasets.Source, folder: pathlib.Path, columns: int
+    source: datasets.Source, folder: pathlib.Path, columns: int, private: bool
 ) -> dict[str, np.ndarray]:
-    """Synthetic as made, synthetic as the classifier sees it, real."""
+    """Synthetic as made, synthetic as the classifier sees it, real if asked for."""
     real = source.train
     class_names, (height, width) = real.class_names, real.inputs.shape[1:3]
     seen, _ = synthetic.load_synthetic(folder, source)
@@ -85,10 +88,12 @@ def _pictures(
         f"synthetic, as the classifier sees it ({width}x{height})": _of_each_class(
             seen.inputs, seen.labels, len(class_names), columns
         ),
-        f"real, of the training clients ({width}x{height})": _of_each_class(
-            real.inputs, real.labels, len(class_names), columns
-        ),
     }
+    if private:
+        caption = f"real, of the training clients ({width}x{height})"
+        sheets[caption] = _of_each_class(
+            real.inputs, real.labels, len(class_names), columns
+        )
     return {
         caption: drawing.grid(pictures, (32, 32), gap=2)
         for caption, pictures in sheets.items()
@@ -96,8 +101,10 @@ def _pictures(
     }
 
 
-def _sounds(source: datasets.Source, folder: pathlib.Path, columns: int) -> Examples:
-    """Waveforms and spectrograms of synthetic and of real clips, and some to hear.
+def _sounds(
+    source: datasets.Source, folder: pathlib.Path, columns: int, private: bool
+) -> Examples:
+    """Waveforms and spectrograms of clips, and some to hear: real ones if asked for.
 
     All at the sample rate of the features, and to one scale of time.
     """
@@ -105,7 +112,8 @@ def _sounds(source: datasets.Source, folder: pathlib.Path, columns: int) -> Exam
     made: dict[str, list[audio.Clip]] = {}
     for sample in artifacts.read_manifest(folder):
         made.setdefault(sample.label, []).append(audio.Clip(folder / sample.file))
-    waves: dict[str, list[list[np.ndarray]]] = {"synthetic": [], "real": []}
+    kinds = ("synthetic", "real") if private else ("synthetic",)
+    waves: dict[str, list[list[np.ndarray]]] = {kind: [] for kind in kinds}
     shown = [
         name
         for label, name in enumerate(real.class_names)
@@ -115,7 +123,8 @@ def _sounds(source: datasets.Source, folder: pathlib.Path, columns: int) -> Exam
     for name in shown:
         rows = np.flatnonzero(real.labels == real.class_names.index(name))
         recorded = [source.sounds.clips[row] for row in rows]
-        for kind, clips in (("synthetic", made[name]), ("real", recorded)):
+        for kind in kinds:
+            clips = recorded if kind == "real" else made[name]
             picked = [clips[i] for i in _spread(len(clips), columns)]
             read = [_wave(clip, rate) for clip in picked]
             waves[kind].append([wave for wave in read if wave is not None])
@@ -136,9 +145,11 @@ def _sounds(source: datasets.Source, folder: pathlib.Path, columns: int) -> Exam
     scale = f"{seconds:.2g} s from left to right, 0 to {rate / 2000:g} kHz upwards"
     listed = ", ".join(shown)
     sheets = {
-        f"synthetic, from top to bottom: {listed} ({scale})": sheet(waves["synthetic"]),
-        f"real, of the training clients, likewise ({scale})": sheet(waves["real"]),
+        f"synthetic, from top to bottom: {listed} ({scale})": sheet(waves["synthetic"])
     }
+    if private:
+        caption = f"real, of the training clients, likewise ({scale})"
+        sheets[caption] = sheet(waves["real"])
     longest = round(LONGEST_S * rate)
     heard = [
         HeardClip(shown[row], kind, audio.encode_wav(wave[:longest], rate))

@@ -1,10 +1,17 @@
-"""The curves and other pictures of the report, in the order of its page."""
+"""The curves and other pictures of the report.
 
+A method is told by three things at once: its hue, its marker, and how its line is
+broken. The hues differ for those who see no red, no green or no blue, and the other
+two are left in grey.
+"""
+
+import functools
 import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.font_manager
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,13 +21,54 @@ from federated import pictures, run_files
 from federated.report import tables
 from federated.report.cost import until_each_line
 from federated.report.rows import row_of
-from federated.report.runs import SYNTHETIC_ONLY, Method, Run, curve
+from federated.report.runs import SYNTHETIC_ONLY, Method, Run, curve, synthetic_only
 
 # Up to so many methods have bands over seeds, over clients, and a legend.
 _MOST_WITH_BANDS, _MOST_WITH_CLIENT_BANDS, _MOST_IN_LEGEND = 12, 6, 8
 
 START_STYLE = {"color": pictures.GREY, "linestyle": (0, (1, 1.5))}
 """Of the starting weights."""
+
+
+def every(
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    targets: Sequence[float],
+    workdir: pathlib.Path,
+    alone: bool = False,
+) -> dict[str, Figure | None]:
+    """The figures by their name in the template; None where nothing was measured.
+
+    Args:
+        rows: as in report.json.
+        targets: accuracies to draw lines at.
+        alone: as of `learning_curves`, for all of them.
+    """
+    first = methods[0].runs[0]
+    partition = run_files.read_partition(workdir / "federated" / first.folder)
+    curves = functools.partial(metric_curves, methods, alone=alone)
+    accuracy = functools.partial(client_accuracy_curves, methods, alone=alone)
+    return {
+        "accuracy": learning_curves(methods, synthetic_only(methods), targets, alone),
+        "cost": cost_curves(methods, alone),
+        "starts": starts(rows),
+        "loss": curves("loss", "test loss (cross-entropy)", logarithmic=True),
+        "gradient_diversity": curves(
+            "gradient_diversity", "gradient diversity", logarithmic=True
+        ),
+        "cosine": curves("cosine_mean", "cosine to the mean update"),
+        "update_norm": curves(
+            "update_norm_mean",
+            "norm of a client's update",
+            logarithmic=True,
+            spread=("update_norm_std", "update_norm_min"),
+        ),
+        "drift": curves("drift", "distance from the start"),
+        "client_accuracy": accuracy("mean", "accuracy of clients, %"),
+        "worst_clients": accuracy("worst_decile", "accuracy of the worst tenth, %"),
+        "client_histograms": client_accuracy_histograms(methods, workdir),
+        "partition": None if partition is None else pictures.partition(*partition),
+    }
 
 
 def learning_curves(
@@ -32,7 +80,7 @@ def learning_curves(
     """Test accuracy over rounds, all methods, with their spread over seeds.
 
     Args:
-        alone: the picture goes without the tables, and names the methods in any case.
+        alone: the picture goes without the tables, and names the methods below it.
     """
     figure, axes = pictures.axes("round", "test accuracy, %")
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
@@ -46,15 +94,11 @@ def learning_curves(
         _draw(axes, method, style[method.name], "accuracy", band=have_bands(methods))
     axes.set_ylim(0, 1.01)
     _axis_of_rounds(axes, methods)
-    named = len(axes.get_legend_handles_labels()[0])
-    if alone and named > _MOST_IN_LEGEND:
-        _legend_below(figure, axes)
-    else:
-        _legend(axes, loc="lower right")
+    _name_lines(figure, axes, alone, loc="lower right")
     return figure
 
 
-def cost_curves(methods: Sequence[Method]) -> Figure | None:
+def cost_curves(methods: Sequence[Method], alone: bool = False) -> Figure | None:
     """Test accuracy over all floating-point operations until then, means over runs.
 
     A line begins at what generating and training have cost before the first round.
@@ -70,16 +114,16 @@ def cost_curves(methods: Sequence[Method]) -> Figure | None:
         spent, accuracy = np.array(points, np.float64).mean(0).T
         how = style[method.name]
         name = pictures.text(method.name)
-        axes.plot(spent, accuracy, linewidth=1.4, label=name, **how)
-        axes.plot(spent[-1], accuracy[-1], "o", color=how["color"], markersize=4)
+        line = _marked(how, len(spent), 0) | {"markevery": [len(spent) - 1]}
+        axes.plot(
+            spent, accuracy, linewidth=0.8 * pictures.line_width(), label=name, **line
+        )
     if not axes.lines:
         return None
     axes.set_xscale("log")
     axes.set_ylim(0, 1.01)
-    if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_LEGEND:
-        _legend_below(figure, axes)
-    else:
-        _legend(axes, loc="lower right")
+    crowded = len(axes.get_legend_handles_labels()[0]) > _MOST_IN_LEGEND
+    _name_lines(figure, axes, alone or crowded, loc="lower right")
     return figure
 
 
@@ -104,20 +148,25 @@ def starts(rows: Sequence[dict[str, Any]]) -> Figure | None:
         values[methods.index(method), inits.index(init)] = row["accuracy_mean"]
     size = 3.6 + 1.0 * len(inits), 1.1 + 0.38 * len(methods)
     figure, axes = pictures.axes("start", "", size)
-    shown = axes.imshow(values, cmap="YlGnBu", aspect="auto")
+    # As vectors, which PGF needs, in place of a picture.
+    rows_at, columns_at = (np.arange(n + 1) - 0.5 for n in values.shape)
+    style = {"cmap": "cividis", "edgecolor": "white", "linewidth": 0.8}
+    shown = axes.pcolormesh(columns_at, rows_at, values, **style)
+    axes.invert_yaxis()
     names = [textwrap.fill(pictures.text(name), 34) for name in methods]
-    axes.set_yticks(range(len(methods)), names, fontsize=7.5)
+    axes.set_yticks(range(len(methods)), names, fontsize="x-small")
     starts = [textwrap.fill(pictures.text(name), 16) for name in inits]
-    axes.set_xticks(range(len(inits)), starts, fontsize=7.5)
+    axes.set_xticks(range(len(inits)), starts, fontsize="x-small")
     axes.grid(visible=False)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            how = {"color": "w" if value > middle else "k", "fontsize": 8}
+            how = {"color": "w" if value < middle else "k", "fontsize": "small"}
             text = f"{100 * value:.1f}"
             axes.text(column, row, text, ha="center", va="center", **how)
     percent = matplotlib.ticker.PercentFormatter(1, symbol="")
-    figure.colorbar(shown, format=percent, label="test accuracy, %")
+    bar = figure.colorbar(shown, format=percent, label="test accuracy, %")
+    bar.solids.set(rasterized=False, edgecolor="face")
     return figure
 
 
@@ -128,10 +177,12 @@ def metric_curves(
     *,
     logarithmic: bool = False,
     spread: tuple[str, str] | None = None,
+    alone: bool = False,
 ) -> Figure | None:
     """One metric over rounds, or None where no run measured it.
 
-    Without a legend: that of `learning_curves` and the tables show each method's line.
+    Without a legend, but for `alone`: that of `learning_curves` and the tables show
+    each method's line.
     """
     figure, axes = pictures.axes("round", label)
     style = styles(methods)
@@ -150,11 +201,12 @@ def metric_curves(
     if logarithmic:
         pictures.logarithmic(axes)
     _axis_of_rounds(axes, methods)
+    _name_lines(figure, axes, alone)
     return figure
 
 
 def client_accuracy_curves(
-    methods: Sequence[Method], what: str, label: str
+    methods: Sequence[Method], what: str, label: str, alone: bool = False
 ) -> Figure | None:
     """Accuracy of clients over rounds, pale before and full after fine-tuning.
 
@@ -162,6 +214,7 @@ def client_accuracy_curves(
 
     Args:
         what: "mean" or "worst_decile".
+        alone: as of `learning_curves`.
     """
     figure, axes = pictures.axes("round", label)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
@@ -170,7 +223,12 @@ def client_accuracy_curves(
     for method in methods:
         line = axes, method, style[method.name]
         if have_bands(methods):
-            before = {"label": "_", "linewidth": 1.2, "alpha": 0.45, "band": False}
+            before = {
+                "label": "_",
+                "linewidth": 0.7 * pictures.line_width(),
+                "alpha": 0.45,
+                "band": False,
+            }
             _draw(*line, f"client_accuracy_{what}", **before)
         drawn.append(
             _draw(*line, f"personalised_accuracy_{what}", band=have_bands(methods))
@@ -179,6 +237,7 @@ def client_accuracy_curves(
         return None
     axes.set_ylim(0, 1.01)
     _axis_of_rounds(axes, methods)
+    _name_lines(figure, axes, alone)
     return figure
 
 
@@ -229,7 +288,7 @@ def client_accuracy_histograms(
             )
             mean = np.mean(values)
             axes.plot([mean, mean], [row, row + 0.46 * sign], color="k", linewidth=1.6)
-    axes.set_yticks(range(len(found)), names, fontsize=7.5)
+    axes.set_yticks(range(len(found)), names, fontsize="x-small")
     axes.set_ylim(len(found) - 0.45, -0.55)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, symbol=""))
@@ -247,16 +306,20 @@ def have_client_bands(methods: Sequence[Method]) -> bool:
     return len(methods) <= _MOST_WITH_CLIENT_BANDS
 
 
-_HUES = (
-    *("#0b6bcb", "#d9480f", "#2b8a3e", "#7048c6", "#c2255c", "#5c6b00"),
-    *("#0c8599", "#f08c00", "#7f4f24", "#c77dff"),
+HUES = (
+    *("#0b6bcb", "#e17800", "#771144", "#4ba578"),
+    *("#42109a", "#a587c3", "#b42d5a", "#694b00"),
 )
+"""At a contrast of 3 at least with white."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p")
+# On a line.
+_MOST_MARKERS = 8
 _SOLID = ("solid", (0, (8, 1)), (0, (12, 2, 2, 2)))
 _DASHED = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 
 def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
-    """A hue an algorithm; synthetic starts solid, others dashed or dotted.
+    """A hue and marker an algorithm; synthetic starts solid, others dashed or dotted.
 
     Where that leaves too many of one hue (a grid of settings), a hue a method.
     """
@@ -271,12 +334,13 @@ def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
         patterns = _SOLID if kind else _DASHED
         if crowded:
             nth = kinds[:index].count(kind)
-            hue, pattern = nth % len(_HUES), nth // len(_HUES)
+            pattern = nth // len(HUES)
         else:
-            hue = algorithms.index(method.algorithm) % len(_HUES)
+            nth = algorithms.index(method.algorithm)
             pattern = alike[:index].count(alike[index])
         style[method.name] = {
-            "color": _HUES[hue],
+            "color": HUES[nth % len(HUES)],
+            "marker": _MARKERS[nth % len(_MARKERS)],
             "linestyle": patterns[pattern % len(patterns)],
         }
     return style
@@ -327,12 +391,9 @@ def _draw(
         mean = values.mean(0)
         std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(mean))
         mean, low, high = back(mean), back(mean - std), back(mean + std)
-    # A single round is a point, which a line would not show.
-    marker = "o" if len(rounds) == 1 else None
     line = {
         "label": pictures.text(method.name),
-        "linewidth": 1.8,
-        "marker": marker,
+        "linewidth": pictures.line_width(),
         **options,
     }
     # Where lines coincide, one beneath shows on both sides of the one above, or, of
@@ -340,7 +401,8 @@ def _draw(
     pattern = str(style["linestyle"])
     beneath = sum(other.get_gid() == pattern for other in axes.lines)
     line["linewidth"] *= max(0.75, 1.9 - 0.5 * beneath)
-    axes.plot(rounds, mean, gid=pattern, **line, **style)
+    drawn = len(axes.lines)
+    axes.plot(rounds, mean, gid=pattern, **line, **_marked(style, len(rounds), drawn))
     if band and (high > low).any():
         axes.fill_between(
             rounds, low, high, color=style["color"], alpha=0.13, linewidth=0
@@ -348,27 +410,52 @@ def _draw(
     return True
 
 
-def _legend(axes: Axes, **options: Any) -> None:
-    if len(axes.get_legend_handles_labels()[0]) > _MOST_IN_LEGEND:
-        return  # it would cover the curves; the tables show each method's line
-    axes.legend(
-        fontsize=8.5, handlelength=3.2, framealpha=0.8, edgecolor="none", **options
-    )
+def _marked(style: dict[str, Any], points: int, nth: int) -> dict[str, Any]:
+    """A style with some markers on the line, those of the nth at its own places."""
+    step = -(-points // _MOST_MARKERS)
+    return {
+        **style,
+        "markevery": (nth % step, step),
+        "markersize": 3.6 * pictures.line_width(),
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.7,
+    }
+
+
+def _name_lines(figure: Figure, axes: Axes, alone: bool, loc: str = "") -> None:
+    """A legend below a picture that stands alone; else at a place in it, if any."""
+    few = len(axes.get_legend_handles_labels()[0]) <= _MOST_IN_LEGEND
+    if alone:
+        _legend_below(figure, axes)
+    elif loc and few:  # many would cover the curves; the tables show each one's line
+        axes.legend(
+            loc=loc,
+            fontsize="small",
+            handlelength=3.2,
+            framealpha=0.8,
+            edgecolor="none",
+        )
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
-    """A legend of any length, for a picture that has to stand alone."""
+    """A legend of any length, in two columns or, of long names, one."""
     handles, labels = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(label, 48) for label in labels]
-    lines = sum(label.count("\n") + 1 for label in labels)
     width, height = figure.get_size_inches()
-    figure.set_size_inches(1.25 * width, height + 0.075 * lines + 0.2)
+    size = matplotlib.font_manager.FontProperties(size="small").get_size_in_points()
+    # Letters that a column holds beside the sample of its line.
+    letters = int((width * 72 / 2 - 5 * size) / (0.55 * size))
+    columns = 1 if max(map(len, labels)) > 2 * letters else 2
+    labels = [textwrap.fill(label, letters * (3 - columns)) for label in labels]
+    heights = [label.count("\n") + 1 for label in labels]
+    half = -(-len(labels) // columns)
+    lines = max(sum(heights[:half]), sum(heights[half:]))
+    figure.set_size_inches(width, height + lines * 1.35 * size / 72)
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=2,
-        fontsize=7.5,
+        ncols=columns,
+        fontsize=size,
         handlelength=3.2,
         frameon=False,
     )

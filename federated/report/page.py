@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from federated import pages, pictures, run_files
@@ -15,7 +14,6 @@ from federated.report.runs import (
     SYNTHETIC_ONLY,
     Method,
     Run,
-    synthetic_only,
     value_text,
 )
 from gptfl_jax import choices, drawing
@@ -26,6 +24,7 @@ _TEMPLATE = pages.template(pathlib.Path(__file__).parent)
 def render(
     methods: Sequence[Method],
     rows: Sequence[dict[str, Any]],
+    shown: dict[str, tables.Table | None],
     config: ConfigDict,
     workdir: pathlib.Path,
 ) -> str:
@@ -34,23 +33,25 @@ def render(
     Args:
         methods: those that were run.
         rows: their numbers, and those of the starting weights, as in report.json.
+        shown: the tables, by name.
         config: of the report.
         workdir: where examples and records are found.
     """
-    drawn = _pictures(methods, rows, config.report.targets, workdir)
+    drawn = figures.every(methods, rows, config.report.targets, workdir)
     found = examples.load(config, workdir)
     counts = collections.Counter(clip.kind for clip in found.clips)
     return _TEMPLATE.render(
         source=config.data.source,
+        private=private(config.report.private_examples, drawn["partition"] is not None),
+        private_examples=config.report.private_examples,
         headline=headline(rows),
         setting=setting(methods, config),
         left_out=_left_out(methods),
-        by_method=tables.of_methods(rows, config.report.targets),
-        by_turn=tables.of_turns(rows),
-        of_clients=tables.of_clients(rows),
-        of_cost=tables.of_cost(rows),
-        of_starts=tables.of_starts(rows),
+        tables=shown,
+        same_start=any(row["algorithm"] == "none" and row["runs"] == 1 for row in rows),
+        against_best=_against_one(rows),
         marks=_marks(methods, rows),
+        last_accuracies=last_accuracies(rows),
         clients_tested=any(row["client_accuracy_mean"] is not None for row in rows),
         pictures={
             name: pages.data_uri("image/svg+xml", pictures.svg(figure))
@@ -84,38 +85,31 @@ def render(
     )
 
 
-def _pictures(
-    methods: Sequence[Method],
-    rows: Sequence[dict[str, Any]],
-    targets: Sequence[float],
-    workdir: pathlib.Path,
-) -> dict[str, Figure | None]:
-    """The figures by their name in the template; None where nothing was measured."""
-    first = methods[0].runs[0]
-    partition = run_files.read_partition(workdir / "federated" / first.folder)
-    curves, accuracy = figures.metric_curves, figures.client_accuracy_curves
-    return {
-        "accuracy": figures.learning_curves(methods, synthetic_only(methods), targets),
-        "cost": figures.cost_curves(methods),
-        "starts": figures.starts(rows),
-        "loss": curves(methods, "loss", "test loss (cross-entropy)", logarithmic=True),
-        "gradient_diversity": curves(
-            *(methods, "gradient_diversity", "gradient diversity"), logarithmic=True
-        ),
-        "cosine": curves(methods, "cosine_mean", "cosine to the mean update"),
-        "update_norm": curves(
-            *(methods, "update_norm_mean", "norm of a client's update"),
-            logarithmic=True,
-            spread=("update_norm_std", "update_norm_min"),
-        ),
-        "drift": curves(methods, "drift", "distance from the start"),
-        "client_accuracy": accuracy(methods, "mean", "accuracy of clients, %"),
-        "worst_clients": accuracy(
-            *(methods, "worst_decile", "accuracy of the worst tenth, %")
-        ),
-        "client_histograms": figures.client_accuracy_histograms(methods, workdir),
-        "partition": None if partition is None else pictures.partition(*partition),
-    }
+def private(examples: bool, partition: bool) -> str:
+    """What the page shows that strangers should not see, in words."""
+    shown = ["folders of this machine"]
+    if partition:
+        shown.append("how many examples of each class every client holds")
+    if examples:
+        shown.append("examples of the clients' data")
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
+
+
+def _against_one(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether methods are compared with the best, not each with its own."""
+    compared = [row for row in rows if row["difference"]]
+    scratch = {row["name"] for row in rows if row["init"] == "random"}
+    return any(
+        row["init"] == "random" or row["difference"]["to"] not in scratch
+        for row in compared
+    )
+
+
+def last_accuracies(rows: Sequence[dict[str, Any]]) -> str:
+    """What the learning curves end at, for those who do not see them."""
+    shown = [f"{row['name']} {100 * row['accuracy_mean']:.1f} %" for row in rows]
+    more = f", and {len(rows) - 12} more" if len(rows) > 12 else ""
+    return f"After the last round: {', '.join(shown[:12])}{more}."
 
 
 def _marks(
@@ -127,11 +121,13 @@ def _marks(
     for row in rows:
         pattern = style[row["name"]]["linestyle"]
         lengths = () if pattern == "solid" else pattern[1]
+        marker = style[row["name"]].get("marker", "")
         marks.append(
             {
                 "gptfl": row["init"] == "synthetic" and row["algorithm"] != "none",
                 "color": style[row["name"]]["color"],
                 "dashes": " ".join(f"{1.8 * length:g}" for length in lengths),
+                "outline": pictures.outline(marker, 8) if marker else "",
             }
         )
     return marks

@@ -1,8 +1,9 @@
 """The tables of the report, for the page and for a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from federated import pgf
 from gptfl_jax import planning
 
 
@@ -28,6 +29,24 @@ class Table(NamedTuple):
             for line in every
         ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def latex(self) -> str:
+        r"""The table as a `tabular` of LaTeX, with the rules of booktabs."""
+        rows = [" & ".join(map(pgf.escaped, line)) for line in self.lines]
+        columns = "l" + "r" * (len(self.header) - 1)
+        return "\n".join(
+            [
+                r"% \usepackage{booktabs} in the preamble, \input{<this file>} here.",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                " & ".join(map(pgf.escaped, self.header)) + r" \\",
+                r"\midrule",
+                *(rf"{row} \\" for row in rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                "",
+            ]
+        )
 
 
 def of_methods(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
@@ -57,6 +76,30 @@ def of_methods(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Tabl
         cells += [_megabytes(row[f"bytes_to_{label}"]) for label in labels]
         body.append(cells)
     return Table(header, body)
+
+
+def of_differences(found: Mapping[str, dict[str, Any]]) -> Table | None:
+    """What `differences.of_methods` has found; None where nothing is compared."""
+    if not found:
+        return None
+
+    def points(value: float) -> str:
+        return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+    def chance(p: float | None) -> str:
+        if p is None:
+            return "-"
+        return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+    body = []
+    for name, row in found.items():
+        interval = "-"
+        if row["low"] is not None:
+            interval = f"{points(row['low'])} to {points(row['high'])}"
+        of = points(row["mean"]), interval, chance(row["p"]), chance(row["p_holm"])
+        body.append([name, row["to"], *of, str(len(row["seeds"]))])
+    measured = ["points", "95 % interval", "p", "p (Holm)", "seeds"]
+    return Table(["difference of", "less", *measured], body)
 
 
 def of_turns(rows: Sequence[dict[str, Any]]) -> Table | None:

@@ -16,4 +16,14 @@ FIELDS: dict[str, Field] = {
         "accuracies for which rounds and bytes are counted",
         common=True,
     ),
+    "figure_width": Field(
+        5.5,
+        rules.number(least=1, most=20),
+        "inches of a figure for a paper: 5.5 a page of text, 3.25 a column",
+    ),
+    "private_examples": Field(
+        False,
+        rules.FLAG,
+        "whether the page shows examples of the clients' data beside synthetic ones",
+    ),
 }

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from federated import pictures
+from federated import pgf, pictures
 from gptfl_jax import artifacts
 
 from ..conftest import make_config
@@ -89,7 +89,14 @@ def in_turns(workdir, accuracies, **options):
 
 
 @pytest.fixture
-def quick_pictures(monkeypatch) -> None:
+def quick_paper(monkeypatch) -> None:
+    """Figures for a paper are made but not rendered."""
+    for kind in ("pdf", "png"):
+        monkeypatch.setattr(pictures, kind, lambda figure, *_: b"")
+    monkeypatch.setattr(pgf, "pgf", lambda figure: b"")
+
+
+@pytest.fixture
+def quick_pictures(quick_paper, monkeypatch) -> None:
     """Figures are made but not rendered, which takes most of a report's time."""
     monkeypatch.setattr(pictures, "svg", lambda figure: b"<svg></svg>")
-    monkeypatch.setattr(pictures, "png", lambda figure: b"")

@@ -104,7 +104,7 @@ def test_a_table_of_starts(tmp_path, capsys):
     ]
     found = list(rows_of(tmp_path).values())
     axes = figures.starts(found).axes[0]
-    values = axes.images[0].get_array()
+    values = axes.collections[0].get_array()
     assert values[1].tolist() == [0.6, pytest.approx(0.8)]
     assert {text.get_text() for text in axes.texts} == {
         *("50.0", "70.0", "60.0", "80.0", "55.0")

@@ -14,7 +14,7 @@ from ...recordings import write_fsdd, write_synthetic
 from ..conftest import make_config
 
 
-def test_synthetic_beside_real(workdir, capsys):
+def test_synthetic_beside_real(workdir, capsys, quick_pictures):
     from PIL import Image
 
     samples = []
@@ -27,12 +27,18 @@ def test_synthetic_beside_real(workdir, capsys):
             name = f"{label}/{file.name}"
             samples.append(artifacts.Sample(name, str(label), "a", index, None, "m"))
     artifacts.append_samples(workdir / "synthetic", samples)
-    made, seen, real = examples.load(make_config(), workdir, 2).sheets.values()
+    config = make_config()
+    made, seen = examples.load(config, workdir, 2).sheets.values()
+    config.report.private_examples = True
+    asked_for = examples.load(config, workdir, 2).sheets.values()
+    for first, second in zip((made, seen), asked_for, strict=False):
+        np.testing.assert_array_equal(first, second)
+    *_, real = asked_for
     assert made.shape == seen.shape == real.shape == (10 * 34 - 2, 2 * 34 - 2, 3)
     # Row 3, column 1: the second sample of class 3, also after conversion to 8x8 grey.
     assert (made[3 * 34 + 5, 34 + 5] == 61).all()
     assert (seen[3 * 34 + 5, 34 + 5] == 61).all()
-    report.run(make_config(), workdir)
+    report.run(config, workdir)
     assert (
         "real, of the training clients (8x8)" in (workdir / "report.html").read_text()
     )
@@ -40,20 +46,24 @@ def test_synthetic_beside_real(workdir, capsys):
     # Damaged samples are shown no more, and end nothing.
     for damaged in (workdir / "synthetic").glob("*/*_0.png"):
         damaged.write_bytes(damaged.read_bytes()[:50])
-    assert len(examples.load(make_config(), workdir, 2).sheets) == 2
+    assert len(examples.load(config, workdir, 2).sheets) == 2
     for damaged in (workdir / "synthetic").glob("*/*.png"):
         damaged.write_bytes(b"")
     report.run(make_config(), workdir)
     assert "report shows no synthetic examples: " in capsys.readouterr().out
 
 
-def test_synthetic_beside_real_sounds(workdir):
+def test_synthetic_beside_real_sounds(workdir, quick_pictures):
     write_fsdd(workdir / "data")
     write_synthetic(workdir, per_class=3)
     (workdir / "synthetic/0/0_00000.wav").write_bytes(b"no sound")
     config = make_config()
     config.data.source, config.data.folder = "fsdd", str(workdir / "data")
     config.data.options = {"test_speakers": "cleo"}
+    found = examples.load(config, workdir, columns=3)
+    assert len(found.sheets) == 1
+    assert {clip.kind for clip in found.clips} == {"synthetic"}
+    config.report.private_examples = True
     found = examples.load(config, workdir, columns=3)
     made, real = found.sheets.values()
     assert made.shape == real.shape == (10 * 98 - 2, 3 * 98 - 2, 3)

@@ -59,7 +59,7 @@ def test_an_own_partition_is_told_by_name_and_options():
     assert ": 12 clients (of_my_own, pairs 3, skew 0.5), 3 of them" in said
 
 
-def test_page_is_self_contained(workdir):
+def test_page_is_self_contained(workdir, quick_paper):
     report.run(make_config(), workdir)
     html = (workdir / "report.html").read_text()
     assert 'name="viewport"' in html
@@ -70,7 +70,6 @@ def test_page_is_self_contained(workdir):
     assert "FedAvg from scratch" in html and "94.0 ± 2.8" in html
     record = json.loads((workdir / "federated/gptfl-s0/run.json").read_text())
     assert record["versions"]["jax"] in html
-    assert (workdir / "report.png").read_bytes().startswith(b"\x89PNG")
     # The same numbers make the same file.
     report.run(make_config(), workdir)
     assert (workdir / "report.html").read_text() == html
@@ -92,14 +91,36 @@ def test_commands_are_told_but_not_those_of_notebooks(workdir):
     ]
 
 
-def test_the_page_says_first_that_it_is_private(workdir):
+def test_the_page_says_first_that_it_is_private(workdir, quick_pictures):
     report.run(make_config(), workdir)
     html = (workdir / "report.html").read_text()
     start = html[html.index("<body>") :]
     assert start.index("Do not share this page as it is") < 200
+    assert "how many examples of each class every client holds. Examples of" in start
+    config = make_config()
+    config.report.private_examples = True
+    report.run(config, workdir)
+    html = (workdir / "report.html").read_text()
+    assert "client holds and examples of the clients&#39; data.</p>" in html
 
 
-def test_names_are_text_and_not_html(workdir):
+def test_the_page_can_be_read_aloud_and_in_the_dark(workdir, quick_pictures):
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    assert "@media (prefers-color-scheme: dark)" in html
+    # Synthetic only, and the methods, in two tables; one difference.
+    assert html.count('<th scope="row"') == 2 * 3 + 1
+    captions = re.findall(r'<caption class="unseen">(.*?)</caption>', html)
+    assert len(captions) == html.count("<table>") == 3
+    alts = re.findall(r'<img class="drawn" alt="(.*?)"', html)
+    assert alts[0] == (
+        "Test accuracy over rounds. After the last round: Synthetic only 75.0 %, "
+        "FedAvg from scratch 94.0 %, GPT-FL (FedAvg) 98.0 %."
+    )
+    assert len(alts) == 4 and all(alt[0].isupper() for alt in alts)
+
+
+def test_names_are_text_and_not_html(workdir, quick_pictures):
     make_run(workdir, "odd", [0.1, 0.5], init="w/<b>&'\"")
     report.run(make_config(), workdir)
     html = (workdir / "report.html").read_text()
