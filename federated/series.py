@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from federated import advice, experiment, simulate, starts
+from federated import advice, experiment, run_writer, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
@@ -136,7 +136,7 @@ def run(
                         into=into,
                         adviser=adviser,
                     )
-                except simulate.CohortFailed as error:
+                except run_writer.CohortFailed as error:
                     say(f"{count} {error}")
                     failed.append(name)
                 else:

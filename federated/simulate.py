@@ -40,18 +40,17 @@ import contextlib
 import functools
 import hashlib
 import pathlib
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from federated import advice, experiment, plans, run_files, starts
+from federated import advice, experiment, plans, run_files, run_writer, starts
 from gptfl_jax import (
     artifacts,
     configuration,
@@ -66,7 +65,6 @@ from gptfl_jax import (
 from gptfl_jax.data import federated_data
 from gptfl_jax.data.fingerprint import fingerprint
 from gptfl_jax.data.partition.from_file import content_of
-from gptfl_jax.errors import UserError
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
 from gptfl_jax.fl.execution import place, split_over_clients
 from gptfl_jax.launch import agree, launch, prepare
@@ -80,10 +78,6 @@ _FREE_TO_CHANGE = (
     *("client_execution", "client_lanes", "data_placement", "diagnostics"),
     *("personalisation_every", "personalisation_clients"),
 )
-
-
-class CohortFailed(UserError):
-    """No update of a cohort was finite."""
 
 
 def simulate(
@@ -170,15 +164,6 @@ def simulate(
     return run_files.read_metrics(folder, done)[-1]
 
 
-class _Start(NamedTuple):
-    """Where a run begins or goes on."""
-
-    round: int | None
-    """Rounds done; None: a new run."""
-    bytes_up: int
-    bytes_down: int
-
-
 def _identity(
     config: ConfigDict, setting: experiment.Setting, variables: training.Variables
 ) -> dict[str, Any]:
@@ -240,40 +225,23 @@ def _start(
     data: federated_data.FederatedData,
     variables: training.Variables,
     checkpoints: artifacts.Checkpoints,
-) -> tuple[_Start, composition.ServerState]:
+) -> tuple[run_writer.Done, composition.ServerState]:
     """The state of the last checkpoint, or of round 0."""
     state = setting.algorithm.init(variables, len(data.offsets) - 1)
     round = checkpoints.latest_step()
     if round is None:
-        return _Start(None, 0, 0), state
+        return run_writer.Done(None, 0, 0), state
     packed = ()
     if state.own:
         known = checkpoints.restore({"known_clients": np.int64(0)})
         packed = state.own.packed_like(int(known["known_clients"]))
-    saved = checkpoints.restore(_checkpoint(state, packed, _Start(round, 0, 0)))
-    start = _Start(round, int(saved["bytes_up"]), int(saved["bytes_down"]))
+    saved = checkpoints.restore(
+        run_writer.checkpoint(state, packed, run_writer.Done(round, 0, 0))
+    )
+    start = run_writer.Done(round, int(saved["bytes_up"]), int(saved["bytes_down"]))
     own = state.own.unpack(saved["clients"]) if state.own else ()
     variables = trainable.parted(saved["variables"], state.variables)
     return start, saved["state"]._replace(variables=variables, own=own)
-
-
-def _checkpoint(
-    state: composition.ServerState, packed: PyTree, done: _Start
-) -> dict[str, Any]:
-    """All that a run needs to go on; its keys follow from the seed and the round.
-
-    Args:
-        packed: `state.own` as arrays, of the clients that have taken part.
-    """
-    return {
-        # Under the same name as in stage 2's checkpoints, for `init=<folder>`.
-        "variables": trainable.whole(state.variables),
-        "state": state._replace(variables=None, own=None),
-        "clients": packed,
-        "known_clients": np.int64(len(packed.ids) if packed else 0),
-        "bytes_up": np.int64(done.bytes_up),
-        "bytes_down": np.int64(done.bytes_down),
-    }
 
 
 def _is_streamed(
@@ -336,17 +304,6 @@ def _draw_partition(
     artifacts.write_bytes(folder / "partition.png", pictures.png(picture))
 
 
-class _Observed(NamedTuple):
-    """What is due of the state after a round, on the device until it is read."""
-
-    counts: evaluation.Counts | None
-    """Of the test set."""
-    of_clients: personalisation.ClientCounts | None
-    """Of the clients' held-out examples."""
-    state: composition.ServerState | None
-    """To save."""
-
-
 def _run(
     config: ConfigDict,
     folder: pathlib.Path,
@@ -355,7 +312,7 @@ def _run(
     summary: federated_data.Summary,
     streamed: bool,
     checkpoints: artifacts.Checkpoints,
-    start: _Start,
+    start: run_writer.Done,
     state: composition.ServerState,
     tested_start: Callable[[float], None],
 ) -> None:
@@ -369,14 +326,16 @@ def _run(
     given = data if streamed else place(data, setting.mesh)
     test_clients, tested_clients = _client_tests(config, setting, data, given, streamed)
 
-    def observe(number: int, state: composition.ServerState, last: bool) -> _Observed:
+    def observe(
+        number: int, state: composition.ServerState, last: bool
+    ) -> run_writer.Observed:
         # A run that is told to stop tests no more than one that goes on.
         due = number in (0, federated.rounds)
         tested = due or number % federated.eval_every == 0
         every = federated.personalisation_every
         clients_tested = every and (due or number % every == 0)
         saved = number and (last or number % federated.checkpoint_every == 0)
-        return _Observed(
+        return run_writer.Observed(
             _test(config, setting, state) if tested else None,
             test_clients(state, number) if clients_tested else None,
             state if saved else None,
@@ -384,7 +343,9 @@ def _run(
 
     group = folder.parent.parent.name
     tracking = trackers.start(config, folder, folder.name, group, start.round)
-    writer = _Writer(config, folder, checkpoints, start, tested_clients, tracking)
+    writer = run_writer.Writer(
+        config, folder, checkpoints, start, tested_clients, tracking
+    )
     with (
         tracking,
         interruption.deferred("round"),
@@ -483,90 +444,6 @@ def _client_tests(
         return setting.test_clients(state, train, held_out, chosen, key)
 
     return test, chosen
-
-
-class _Writer:
-    """Writes what rounds have left: lines, states, and how clients came out."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        folder: pathlib.Path,
-        checkpoints: artifacts.Checkpoints,
-        start: _Start,
-        tested_clients: Int32[Array, " chosen"] | None,
-        tracking: trackers.Tracking,
-    ):
-        self.config, self.folder, self.checkpoints = config, folder, checkpoints
-        self.name, self.sent = folder.name, start
-        self.tested_clients = tested_clients
-        self.metrics_file = artifacts.Metrics(
-            folder / "metrics.jsonl", start.round, follow=tracking.line
-        )
-        self.clock = time.perf_counter()
-
-    def write(self, done: rounds.Round, bar: Progress) -> None:
-        """Waits for a round, writes its line, and saves where that is due."""
-        line = {}
-        if done.metrics is not None:
-            line = jax.device_get(done.metrics)._asdict()
-            failed = line.pop("failed")
-            if failed:
-                raise CohortFailed(self._all_dropped(done.number, line))
-            self.sent = _Start(
-                done.number,
-                self.sent.bytes_up + round(float(line.pop("bytes_up"))),
-                self.sent.bytes_down + round(float(line.pop("bytes_down"))),
-            )
-            bar.update()
-        line["bytes_up"], line["bytes_down"] = self.sent[1:]
-        if done.observed.counts is not None:
-            tested = evaluation.metrics(done.observed.counts)
-            line |= tested._asdict()
-            bar.note(f"accuracy {tested.accuracy:.3f}")
-        if done.observed.of_clients is not None:
-            line |= self._of_clients(done.number, done.observed.of_clients)
-        now = time.perf_counter()
-        self.metrics_file.write(done.number, **line, seconds=now - self.clock)
-        self.clock = now
-        if done.observed.state is not None:
-            state = done.observed.state
-            packed = state.own.pack() if state.own else ()
-            # After the line: a run that goes on from here must find it written.
-            self.checkpoints.save(
-                done.number,
-                _checkpoint(state, packed, self.sent),
-                {"accuracy": line.get("accuracy", np.nan)},
-            )
-
-    def _of_clients(
-        self, round: int, counts: personalisation.ClientCounts
-    ) -> dict[str, float]:
-        """Saves what became of each client, and gives what goes into the line."""
-        counts = jax.device_get(counts)
-        if jax.process_index() == 0:
-            content = {
-                "round": round,
-                "clients": self.tested_clients,
-                "examples": counts.total,
-                "right_before": counts.before,
-                "right_after": counts.after,
-            }
-            artifacts.write_json(self.folder / "client_accuracy.json", content)
-        return personalisation.summarise(counts)._asdict()
-
-    def _all_dropped(self, round: int, line: dict[str, Any]) -> str:
-        federated, dtype = self.config.federated, ""
-        if federated.dtype == "float16":
-            # Its largest number is 65504; bfloat16's range is that of float32.
-            dtype = "set config.federated.dtype (now float16) to bfloat16 or float32, "
-        return (
-            f"{self.name}, round {round}: the updates of all {line['dropped']} clients "
-            f"were NaN or infinite, so there is nothing to go on with. Try to {dtype}"
-            "lower config.federated.client_learning_rate "
-            f"(now {federated.client_learning_rate:g}), or set "
-            "config.federated.clip_norm; metrics.jsonl shows how it came to this"
-        )
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

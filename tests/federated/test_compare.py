@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from federated import compare, experiment, simulate
+from federated import compare, experiment, run_writer, simulate
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.errors import ConfigError, UserError
 
@@ -197,7 +197,7 @@ def test_a_failed_method_does_not_stop_the_comparison(
 ):
     def fail_or_pass(config, workdir, setting, **how):
         if config.federated.run == "bad-s0":
-            raise simulate.CohortFailed("bad-s0, round 1: all NaN")
+            raise run_writer.CohortFailed("bad-s0, round 1: all NaN")
         line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
         return {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from federated import experiment, simulate
+from federated import experiment, run_writer, simulate
 from gptfl_jax import artifacts, training
 from gptfl_jax.fl import rounds, sampling
 
@@ -64,7 +64,7 @@ def test_a_cohort_of_nan_stops_the_run(tmp_path, setting_with_nan):
     source = setting_with_nan.source._replace(train=nothing_else)
     config = make_config(partition="natural")
     with pytest.raises(
-        simulate.CohortFailed,
+        run_writer.CohortFailed,
         match=r"round 1: the updates of all 3 clients were NaN or infinite.*"
         r"config\.federated\.client_learning_rate \(now 0\.1\)",
     ):
@@ -100,7 +100,7 @@ def test_a_cohort_that_overflows_float16_names_the_remedy(tmp_path, setting_in_f
     source = setting_in_float16.source._replace(train=all_large)
     config = make_config(partition="natural", dtype="float16")
     with pytest.raises(
-        simulate.CohortFailed,
+        run_writer.CohortFailed,
         match=r"round 1: the updates of all 3 clients were NaN or infinite.*set "
         r"config\.federated\.dtype \(now float16\) to bfloat16 or float32, lower "
         r"config\.federated\.client_learning_rate \(now 0\.1\)",
