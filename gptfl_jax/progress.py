@@ -8,6 +8,8 @@ from tqdm.auto import tqdm
 
 # Between two lines in a log file, in seconds.
 _EVERY_S = 30.0
+# How long the pace is measured before the first of them, which says how long it takes.
+_MEASURED_S = 5.0
 # In a notebook tqdm.auto's bar is a widget.
 _IN_NOTEBOOK = any(each.__module__ == "tqdm.notebook" for each in tqdm.__mro__)
 
@@ -27,7 +29,9 @@ def say(text: str, quiet: bool = False) -> None:
 class Progress:
     """Progress of a loop, shown on stderr by the first process.
 
-    A bar on a terminal and in a notebook, elsewhere a plain line now and then.
+    A bar on a terminal and in a notebook, elsewhere a plain line now and then; the
+    first of them as soon as the pace is known, where much is left. The pace is that of
+    what came after the first step, which has waited for programs to be compiled.
 
     Args:
         total: steps of the loop.
@@ -45,6 +49,9 @@ class Progress:
         """Steps done so far, by earlier runs too."""
         self._note, self._before = "", done
         self._start = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """When the first step was done here, and how many were done then."""
+        self._foretold = False
         self._lines = not (_IN_NOTEBOOK or sys.stderr.isatty())
         first = jax.process_index() == 0
         self._shows = first and self._lines
@@ -52,7 +59,7 @@ class Progress:
             total=total,
             initial=done,
             desc=name or None,
-            unit=unit,
+            unit=f" {unit}",
             disable=self._lines or not first,
             leave=leave,
             mininterval=0.5,
@@ -61,25 +68,43 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """Counts steps as done."""
         self.done += count
-        self._bar.update(count)
         now = time.monotonic()
-        if self._shows and now - self._shown >= _EVERY_S:
-            self._shown = now
-            print(self._line(now - self._start), file=sys.stderr, flush=True)
+        if self._first is None:
+            self._first = now, self.done
+            # The bar measures its pace from here.
+            self._bar.n += count
+            self._bar.last_print_n, self._bar.last_print_t = self._bar.n, time.time()
+            self._bar.refresh()
+        else:
+            self._bar.update(count)
+        if self._shows and (now - self._shown >= _EVERY_S or self._foretells(now)):
+            self._shown, self._foretold = now, True
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def _foretells(self, now: float) -> bool:
+        """Whether it is time for a first line."""
+        measured = now - self._first[0] >= _MEASURED_S
+        return not self._foretold and measured and self._left(now) >= _EVERY_S
 
     def note(self, text: str) -> None:
         """Shows a text, as the last measurement, from now on."""
         self._note = text
         self._bar.set_postfix_str(text, refresh=False)
 
-    def _line(self, seconds: float) -> str:
-        done_here = max(self.done - self._before, 1)  # or nothing is done yet
-        left = seconds / done_here * (self._total - self.done)
+    def _left(self, now: float) -> float:
+        """Seconds until it is done, about."""
+        start, before = self._first
+        if self.done == before:  # of one step, all is known that there is
+            start, before = self._start, self._before
+        pace = (now - start) / max(self.done - before, 1)  # or nothing is done yet
+        return pace * (self._total - self.done)
+
+    def _line(self, now: float) -> str:
         parts = [
             f"{self._unit} {self.done:,} of {self._total:,}",
             *([self._note] if self._note else []),
-            f"{tqdm.format_interval(seconds)} gone",
-            f"about {tqdm.format_interval(left)} left",
+            f"{tqdm.format_interval(now - self._start)} gone",
+            f"about {tqdm.format_interval(self._left(now))} left",
         ]
         name = f"{self._name}: " if self._name else ""
         return name + ", ".join(parts)

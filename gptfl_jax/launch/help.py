@@ -120,14 +120,15 @@ def text(
 def _beginning(about: str) -> str:
     """The first lines of a docstring: to its first paragraph, with a list behind it."""
     kept: list[str] = []
+    paragraphs = 0  # beside the title
     for block in about.split("\n\n"):
-        is_prose = not block.startswith((" ", "- "))
-        goes_on = block.startswith("- ") or bool(kept) and kept[-1].endswith(":")
-        if len(kept) > 1 and not goes_on and not kept[-1].startswith(" "):
+        if block.startswith((" ", "- ")):
+            kept.append(block)
+            continue
+        if paragraphs:
             break
-        if is_prose:
-            block = textwrap.fill(block, _WIDTH, break_on_hyphens=False)
-        kept.append(block)
+        paragraphs += bool(kept)
+        kept.append(textwrap.fill(block, _WIDTH, break_on_hyphens=False))
     return "\n\n".join(kept)
 
 

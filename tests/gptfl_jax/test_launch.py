@@ -1,6 +1,5 @@
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -11,7 +10,7 @@ import pytest
 
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import ConfigError, UserError
-from gptfl_jax.launch import command_line, help, processes
+from gptfl_jax.launch import command_line, processes
 from tests.programs import Programs
 from train import generator
 
@@ -369,114 +368,6 @@ def test_errors_of_a_broken_connection_are_recognised():
     assert processes.broken_off(wrapped)
     assert not processes.broken_off(ValueError("width 0: takes 1 or more"))
     assert not processes.broken_off(KeyboardInterrupt())
-
-
-def test_help_says_what_it_does_and_which_fields_are_used_most(echo, folder):
-    code, output, errors = echo(folder, "--help")
-    assert (code, errors) == (0, "")
-    assert output.startswith("Say what was asked.\n\nIt does nothing else.\n")
-    assert "python -m echo --config=configs/digits.py --workdir=runs/digits" in output
-    assert "--config.federated.rounds=50\n" in output
-    assert "\n  --dry_run\n" in output and "--cpu_devices" not in output
-    text = _entry(output, "federated.client_learning_rate = 0.1")
-    assert text == configuration.SCHEMA["federated"]["client_learning_rate"].help
-    for dotted, field in configuration.fields("data", "federated"):
-        assert (f"\n  {dotted} = " in output) == field.common
-    lines = output.splitlines()
-    assert max(map(len, lines)) <= 80 and len(lines) < 90
-    assert "--help=federated, or any other word" in " ".join(output.split())
-
-
-def _entry(output: str, heading: str) -> str:
-    """The text that stands below a line of help."""
-    found = re.search(rf"^  {re.escape(heading)}\n((?: {{6}}.*\n?)+)", output, re.M)
-    return " ".join(found.group(1).split())
-
-
-def test_all_help_there_is(echo, folder):
-    _, output, _ = echo(folder, "--help=all")
-    assert "--cpu_devices\n" in output
-    rate = configuration.SCHEMA["federated"]["client_learning_rate"]
-    text = _entry(output, "federated.client_learning_rate = 0.1")
-    assert text == f"{rate.help}. Takes {rate.takes}."
-    for dotted, _ in configuration.fields("data", "federated"):
-        assert f"\n  {dotted} = " in output
-    assert "train.epochs" not in output
-    assert max(map(len, output.splitlines())) <= 100
-
-
-def test_help_on_a_word():
-    sections = ("data", "federated")
-    every = help.text("", "echo", sections, which="federated.algorithm")
-    assert "\n  federated.algorithm_options.mu = 0.01\n" in every
-    assert "Options of federated.algorithm = 'fedprox'" in every
-    assert "rounds" not in every.replace("rounds of", "")
-    # An option alone, of all choices that have it.
-    mu = help.text("", "echo", sections, which="mu")
-    assert "Options of federated.algorithm = 'fedprox'" in mu
-    assert "Options of federated.algorithm = 'moon'" in mu
-    assert "federated.algorithm_options.mu = " in mu and "fedavgm'" not in mu
-    dotted = "federated.algorithm_options.mu"
-    assert help.text("", "echo", sections, which=dotted) == mu
-    takes_none = help.text("", "echo", sections, dry_run=False)
-    assert "--workdir\n" in takes_none and "--dry_run\n" not in takes_none
-    with pytest.raises(UserError, match="--help=zebra: no field of echo has this in"):
-        help.text("", "echo", sections, which="zebra")
-
-
-def test_help_beside_a_config_shows_its_values(echo, folder):
-    arguments = ("--help", "--config=mine.py:rate=0.25", "--config.federated.run=mine")
-    code, output, errors = echo(folder, *arguments)
-    assert (code, errors) == (0, "")
-    assert "those that this config sets, with the values of" in " ".join(output.split())
-    rate = "client_learning_rate = 0.25"
-    for line in ("rounds = 7", rate, "run = 'mine'", "cohort_size = 10"):
-        assert f"\n  federated.{line}\n" in output
-    assert "One of cifar10, cifar100, crema_d," in _entry(
-        output, "data.source = 'sklearn_digits'"
-    )
-    # A field that few set, which this command does.
-    assert "federated.clip_norm" not in output
-    _, output, _ = echo(folder, *arguments, "--config.federated.clip_norm=3.0")
-    assert "\n  federated.clip_norm = 3.0\n" in output
-
-
-def test_help_shows_the_options_of_what_is_chosen(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "import flax.linen as nn\n"
-        "class Model(nn.Module):\n"
-        '    """One layer.\n\n    Attributes:\n      taps: how many it has.\n    """\n'
-        "    num_classes: int\n"
-        "    taps: int = 3\n"
-    )
-    config = configuration.default_config("data", "model")
-    config.model.name = str(mine)
-    config.model.options = {"taps": 5}
-    for which in ("model.options", "all"):
-        text = help.text("", "train.downstream", ("data", "model"), config, which)
-        assert (
-            f"\nOptions of model.name = '{mine}'\n  model.options.taps = 5\n"
-            "      how many it has. Takes a whole number." in text
-        )
-        for name in ("convnet", "audio_cnn", "resnet"):
-            assert f"\nOptions of model.name = '{name}'\n" in text
-        assert text.count("\n  model.options.norm = ") >= 2
-    for argument, which in (
-        *(("--help", "common"), ("-h", "common"), ("--help=", "common")),
-        *(("--help=all", "all"), ("--helpfull", "all"), ("-x", "")),
-        ("--help=config.federated.rounds", "federated.rounds"),
-    ):
-        assert help.asked(["--config=a", argument]) == which
-
-
-def test_the_example_of_help_is_a_programs_own():
-    text = help.text(generator.__doc__, "train.generator", ("generator",))
-    command = "  python -m train.generator --config=configs/glyphs.py --workdir=runs/g"
-    assert f"Example:\n{command}" in text
-    example = help.example_override(("data", "prompts", "generate"))
-    assert example == "--config.generate.num_steps=12"
-    assert help.example_override(("data",)) == "--config.seed=1"
 
 
 # The command line

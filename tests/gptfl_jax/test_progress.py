@@ -22,9 +22,28 @@ def test_outside_a_terminal_a_line_comes_now_and_then(capsys, clock):
             shown.update()
     assert capsys.readouterr() == (
         "",
-        "fedavg: round 130 of 1,000, 00:30 gone, about 14:30 left\n"
-        "fedavg: round 160 of 1,000, accuracy 0.812, 01:00 gone, about 14:00 left\n"
-        "fedavg: round 190 of 1,000, accuracy 0.812, 01:30 gone, about 13:30 left\n",
+        "fedavg: round 106 of 1,000, 00:06 gone, about 14:54 left\n"
+        "fedavg: round 136 of 1,000, 00:36 gone, about 14:24 left\n"
+        "fedavg: round 166 of 1,000, accuracy 0.812, 01:06 gone, about 13:54 left\n"
+        "fedavg: round 196 of 1,000, accuracy 0.812, 01:36 gone, about 13:24 left\n",
+    )
+
+
+def test_the_first_step_is_left_out_of_the_pace(capsys, clock):
+    """It has waited for the compiler: 25 seconds, and then one a round."""
+    with progress.Progress(50, "round") as shown:
+        for seconds in (25, 1, 1, 1, 1, 1, 1):
+            clock[0] += seconds
+            shown.update()
+        assert shown.done == 7
+    assert capsys.readouterr().err == "round 6 of 50, 00:30 gone, about 00:44 left\n"
+    # Of batches, each is a step.
+    with progress.Progress(6400, "images") as shown:
+        for seconds in (25, 6):
+            clock[0] += seconds
+            shown.update(64)
+    assert (
+        capsys.readouterr().err == "images 128 of 6,400, 00:31 gone, about 09:48 left\n"
     )
 
 
@@ -45,7 +64,8 @@ def test_on_a_terminal_there_is_a_bar(capsys, clock, monkeypatch):
         shown.note("accuracy 0.812")
         shown.update()
     errors = capsys.readouterr().err
-    assert re.search(r"fedavg:  50%\|.*\| 2/4 .*accuracy 0\.812", errors)
+    assert re.search(r"fedavg:  25%\|.*\| 1/4 ", errors)
+    assert re.search(r"fedavg:  50%\|.*\| 2/4 .* round.*accuracy 0\.812", errors)
     assert "gone" not in errors
 
 
