@@ -1,4 +1,4 @@
-"""federated.simulate as a user runs it, killed at random moments.
+"""federated.simulate as a user runs it, killed at moments of each kind.
 
 Every algorithm with state of its own at the clients, since that state is the hardest
 to lose and to keep.
@@ -16,7 +16,9 @@ from gptfl_jax import artifacts
 from ..programs import Programs
 from .conftest import lines_without_seconds, make_config
 
-KILLS = 20
+# The start finds what a kill in a round has left.
+KINDS = ("round", "start", "checkpoint", "between checkpoints")
+EVERY = 2
 
 CONFIG = """
 from gptfl_jax import configuration
@@ -71,10 +73,10 @@ def final_state(config, folder):
 
 @pytest.mark.long
 @pytest.mark.parametrize("fields", METHODS.values(), ids=METHODS)
-def test_20_kills(programs, tmp_path, fields):
+def test_kills(programs, tmp_path, fields):
     # Few clients, so that they take part again and their state counts.
     config = make_config(
-        rounds=6 * KILLS, eval_every=3, checkpoint_every=2, run="run", **fields
+        rounds=6 * len(KINDS), eval_every=3, checkpoint_every=EVERY, run="run", **fields
     )
     if "batch_norm" in fields:
         config.model.name = "resnet"
@@ -92,15 +94,21 @@ def test_20_kills(programs, tmp_path, fields):
         return f"--config={file}", f"--workdir={tmp_path / name}", "--cpu_devices=1"
 
     programs.complete(*arguments("whole"))
-    draw = random.Random(0)
+    draw = random.Random(f"{fields}")
     folder = tmp_path / "killed" / "federated" / "run"
-    for kill in range(KILLS):
+    for kind in KINDS:
+        log = folder / "metrics.jsonl"
+        done = log.read_bytes().count(b"\n") if log.exists() else 0
+        # A line a round, behind that of round 0.
+        due = EVERY * (done // EVERY + 1) + 1
+        kill_at, delay_s = {
+            "start": (0, draw.uniform(0, 2)),
+            "round": (done + draw.randrange(1, 4), draw.uniform(0, 0.03)),
+            "checkpoint": (due, draw.uniform(0, 0.01)),
+            "between checkpoints": (due + 1, 0),
+        }[kind]
         code = programs.run(
-            *arguments("killed"),
-            # In the rounds, in the start before them, in a write or between writes.
-            kill_at=max(0, 5 * kill - draw.randrange(6)),
-            file=folder / "metrics.jsonl",
-            delay_s=draw.uniform(0, 0.03),
+            *arguments("killed"), kill_at=kill_at, file=log, delay_s=delay_s
         )
         assert code == -9, programs.log.read_text()
     programs.complete(*arguments("killed"))
