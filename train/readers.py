@@ -16,11 +16,28 @@ def train_reader(
     inputs: Features,
     labels: Int32[np.ndarray, " clips"],
     num_classes: int,
-    augmentation: SpecAugment,
+    shift: int,
     key: PRNGKeyArray,
     epochs: int,
 ) -> Reader:
-    """An `audio_cnn` trained with AdamW, 64 clips a step."""
+    """An `audio_cnn` trained with AdamW and SpecAugment, 64 clips a step.
+
+    Args:
+        inputs, labels: of the clips.
+        num_classes: that they are of.
+        shift: largest move of a clip, in frames.
+        key: of all draws.
+        epochs: passes over the clips.
+    """
+    augmentation = SpecAugment(
+        tempo=0.2,
+        warp=0.15,
+        shift=shift,
+        time_masks=1,
+        time_width=10,
+        frequency_masks=1,
+        frequency_width=8,
+    )
     learner = training.make_learner(
         models.create("audio_cnn", num_classes),
         training.example_of(inputs),

@@ -49,11 +49,16 @@ class Summary(NamedTuple):
         share = self.histogram.max(1) / np.maximum(self.sizes, 1)
         return (
             f"{len(self.sizes):,} clients, {self.sizes.sum():,} examples; a client has "
-            f"{self.sizes.min()} to {self.sizes.max()} examples "
-            f"(median {np.median(self.sizes):g}) of {present.min()} to {present.max()} "
-            f"classes (median {np.median(present):g}); its most frequent class makes "
-            f"up {np.mean(share):.0%} on average"
+            f"{_range(self.sizes, 'examples')} of {_range(present, 'classes')}; its "
+            f"most frequent class makes up {np.mean(share):.0%} on average"
         )
+
+
+def _range(counts: Int[np.ndarray, " clients"], what: str) -> str:
+    least, most = counts.min(), counts.max()
+    if least == most:
+        return f"{least} {what}"
+    return f"{least} to {most} {what} (median {np.median(counts):g})"
 
 
 def hold_out(

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, drawing
-from gptfl_jax.augmentation import SpecAugment
 from gptfl_jax.data import audio, sources
 from gptfl_jax.data.sources import drumkits
 from gptfl_jax.generators.sounds.audioldm import AudioLDM
@@ -69,16 +68,7 @@ def train_reader(
     epochs: int,
 ) -> readers.Reader:
     """A small audio classifier of strokes."""
-    augmentation = SpecAugment(
-        tempo=0.2,
-        warp=0.15,
-        shift=4,
-        time_masks=1,
-        time_width=10,
-        frequency_masks=1,
-        frequency_width=8,
-    )
-    return readers.train_reader(inputs, labels, len(CLASSES), augmentation, key, epochs)
+    return readers.train_reader(inputs, labels, len(CLASSES), 4, key, epochs)
 
 
 def measure(

@@ -37,6 +37,11 @@ def test_summary_counts_classes_by_client():
     np.testing.assert_array_equal(summary.sizes, [2, 3, 0])
     np.testing.assert_array_equal(summary.histogram, [[1, 1, 0], [0, 2, 1], [0, 0, 0]])
     assert "3 clients, 5 examples; a client has 0 to 3 examples" in str(summary)
+    alike = federated_data.federate(dataset([0, 1, 0, 2]), np.array([0, 0, 1, 1]), 2)
+    assert str(federated_data.summarise(alike, 3)) == (
+        "2 clients, 4 examples; a client has 2 examples of 2 classes; its most "
+        "frequent class makes up 50% on average"
+    )
 
 
 def test_held_out_examples_are_a_share_of_each_client():
