@@ -22,14 +22,12 @@ accuracy that stage 2 prints is of the kit `test_kits` alone.
 The learning rates are a first guess (docs/drums.md). A search of them, on turns inside
 the turns:
 
-    python -m federated.compare --workdir=runs/drumkits-tuning \
+    python -m federated.sweep --workdir=runs/drumkits-tuning \
         --config=configs/drumkits.py:tune=True,init=runs/drumkits/pretrain
 
 The kits are looked for where Debian's package hydrogen-drumkits has them; `folder=`
 names another place. Most are under GPL-2, and none is part of this package.
 """
-
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -123,22 +121,15 @@ def get_config(arg: str = "") -> ConfigDict:
         turns = {"chosen": config.data.options.test_kits}
     config.compare.data = {name: {"test_kits": kits} for name, kits in turns.items()}
     config.compare.methods = {
-        name: _method(
-            name, "random" if name.endswith("scratch") else "synthetic", *rates
-        )
+        name: {
+            "algorithm": name.partition("-")[0],
+            "init": presets.STARTS[name.partition("-")[2]],
+            **presets.at_rates(*rates),
+        }
         for name, rates in RATES.items()
     }
     config.compare.seeds = (0, 1, 2)
     return config
-
-
-def _method(name: str, init: str, *rates: float) -> dict[str, Any]:
-    """The fields of a method for `compare`."""
-    return {
-        "algorithm": name.partition("-")[0],
-        "init": init,
-        **presets.at_rates(*rates),
-    }
 
 
 def _make_search(config: ConfigDict) -> None:
@@ -156,20 +147,12 @@ def _make_search(config: ConfigDict) -> None:
         }
         for held_out, tested in zip(names, names[1:] + names[:1], strict=True)
     }
-    grid = {
-        "fedavg": [(0.03,), (0.1,), (0.3,), (1.0,)],
-        "fedopt": [
-            (rate, server_rate) for rate in (0.1, 0.3) for server_rate in (0.003, 0.01)
-        ],
-    }
-    starts = presets.STARTS | {"gptfl": config.federated.init}
-    config.compare.methods = {
-        # A config's names hold no dots.
-        "-".join(map(str, (algorithm, start, *rates))).replace(".", "_"): (
-            _method(algorithm, init, *rates)
-        )
-        for algorithm, choices in grid.items()
-        for start, init in starts.items()
-        for rates in choices
-    }
+    config.compare.validation_fraction = 0.0
+    config.compare.grid = (
+        f"federated.init=random,{config.federated.init}",
+        "federated.algorithm=fedavg,fedopt",
+        "federated.client_learning_rate=0.03,0.1,0.3,1",
+        "federated.algorithm_options.server_learning_rate=0.003,0.01",
+        f"federated.algorithm_options.server_options={dict(presets.FEDADAM)}",
+    )
     config.compare.seeds = (10,)

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 from ml_collections import ConfigDict
 
+from federated.sweep.points import points
 from gptfl_jax import choices, configuration, families, launch
 from gptfl_jax.configuration import presets
 from gptfl_jax.data import sources
@@ -243,6 +244,23 @@ def test_starts_are_searched_without_the_speakers_they_are_tested_on():
     assert search.data.options.blocks == 11
     assert not {*search.compare.seeds} & {*final.compare.seeds}
     assert len(final.compare.seeds) == 5
+
+
+def test_searches_of_rates_leave_out_what_is_tested_on():
+    # Starts, settings, and rates of FedAvg, FedProx and FedOpt.
+    counts = {"digits": 2 * (5 + 5 * 2 + 5 * 4), "fsdd": 2 * 2 * (5 + 5 * 4)}
+    counts["drumkits"] = 2 * (4 + 4 * 2)
+    for name, count in counts.items():
+        config = launch.read_config(f"{name}:tune=True,init=pretrain")
+        configuration.validate(config)
+        assert len(points(config)) == count
+        tested = launch.read_config(name).compare
+        assert not {*config.compare.seeds} & {*tested.seeds}
+        for turn, options in config.compare.data.items():
+            (held_out,) = tested.data[turn.partition("-")[0]].values()
+            held_out = (held_out,) if isinstance(held_out, str) else held_out
+            (heard,) = (options[key] for key in ("kits", "speakers") if key in options)
+            assert held_out and not {*held_out} & {*heard}
 
 
 @pytest.mark.parametrize(
