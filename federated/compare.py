@@ -96,7 +96,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """Entry point of `python -m federated.compare` and `gptfl-compare`."""
-    launch(run, (*experiment.SECTIONS, "compare"), dry_run=dry_run)
+    launch(
+        run,
+        (*experiment.SECTIONS, "compare"),
+        dry_run=dry_run,
+        then=lambda config, _: "python -m federated.report {same}",
+    )
 
 
 if __name__ == "__main__":

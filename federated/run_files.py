@@ -76,6 +76,15 @@ def read_metrics(folder: pathlib.Path, rounds: int = 0) -> list[dict[str, Any]]:
     return lines
 
 
+def rounds_done(folder: pathlib.Path) -> int:
+    """The last round of which a run has a line; 0: none, or it cannot be read."""
+    try:
+        lines = read_metrics(folder)
+    except (FileNotFoundError, UserError):
+        return 0
+    return max((line["step"] for line in lines), default=0)
+
+
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config that a run was made with, of its run.json, in today's words.
 

@@ -8,15 +8,19 @@ import copy
 import itertools
 import json
 import pathlib
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from federated import advice, experiment, run_writer, simulate, starts
+from federated import advice, experiment, run_files, run_writer, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
-from gptfl_jax.progress import say
+from gptfl_jax.progress import interval, say
+
+_WORTH_SAYING_S = 30
 
 
 def in_turns(config: ConfigDict, named: Mapping[str, ConfigDict]) -> list[ConfigDict]:
@@ -97,6 +101,7 @@ def run(
     adviser = advice.Adviser()
     failed: list[str] = []
     counter = itertools.count(1)
+    pace = _Pace(configs, (into or workdir) / "federated")
     for group in of_data:
         source = load(group[0])
         # Of the data before only the programs are kept.
@@ -129,6 +134,7 @@ def run(
                     say(summary)
                 name = experiment.run_name(each)
                 count = f"[{next(counter)}/{len(configs)}]"
+                start = time.monotonic()
                 try:
                     last = simulate.simulate(
                         *(each, workdir, setting),
@@ -140,10 +146,43 @@ def run(
                     say(f"{count} {error}")
                     failed.append(name)
                 else:
-                    say(f"{count} {simulate.outcome(name, last)}")
+                    outcome = simulate.outcome(name, last)
+                    left = pace.after(name, time.monotonic() - start)
+                    say(f"{count} {outcome}{left}")
             if len(of_data) == 1:
                 del prepared[key]  # and its memory
     return failed
+
+
+class _Pace:
+    """How many runs are left, and about how long they take.
+
+    Args:
+        configs: of all runs.
+        root: holds their folders.
+    """
+
+    def __init__(self, configs: Sequence[ConfigDict], root: pathlib.Path):
+        rounds = {experiment.run_name(each): each.federated.rounds for each in configs}
+        self._left = {
+            name
+            for name, number in rounds.items()
+            if run_files.rounds_done(root / name) < number
+        }
+        self._seconds: list[float] = []
+        done = len(rounds) - len(self._left)
+        say(f"{len(rounds)} runs{f', {done} of them done' if done else ''}: {root}")
+
+    def after(self, name: str, seconds: float) -> str:
+        """What to add to the line about a run that has taken so many seconds."""
+        if name not in self._left:
+            return ""
+        self._left.remove(name)
+        self._seconds.append(seconds)
+        left = len(self._left) * statistics.mean(self._seconds)
+        if not self._left or left < _WORTH_SAYING_S:
+            return ""
+        return f"; about {interval(left)} left for {len(self._left)} runs"
 
 
 def require_synthetic_only(

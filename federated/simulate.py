@@ -40,6 +40,7 @@ import contextlib
 import functools
 import hashlib
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,7 @@ from ml_collections import ConfigDict
 from federated import advice, experiment, plans, run_files, run_writer, starts
 from gptfl_jax import (
     artifacts,
+    choices,
     configuration,
     description,
     devices,
@@ -142,6 +144,14 @@ def simulate(
             else:
                 summary = federated_data.summarise(
                     data, setting.source.train.num_classes
+                )
+                federated = config.federated
+                say(
+                    f"{folder.name}: {federated.rounds:,} rounds of "
+                    f"{federated.cohort_size} clients by "
+                    f"{choices.stem(federated.algorithm)}, init={federated.init}, into "
+                    f"{folder}",
+                    quiet,
                 )
                 say(f"{folder.name}: {summary}", quiet)
                 adviser.tell(advice.on_clients(config.federated, summary))
@@ -467,9 +477,17 @@ def outcome(name: str, last: dict[str, Any]) -> str:
     return f"{name}: {tested} after {last['step']} rounds, {sent:,.1f} MB{dropped}"
 
 
+def then(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The command that shows what has come out."""
+    if "report" in config:
+        return "python -m federated.report {same}"
+    run = shlex.join([f"--workdir={workdir}", f"--run={experiment.run_name(config)}"])
+    return f"python -m federated.predict {run} FILE ..."
+
+
 def main() -> None:
     """Entry point of `python -m federated.simulate` and `gptfl-federated`."""
-    launch(run, experiment.SECTIONS, dry_run=plans.of_run)
+    launch(run, experiment.SECTIONS, dry_run=plans.of_run, then=then)
 
 
 if __name__ == "__main__":

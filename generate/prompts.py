@@ -210,8 +210,16 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     say(planning.table(plan))
 
 
+def then(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The command of stage 1b."""
+    if "generate" not in config:
+        return ""
+    others = "# spoken words: generate.speech; sounds: generate.sounds"
+    return f"python -m generate.images {{same}}  {others}"
+
+
 def main() -> None:
-    launch(run, sections=("data", "prompts"), dry_run=dry_run)
+    launch(run, ("data", "prompts"), dry_run=dry_run, then=then)
 
 
 if __name__ == "__main__":

@@ -524,3 +524,8 @@ def _finish(
     if config.generate.preview_per_class:
         text += f"; a look at them: {folder.folder / 'preview.png'}"
     say(text)
+
+
+def then(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The command of stage 2."""
+    return "python -m train.downstream {same}" if "train" in config else ""

@@ -156,7 +156,12 @@ def plan(
 
 
 def main() -> None:
-    launch(run, sections=("data", "prompts", "generate"), dry_run=dry_run)
+    launch(
+        run,
+        sections=("data", "prompts", "generate"),
+        dry_run=dry_run,
+        then=samples.then,
+    )
 
 
 if __name__ == "__main__":

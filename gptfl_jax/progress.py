@@ -26,6 +26,11 @@ def say(text: str, quiet: bool = False) -> None:
         sys.stdout.flush()
 
 
+def interval(seconds: float) -> str:
+    """A time in words, as 02:30, or 1:02:30 of an hour and more."""
+    return tqdm.format_interval(seconds)
+
+
 class Progress:
     """Progress of a loop, shown on stderr by the first process.
 
@@ -59,7 +64,7 @@ class Progress:
             total=total,
             initial=done,
             desc=name or None,
-            unit=f" {unit}",
+            unit=unit,
             disable=self._lines or not first,
             leave=leave,
             mininterval=0.5,
@@ -103,8 +108,8 @@ class Progress:
         parts = [
             f"{self._unit} {self.done:,} of {self._total:,}",
             *([self._note] if self._note else []),
-            f"{tqdm.format_interval(now - self._start)} gone",
-            f"about {tqdm.format_interval(self._left(now))} left",
+            f"{interval(now - self._start)} gone",
+            f"about {interval(self._left(now))} left",
         ]
         name = f"{self._name}: " if self._name else ""
         return name + ", ".join(parts)

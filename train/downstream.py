@@ -29,6 +29,7 @@ Stage 3 starts from the last or the best one (`federated.init_checkpoint`).
 import hashlib
 import math
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -193,6 +194,15 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
             how = "streamed, ahead of the steps" if streamed else "kept on the device"
             words = _room(config, data).words(how)
             say(f"{words} (config.train.data_placement)")
+
+        count = planning.amount(
+            training.number_of_parameters(trainable.whole(begin.variables))
+        )
+        say(
+            f"{choices.stem(config.model.name)}, {count} parameters, trained for "
+            f"{settings.epochs} x {steps_per_epoch:,} steps of {settings.batch_size} "
+            f"examples, into {folder}"
+        )
 
         def stop_where_told():
             if interruption.should_save():
@@ -522,9 +532,21 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> planning.Plan:
     )
 
 
+def then(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The command of stage 3, with these weights as its start."""
+    name = run_name(config)
+    if "federated" not in config:
+        run = shlex.join([f"--workdir={workdir}", f"--run={name}"])
+        return f"python -m federated.predict {run} FILE ..."
+    if name == "pretrain" and "compare" in config and config.compare.methods:
+        return "python -m federated.compare {same}"
+    start = {"pretrain": "synthetic"}.get(name, name)
+    return f"python -m federated.simulate {{same}} --config.federated.init={start}"
+
+
 def main() -> None:
     """Console script `gptfl-train`."""
-    launch(run, ("data", "model", "train"), dry_run=dry_run)
+    launch(run, ("data", "model", "train"), dry_run=dry_run, then=then)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from gptfl_jax.launch.command_line import (
     configured,
     read_arguments,
     read_command,
+    repeated,
 )
 from gptfl_jax.launch.config_files import (
     Sections,
@@ -65,6 +66,7 @@ def launch(
     sections: Sections,
     argv: Sequence[str] | None = None,
     dry_run: Callable[[ConfigDict, pathlib.Path], None] | None = None,
+    then: Callable[[ConfigDict, pathlib.Path], str] | None = None,
 ) -> None:
     """Runs a program: command line, check of the config, start of JAX, `run`.
 
@@ -79,11 +81,14 @@ def launch(
             among them is a choice of one.
         argv: the command line without the program's name; None: that of the process.
         dry_run: what to do in place of `run` under --dry_run; None: it is refused.
+        then: the command that comes next, said at the end: `{same}` in it stands for
+            the config, the workdir and what of the config other programs read as well;
+            empty: nothing. None: nothing ever.
     """
     program = _program_name(run)
     argv = sys.argv[1:] if argv is None else list(argv)
     with _ended_by_a_line(program):
-        _run(run, dry_run, program, sections, argv)
+        _run(run, dry_run, then, program, sections, argv)
 
 
 def launch_function(
@@ -149,6 +154,7 @@ def _short(path: Any) -> str:
 def _run(
     run: Callable,
     dry_run: Callable | None,
+    then: Callable[[ConfigDict, pathlib.Path], str] | None,
     program: str,
     sections: Sections,
     argv: list[str],
@@ -180,6 +186,10 @@ def _run(
                 "command, with the same files, on all hosts",
             )
             (dry_run if command.dry_run else run)(config, command.workdir)
+            if then and not command.dry_run and jax.process_index() == 0:
+                text = then(config, command.workdir)
+                if text:
+                    print(f"next: {text.replace('{same}', repeated(command))}")
 
 
 def prepare(config: ConfigDict) -> None:

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -223,6 +224,20 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str
         else:
             others.append(argument)
     return overrides, others
+
+
+# Sections that several stages read.
+_OF_ALL_STAGES = ("data", "model", "prompts")
+
+
+def repeated(command: Command) -> str:
+    """What the command of another stage repeats of this one, for a shell."""
+    arguments = [f"--config={command.config}", f"--workdir={command.workdir}"]
+    for field, value in command.overrides:
+        section, dot, _ = field.partition(".")
+        if not dot or section in _OF_ALL_STAGES:
+            arguments.append(f"--config.{field}={value}")
+    return shlex.join(arguments)
 
 
 def configured(command: Command, sections: Sections) -> ConfigDict:

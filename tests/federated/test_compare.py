@@ -1,10 +1,11 @@
 """Methods beside one another: every one with every seed, or in turns."""
 
+import re
 import shutil
 
 import pytest
 
-from federated import compare, experiment, run_writer, simulate
+from federated import compare, experiment, run_writer, series, simulate
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.errors import ConfigError, UserError
 
@@ -38,9 +39,15 @@ def test_compare_runs_every_method_with_every_seed(
             prepared.append(config) or experiment.on(setting, source)
         ),
     )
+    monkeypatch.setattr(series, "_WORTH_SAYING_S", 0)
     compare.run(config, workdir)
     assert len(prepared) == 1
-    assert "[4/4] scratch-s2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"4 runs: {workdir / 'federated'}\n")
+    assert re.search(r"\[1/4\] gptfl-s0: .* MB; about 00:\d\d left for 3 runs\n", out)
+    assert re.search(r"\[4/4\] scratch-s2: .* MB\n", out)
+    compare.run(config, workdir)
+    assert capsys.readouterr().out.startswith("4 runs, 4 of them done: ")
     alone = make_config(rounds=2, run="alone")
     alone.seed = 2
     simulate.simulate(alone, workdir, setting)

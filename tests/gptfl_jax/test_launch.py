@@ -390,6 +390,39 @@ def test_overrides_are_told_from_flags():
     assert not found.distributed
 
 
+def test_what_the_next_command_repeats():
+    """What other stages read as well: theirs are the sections of all."""
+    asked = command(
+        *("--config.data.source=a b", "--config.seed=3", "--config.tracker=none"),
+        *("--config.federated.rounds=2", "--config.model.name=cnn", "--dry_run"),
+    )
+    assert command_line.repeated(asked) == (
+        "--config=c --workdir=w '--config.data.source=a b' --config.seed=3 "
+        "--config.tracker=none --config.model.name=cnn"
+    )
+
+
+def test_the_last_line_says_what_comes_next(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(CONFIG)
+    arguments = [f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}"]
+
+    def then(config, workdir):
+        return f"python -m after {{same}} --in={workdir} {config.federated.rounds}"
+
+    def run(config, workdir):
+        print("done")
+
+    launch.launch(run, ("federated",), arguments, run, then)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "done",
+        f"next: python -m after {' '.join(arguments)} --in={tmp_path} 7",
+    ]
+    launch.launch(run, ("federated",), [*arguments, "--dry_run"], run, then)
+    assert capsys.readouterr().out.endswith("done\n")
+    launch.launch(run, ("federated",), arguments, then=lambda config, workdir: "")
+    assert capsys.readouterr().out.endswith("done\n")
+
+
 def test_processes_are_asked_for(monkeypatch):
     by_hand = ("--coordinator_address=h:1", "--num_processes=2", "--process_id=0")
     assert command(*by_hand).distributed

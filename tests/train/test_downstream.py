@@ -211,6 +211,25 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     assert "last (epoch 4): accuracy" in out and "advice" not in out
 
 
+def test_what_comes_after_training():
+    config = make_config()
+    workdir = pathlib.Path("a b")
+    assert downstream.then(config, workdir) == (
+        "python -m federated.predict '--workdir=a b' --run=pretrain FILE ..."
+    )
+    sections = ("data", "model", "train", "federated", "compare")
+    config = configuration.default_config(*sections)
+    simulate = "python -m federated.simulate {same} --config.federated.init"
+    assert downstream.then(config, workdir) == f"{simulate}=synthetic"
+    config.train.data = "procedural"
+    assert downstream.then(config, workdir) == f"{simulate}=procedural"
+    config.compare.methods = {"fedavg": {}}
+    config.train.run = "mine"
+    assert downstream.then(config, workdir) == f"{simulate}=mine"
+    config.train.data, config.train.run = "synthetic", ""
+    assert downstream.then(config, workdir) == "python -m federated.compare {same}"
+
+
 def test_a_classifier_no_better_than_a_constant_is_told_so(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "pretrain" / "metrics.jsonl"
