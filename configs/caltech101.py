@@ -6,11 +6,10 @@
     python -m federated.compare --config=configs/caltech101.py --workdir=runs/caltech101
     python -m federated.report  --config=configs/caltech101.py --workdir=runs/caltech101
 
-The original has class names and sentences for this set, and no experiment is published:
-the settings are those of configs/flowers102.py. One sentence a class, "a photo of
-{name}", at guidances drawn from 1 to 5, three pictures for each real one (`ratio=3`).
-ResNet-18 on pictures of 224 pixels, random resized crops. configs/cifar10.py says the
-rest, the variants, and what differs from the original.
+The original writes sentences for this set, and no experiment is published. 200 a class
+by a T5, three pictures for each real one (`ratio=3`) at guidances drawn from 1 to
+5. ResNet-18 on pictures of 224 pixels, random resized crops. configs/cifar10.py says
+the rest, the variants, and what differs from the original.
 
 The data are read by TensorFlow Datasets (`pip install "gptfl-jax[tfds]"`), without
 TensorFlow, from $GPTFL_DATA_DIR/caltech101, or data/caltech101 where that is not set.
@@ -33,7 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         model="resnet18",
         samples="3x",
-        prompts="ucg",
         source="tfds",
         options={"name": "caltech101"},
         image_size=224,

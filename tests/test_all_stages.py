@@ -232,7 +232,7 @@ class Case(NamedTuple):
 
 TFDS = PHOTOS | TWO_CLIENTS
 CASES = {
-    "caltech101": Case(TFDS),
+    "caltech101": Case(TFDS, arg="prompts=ucg"),
     "cifar10": Case(
         PICTURES
         | TWO_CLIENTS

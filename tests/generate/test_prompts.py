@@ -61,7 +61,9 @@ def test_picture_folders_of_a_known_data_set_have_its_prompts(tmp_path):
     prompts.run(config, tmp_path)
     made = json.loads((tmp_path / "prompts.json").read_text())
     assert list(made["prompts"]) == ["NORMAL", "Viral Pneumonia", "COVID"]
-    sentence = "a high-resolution chest X-ray with typical features of COVID-19"
+    sentence = (
+        "a high-resolution chest X-ray image showing typical features of COVID-19"
+    )
     assert made["prompts"]["COVID"] == [sentence]
     assert made["made"]["config"]["data.options.labels"] == "covid_radiography"
 

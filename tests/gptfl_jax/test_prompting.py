@@ -29,7 +29,7 @@ def test_class_prompt_by_hand():
     ]
     covid = prompting.class_prompt(Request(labels.label_set("covid_radiography")))
     assert covid["COVID"] == [
-        "a high-resolution chest X-ray with typical features of COVID-19"
+        "a high-resolution chest X-ray image showing typical features of COVID-19"
     ]
     sounds = prompting.class_prompt(Request(labels.label_set("esc50")))
     assert sounds["sea_waves"] == ["a sound of sea waves"]
