@@ -10,6 +10,10 @@
 # make parity   live comparisons with the torch implementations and FedJAX
 # make notebooks   runs notebooks/*.md from top to bottom, and writes the .ipynb files
 # make docs     the documentation as a site: build/site/index.html
+# make dist     the wheel and the sdist in dist/, checked, with their sizes
+# make test-lowest   some tests with exactly the lower bounds of pyproject.toml
+# make audit    known holes in the packages of .venv; fails where they cannot be looked up
+# make licences   docs/licences.md: the licences of the packages that an install brings
 # make lint     ruff, without changes; make format lets it change files
 #
 # Each makes .venv when it is missing, and installs what it needs again when
@@ -18,6 +22,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make parity
 
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 WORKDIR ?= runs/digits
 CONFIG ?= configs/digits.py
 # The first of these that is new enough; set PYTHON to choose another.
@@ -29,7 +34,7 @@ python := $(VENV)/bin/python
 stage = $(python) -m $(1) --config=$(CONFIG) --workdir=$(WORKDIR)
 
 .PHONY: demo demo-speech demo-sounds results starts starts-digits starts-speech \
-	test long parity notebooks docs lint format clean
+	test long parity notebooks docs dist test-lowest audit licences lint format clean
 
 demo: GENERATOR = generate.images
 demo-speech: GENERATOR = generate.speech
@@ -81,6 +86,28 @@ notebooks: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(python) -m sphinx --fail-on-warning --keep-going -q docs build/site
 
+dist: $(VENV)/.installed-release
+	rm -rf dist
+	$(python) -m build --outdir dist .
+	$(python) -m twine check --strict dist/*
+	@cd dist && wc -c *
+
+# Those that read and write most through other packages, and all stages once.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 2 tests/test_all_stages.py tests/federated/report \
+		tests/federated/test_simulate.py tests/federated/test_export.py \
+		tests/generate/test_text_models.py tests/gptfl_jax/artifacts \
+		tests/gptfl_jax/data tests/gptfl_jax/fl/algorithms tests/gptfl_jax/released \
+		tests/gptfl_jax/trackers tests/gptfl_jax/test_exports.py
+
+# Frozen, as pip-audit would pass over what it cannot look up, as our own package.
+audit: $(VENV)/.installed-release
+	$(python) -m pip freeze --exclude-editable > $(VENV)/frozen.txt
+	$(python) -m pip_audit --strict --disable-pip --no-deps -r $(VENV)/frozen.txt
+
+licences: $(VENV)/.installed-release
+	$(python) -m benchmarks.licences
+
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -90,7 +117,7 @@ format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache build dist
 
 $(python):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
@@ -116,3 +143,14 @@ $(VENV)/.installed-parity: pyproject.toml | $(python)
 $(VENV)/.installed-docs: pyproject.toml | $(python)
 	$(python) -m pip install --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-release: pyproject.toml | $(python)
+	$(python) -m pip install --quiet --editable '.[release]'
+	touch $@ $(VENV)/.installed
+
+$(LOWEST)/.installed: pyproject.toml | $(VENV)/.installed-release
+	rm -rf $(LOWEST)
+	$(python) -m uv venv --quiet --python $(python) $(LOWEST)
+	$(python) -m uv pip install --quiet --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --editable '.[test]'
+	touch $@

@@ -5,7 +5,7 @@ import re
 import jupytext
 import pytest
 
-from notebooks import execute
+from notebooks import address, execute
 
 NAMES = execute.names()
 _MOST_BYTES = 300_000
@@ -28,8 +28,25 @@ def test_the_pair_agrees(name):
     title, install, *rest = (source for _, source in cells(text))
     assert title.startswith("# ") and "**Runs on**" in title
     (where,) = re.findall(r"colab\.research\.google\.com/github/(\S+?/\S+?)/", title)
+    assert where == address.address()
     assert f"{where}/blob/main/notebooks/{name}.ipynb" in title
     assert "%pip install" in install and f"git+https://github.com/{where}" in install
+
+
+def test_the_address_is_one_and_is_changed_everywhere(tmp_path, repository):
+    there = address.address()
+    for file in address.files():
+        assert there in file.read_text(encoding="utf-8")
+        copy = tmp_path / file.relative_to(repository)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    address.change("some-one/other.name", tmp_path)
+    assert address.address(tmp_path) == "some-one/other.name"
+    for file in address.files(tmp_path):
+        text = file.read_text(encoding="utf-8")
+        assert "some-one/other.name" in text and there not in text
+    with pytest.raises(ValueError, match="'no address' is no owner/name"):
+        address.change("no address", tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
