@@ -6,7 +6,7 @@ of that one, by the name in its signature.
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from gptfl_jax import choices, families
@@ -47,11 +47,27 @@ RENAMED = {
     "shards_per_client": Renamed(_PARTITION, ("shards",), "shards_per_client"),
     "availability_file": Renamed(_SAMPLING, ("availability",), "file"),
 }
+# What other libraries call them: too far from ours to be found by their letters.
+_ELSEWHERE = {
+    "federated.lr": "federated.client_learning_rate",
+    "federated.learning_rate": "federated.client_learning_rate",
+    "federated.optimizer": "federated.client_optimizer",
+    "federated.epochs": "federated.local_epochs",
+    "federated.num_rounds": "federated.rounds",
+    "federated.clients_per_round": "federated.cohort_size",
+    "federated.fraction_fit": "federated.cohort_size",
+    "federated.min_fit_clients": "federated.cohort_size",
+    "train.lr": "train.learning_rate",
+    "generate.num_inference_steps": "generate.num_steps",
+    "generate.pretrained_model_name_or_path": "generate.model",
+}
 _FAMILIES = (_ALGORITHM, _AGGREGATION, _PARTITION, _SAMPLING)
 
 
-def no_such_field(name: str, known: Iterable[str], said: str = "") -> ConfigError:
+def no_such_field(name: str, known: Collection[str], said: str = "") -> ConfigError:
     """The error for a field that is none of `known`: an old one has its new name.
+
+    So has one that goes by another name elsewhere.
 
     Args:
         name: its dotted name; without a section where that is not known.
@@ -64,6 +80,11 @@ def no_such_field(name: str, known: Iterable[str], said: str = "") -> ConfigErro
             f"config.{said or name} is now config.{to.family.options}.{to.option}, an "
             f"option of {' and '.join(to.of)}"
         )
+    for theirs, ours in _ELSEWHERE.items():
+        if name in (theirs, theirs.partition(".")[2]) and ours in known:
+            return ConfigError(
+                f"config.{said or name}: no such field; here it is config.{ours}"
+            )
     return unknown(said or name, known, prefix=True)
 
 

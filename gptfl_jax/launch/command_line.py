@@ -186,13 +186,20 @@ def _parse(
         rest = values(["", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
+        if name in dict(configuration.fields()):
+            raise UserError(
+                f"--{name}: no such flag; did you mean --config.{name}?"
+            ) from None
         near = difflib.get_close_matches(name, list(values), n=1)
         hint = f"did you mean --{near[0]}?" if near else "see --help"
         raise UserError(f"--{name}: no such flag; {hint}") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     if rest and not takes_more:
-        raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+        hint = "see --help"
+        if rest[0].partition(":")[0].endswith(".py") and "config" in list(values):
+            hint = f"did you mean --config={rest[0]}?"
+        raise UserError(f"unexpected argument {rest[0]!r}; {hint}")
     return rest
 
 

@@ -1,5 +1,6 @@
 """Config files: found by path or name, read, and refused with their line."""
 
+import dis
 import importlib.util
 import linecache
 import pathlib
@@ -42,6 +43,12 @@ def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if arg and not _heeds_argument(module.get_config):
+            raise UserError(
+                f"get_config does nothing with {arg!r}, what stands behind the colon: "
+                "set fields by --config.<section>.<field>=<value>, or have it call "
+                "configuration.apply_arguments"
+            )
         config = module.get_config(arg)
     except UserError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -55,11 +62,29 @@ def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
         if sum(name in config for name in names) != 1:
             listed = " or ".join(f"`{name}`" for name in names)
             raise ConfigError(
-                f"{path} has no section {listed}, which this program needs"
+                f"{path} has no section {listed}, which this program needs: name it in "
+                "configuration.default_config(...)"
                 if not any(name in config for name in names)
                 else f"{path} has the sections {listed}: this program takes one"
             )
     return config
+
+
+def _heeds_argument(get_config: Any) -> bool:
+    """Whether a function reads its first parameter, as far as its code shows."""
+    code = getattr(get_config, "__code__", None)
+    if code is None or not code.co_argcount:
+        return True  # it is called, and says itself what it does not take
+    name = code.co_varnames[0]
+    return any(
+        each.opname.startswith("LOAD") and name in _names(each.argval)
+        for each in dis.get_instructions(code)
+    )
+
+
+def _names(value: Any) -> tuple[Any, ...]:
+    """What an instruction names: one thing, or from Python 3.13 on two at once."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def find_config(name: str) -> pathlib.Path:

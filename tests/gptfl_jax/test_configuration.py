@@ -360,6 +360,17 @@ def test_text_sets_keywords():
             "config.rounds: no such field; did you mean config.federated.rounds?",
         ),
         (
+            "federated.lr",
+            "1",
+            "config.federated.lr: no such field; here it is "
+            "config.federated.client_learning_rate",
+        ),
+        (
+            "num_rounds",
+            "1",
+            "config.num_rounds: no such field; here it is config.federated.rounds",
+        ),
+        (
             "train.cohort_size",
             "5",
             "config.train.cohort_size: no such field; did you mean "

@@ -442,6 +442,11 @@ def test_processes_are_asked_for(monkeypatch):
             "--wrokdir: no such flag; did you mean --workdir?",
         ),
         (["--config=c", "--zzz=w"], "--zzz: no such flag; see --help"),
+        (
+            ["--config=c", "--federated.rounds=3"],
+            "--federated.rounds: no such flag; did you mean --config.federated.rounds?",
+        ),
+        (["mine.py:a=1"], "argument 'mine.py:a=1'; did you mean --config=mine.py:a=1?"),
         (["--config=c", "--workdir=w", "more"], "unexpected argument 'more'"),
         (["--config=c", "--workdir=w", "--cpu_devices=0"], "--cpu_devices=0"),
         (["--config=c", "--workdir=w", "--cpu_devices=x"], "--cpu_devices=x"),
@@ -537,6 +542,16 @@ def test_missing_config_files_name_those_that_come_along(tmp_path, monkeypatch):
 def test_config_strings_are_checked_by_the_config_file(folder):
     message = refusal(launch.read_config, f"{folder}/mine.py:raet=1")
     assert "raet: no such name in the config string; did you mean rate?" in message
+    call = "return configuration.apply_arguments(config, arg, aliases)"
+    deaf = CONFIG.replace(call, "return config")
+    (folder / "mine.py").write_text(deaf)
+    assert launch.read_config(f"{folder}/mine.py").federated.rounds == 7
+    message = refusal(launch.read_config, f"{folder}/mine.py:rate=1")
+    assert "get_config does nothing with 'rate=1'" in message
+    (folder / "mine.py").write_text(
+        deaf.replace("return", "print(config, arg); return")
+    )
+    assert launch.read_config(f"{folder}/mine.py:rate=1").federated.rounds == 7
 
 
 def test_dry_run_takes_the_place_of_the_run(echo, folder, capsys):
