@@ -176,6 +176,11 @@ def test_variants_of_picture_configs(name):
         assert config.federated.algorithm == "fedopt"
         options = {"server_learning_rate": 1e-6}
         assert config.federated.algorithm_options.to_dict() == options
+    train = read("data=real").train
+    sgd = train.optimizer, train.momentum, train.weight_decay, train.learning_rate
+    assert sgd == ("sgd", 0.9, 5e-4, 1e-4)
+    if not config.data.image_size:
+        assert train.crop_padding == config.federated.crop_padding > train.crop_area
     config = read("partition=dirichlet_balanced,alpha=0.5")
     assert config.federated.partition_options.alpha == 0.5
 

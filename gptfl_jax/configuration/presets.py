@@ -175,6 +175,7 @@ def gptfl_pictures(
             `init=` a value of `federated.init`, or one of `PICTURE_STARTS`;
             `method=` one of `PICTURE_METHODS`, with the original's settings;
             `ratio=3` for so many synthetic pictures to a real one;
+            `data=real` to train centrally on real pictures, by the original's SGD;
             `faithful=True` for what the original does and we do otherwise.
         model: of `PICTURE_MODELS`, where `arg` names none.
         samples: synthetic pictures a class.
@@ -257,6 +258,10 @@ def gptfl_pictures(
             # Of its synthetic start alone: the baseline's is random.
             config.model.weights = config.model.weights or "imagenet"
     apply_arguments(config, arg, arguments)
+    if train.data == "real":
+        train.optimizer, train.momentum, train.weight_decay = "sgd", 0.9, 5e-4
+        if not image_size:
+            train.crop_padding, train.crop_area = federated.crop_padding, 0.0
     starts = dict(STARTS)
     if config.model.weights and not faithful:
         starts["released"] = "weights"
