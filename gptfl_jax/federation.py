@@ -91,10 +91,13 @@ class Federation(NamedTuple):
         """Sizes and classes of every client; `print` it for a line of text."""
         return summarise(self.data, len(self.class_names))
 
+    def __repr__(self) -> str:
+        return f"Federation({self.summary()}; test={self.test!r})"
+
 
 def federate(
     inputs: PyTree[Shaped[np.ndarray, "examples ..."]] | Source,
-    labels: Sequence[int] | Labels | None = None,
+    labels: Sequence[int] | Shaped[np.ndarray, " examples"] | None = None,
     *,
     owner: Sequence[Any] | Shaped[np.ndarray, " examples"] | None = None,
     partition: str = "",
@@ -140,7 +143,13 @@ def federate(
     else:
         if labels is None:
             raise UserError("labels is missing: takes a number from 0 for each example")
-        labels = np.asarray(labels, np.int32)
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu":
+            raise UserError(
+                f"labels are {labels.dtype}: takes whole numbers from 0, as "
+                "np.unique(labels, return_inverse=True) makes them, and class_names"
+            )
+        labels = labels.astype(np.int32)
         names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
         train = Dataset(jax.tree.map(np.asarray, inputs), labels, names)
         constants = _constants_for(train.inputs)
@@ -155,7 +164,12 @@ def federate(
                 "partition='dirichlet', alpha=0.1, num_clients=100"
             )
         partition = "natural"
-    elif partition != "natural" and num_clients < 1:
+    if partition == "natural" and num_clients:
+        raise UserError(
+            f"num_clients = {num_clients}: goes with a partition, as 'dirichlet' or "
+            "'iid'; these clients own their examples"
+        )
+    if partition != "natural" and num_clients < 1:
         raise UserError("num_clients is missing: takes a whole number from 1")
     owners, count = partition_of(partition, train, num_clients, seed, options)
     if test is not None and not isinstance(test, Dataset):
@@ -205,6 +219,11 @@ class Run(NamedTuple):
     def variables(self) -> training.Variables:
         """The final weights, to start another run from (`init`)."""
         return self.classifier.variables
+
+    def __repr__(self) -> str:
+        last = self.metrics.iloc[-1]
+        tested = f", accuracy {last['accuracy']:.4f}" if "accuracy" in last else ""
+        return f"Run({self.name}, {self.metrics.index[-1]} rounds{tested})"
 
     def predict(self, inputs: PyTree) -> Int32[np.ndarray, " examples"]:
         """The most probable class of each example, of arrays or of files."""

@@ -33,6 +33,16 @@ class Dataset(NamedTuple):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def __repr__(self) -> str:
+        each = " and ".join(
+            f"{leaf.dtype}{list(leaf.shape[1:])}"
+            for leaf in jax.tree.leaves(self.inputs)
+        )
+        return (
+            f"Dataset({len(self.labels):,} examples of {each}, "
+            f"{len(self.class_names):,} classes)"
+        )
+
 
 class Sounds(NamedTuple):
     """How recordings became the features of a source."""
@@ -54,6 +64,9 @@ class Source(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
     sounds: Sounds | None = None
     """Of a data set of sounds."""
+
+    def __repr__(self) -> str:
+        return f"Source(train={self.train!r}, test={self.test!r})"
 
 
 class LoadReport(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import gptfl_jax as gf
 from federated import simulate
 from gptfl_jax import configuration, exports, training
-from gptfl_jax.data.datasets import Dataset
+from gptfl_jax.data.datasets import Dataset, Source
 from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, client_rules, composition
@@ -116,6 +116,7 @@ def test_owners_by_name_and_classes_by_default(federation, arrays):
     [
         ({}, "who owns the examples"),
         ({"partition": "dirichlet"}, "num_clients is missing"),
+        ({"owner": [0] * 120, "num_clients": 2}, "num_clients = 2: goes with a part"),
         ({"partition": "dirichlte", "num_clients": 2}, "did you mean dirichlet"),
         (
             {"partition": "dirichlet", "num_clients": 2, "alhpa": 1},
@@ -132,6 +133,21 @@ def test_federations_that_cannot_be(arrays, arguments, says):
         gf.federate(*arrays, **arguments)
     with pytest.raises(UserError, match="labels is missing"):
         gf.federate(arrays[0])
+    for labels in map(np.array, (["cat", "dog"], [0.0, 1.5])):
+        with pytest.raises(
+            UserError, match="labels are (<U3|float64): takes whole num"
+        ):
+            gf.federate(np.zeros((2, 4)), labels, owner=[0, 1])
+
+
+def test_a_notebook_shows_no_arrays(federation):
+    of_test = "Dataset(120 examples of float32[4], 3 classes)"
+    assert repr(federation) == f"Federation({federation.summary()}; test={of_test})"
+    source = Source(federation.test, federation.test)
+    assert repr(source) == f"Source(train={of_test}, test={of_test})"
+    run = run_of(federation)
+    accuracy = run.metrics.accuracy[2]
+    assert repr(run) == f"Run(FedAvg, 2 rounds, accuracy {accuracy:.4f})"
 
 
 def run_of(federation, *arguments, **keywords):
