@@ -96,7 +96,9 @@ def test_numbers_of_the_clients(workdir, capsys):
     assert before.tolist() == [0, 0.5, 0, 0.5]
     assert after.tolist() == [0.5, 0.8, 1, 0.9]
     page = (workdir / "report.html").read_text()
-    pictures = re.findall(r'<img class="(?:drawn|map)" alt="([^"]*)" src="data:image/svg', page)
+    pictures = re.findall(
+        r'<img class="(?:drawn|map)" alt="([^"]*)" src="data:image/svg', page
+    )
     assert len(pictures) == len(set(pictures)) == 11
     assert "65.0 → 70.0" in page
 
