@@ -173,6 +173,12 @@ def hub(monkeypatch):
     server.close()
 
 
+def visibility(request) -> str:
+    """Of a repository that is to be made; early clients 1.x say it by a flag."""
+    by_flag = "private" if request.get("private") else "public"
+    return request.get("visibility", by_flag)
+
+
 def test_it_is_pushed_when_asked(workdir, tmp_path, hub, capsys):
     output = tmp_path / "out"
     arguments = {"workdir": str(workdir), "run": "pretrain", "output": str(output)}
@@ -182,7 +188,7 @@ def test_it_is_pushed_when_asked(workdir, tmp_path, hub, capsys):
     export.run(**arguments, push="you/digits")
     (about,) = hub.created
     assert (about["organization"], about["name"]) == ("you", "digits")
-    assert about["visibility"] == "private"
+    assert visibility(about) == "private"
     assert hub.files == {
         name: (output / name).read_bytes()
         for name in ("README.md", "config.json", "model.safetensors")
@@ -190,7 +196,7 @@ def test_it_is_pushed_when_asked(workdir, tmp_path, hub, capsys):
     assert hub.tokens - {""} == {"Bearer hf_of_a_test"}
     assert f"pushed to {hub.url}/you/digits" in capsys.readouterr().out
     export.run(**arguments, push="you/digits", public=True)
-    assert hub.created[-1]["visibility"] == "public"
+    assert visibility(hub.created[-1]) == "public"
 
 
 def test_what_the_hub_refuses(workdir, tmp_path, hub):

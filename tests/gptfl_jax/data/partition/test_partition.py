@@ -35,7 +35,7 @@ def test_a_data_set_of_one_class(method):
     summary = federated_data.summarise(federated_data.federate(data, owner, count), 1)
     assert summary.sizes.min() >= 2 and summary.sizes.sum() == 40
     np.testing.assert_array_equal(summary.histogram[:, 0], summary.sizes)
-    assert "of 1 to 1 classes" in str(summary)
+    assert " of 1 classes;" in str(summary)
 
 
 def test_what_cannot_be_split_is_refused():
