@@ -25,6 +25,7 @@ uploads it to the Hugging Face hub, to a private repository unless told otherwis
 
 import io
 import pathlib
+import shlex
 from collections.abc import Callable
 
 from federated import model_card, trained
@@ -83,6 +84,8 @@ def run(
     count = number_of_parameters(classifier.variables)
     name = classifier.description.model
     say(f"{output}: {count:,} parameters of {name}, {found.folder}")
+    place = shlex.quote(f"--workdir={output}")
+    say(f"next: python -m federated.predict {place} FILE ...")
     if push:
         names = (exports.WEIGHTS, exports.CONFIG, *beside)
         say(f"pushed to {exports.push(folder, names, push, public)}")

@@ -62,7 +62,8 @@ def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
         if sum(name in config for name in names) != 1:
             listed = " or ".join(f"`{name}`" for name in names)
             raise ConfigError(
-                f"{path} has no section {listed}, which this program needs: name it in "
+                f"{path} has no section {listed}, which this program needs: name "
+                f"{'it' if len(names) == 1 else 'one'} in "
                 "configuration.default_config(...)"
                 if not any(name in config for name in names)
                 else f"{path} has the sections {listed}: this program takes one"

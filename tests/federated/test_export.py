@@ -49,7 +49,9 @@ def test_a_run_is_exported(workdir, tmp_path, capsys, arguments, step):
     expected = jax.device_get(classifier.learner.init(jax.random.key(step)))
     chex.assert_trees_all_equal(jax.device_get(classifier.variables), expected)
     assert classifier.class_names == tuple("0123456789")
-    assert "698 parameters of convnet" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "698 parameters of convnet" in out
+    assert f"next: python -m federated.predict --workdir={tmp_path}" in out
     assert sorted(path.name for path in output.iterdir()) == [
         *("README.md", "config.json", "model.safetensors")
     ]
