@@ -1,4 +1,4 @@
-"""The page of licences: how it is made, and that no dependency is missing."""
+"""What a release says of itself: the page of licences, the version to cite."""
 
 import tomllib
 
@@ -50,3 +50,12 @@ def test_no_dependency_is_missing_from_the_page(repository):
     page = (repository / "docs" / "licences.md").read_text()
     for line in project["dependencies"]:
         assert f"\n| {canonicalize_name(Requirement(line).name)} | " in page
+
+
+def test_the_version_to_cite_is_the_version(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert (
+        f"\nversion: {project['version']}\n"
+        in (repository / "CITATION.cff").read_text()
+    )
+    assert f"\n## {project['version']}\n" in (repository / "CHANGELOG.md").read_text()
