@@ -133,7 +133,10 @@ def simulate(
         with artifacts.Checkpoints(
             folder / "checkpoints",
             identity,
-            remedy="Give this run a name of its own (--config.federated.run=NAME)",
+            # Of several runs each is called by its method.
+            remedy=""
+            if quiet
+            else "Give this run a name of its own (--config.federated.run=NAME)",
             keep=config.federated.keep_checkpoints,
             best="accuracy",
             translate=_in_todays_words,

@@ -14,6 +14,7 @@ file has the command and versions.
 
 import hashlib
 import pathlib
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
 
 _ROWS_SHOWN = 20
+# Of the table: a sentence is cut to fit, but not to less than so much.
+_COLUMNS, _LEAST_OF_PROMPT = 80, 30
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -172,10 +175,10 @@ def _summary(selections: dict[str, prompting.Selection], path: pathlib.Path) -> 
     lines = [f"{'class':<{width}}  kept  dropped  first prompt"]
     for name, selection in shown:
         dropped = selection.without_class + selection.duplicates + selection.over_limit
-        lines.append(
-            f"{name:<{width}}  {len(selection.kept):>4}  {dropped:>7}  "
-            f"{selection.kept[0]}"
-        )
+        row = f"{name:<{width}}  {len(selection.kept):>4}  {dropped:>7}  "
+        room = max(_COLUMNS - len(row), _LEAST_OF_PROMPT)
+        first = textwrap.shorten(selection.kept[0], room, placeholder=" ...")
+        lines.append(row + first)
     if len(selections) > len(shown):
         lines.append(f"... and {len(selections) - len(shown)} classes more")
     total = {

@@ -183,12 +183,14 @@ def _require_any(
     plural: str,
     command: str,
 ) -> None:
-    if not count:
-        raise UserError(
-            f"{folder}: none of {len(left_out):,} {plural} could be used; "
-            f"the first: {': '.join(left_out[0]) if left_out else 'there is none'}. "
-            f"Make them with `{command}`"
-        )
+    if count:
+        return
+    if not left_out:
+        raise UserError(f"{folder} holds no {plural}: make them with `{command}`")
+    raise UserError(
+        f"{folder}: none of {len(left_out):,} {plural} could be used; the first: "
+        f"{': '.join(left_out[0])}. Make them with `{command}`"
+    )
 
 
 def _list_synthetic(

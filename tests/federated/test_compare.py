@@ -1,5 +1,6 @@
 """Methods beside one another: every one with every seed, or in turns."""
 
+import copy
 import re
 import shutil
 
@@ -48,6 +49,12 @@ def test_compare_runs_every_method_with_every_seed(
     assert re.search(r"\[4/4\] scratch-s2: .* MB\n", out)
     compare.run(config, workdir)
     assert capsys.readouterr().out.startswith("4 runs, 4 of them done: ")
+    other = copy.deepcopy(config)
+    other.federated.client_learning_rate = 0.5
+    with pytest.raises(
+        UserError, match=r"is 0\.1 there and 0\.5 here\. Choose another"
+    ):
+        compare.run(other, workdir)
     alone = make_config(rounds=2, run="alone")
     alone.seed = 2
     simulate.simulate(alone, workdir, setting)

@@ -83,7 +83,7 @@ def test_ucg_and_multi_domain_are_recorded(tmp_path):
 def test_import_is_cleaned_counted_and_summed_up(tmp_path, capsys):
     lists = {
         "a Cat": ["a cat<extra_id_20> sits", "A CAT SITS", "a catalog", "my cats"],
-        "a hot dog": ["hot dogs", "a dog"],
+        "a hot dog": ["hot dogs" + " in a row" * 9, "a dog"],
     }
     file = tmp_path / "lists.pkl"
     file.write_bytes(pickle.dumps(lists))
@@ -95,7 +95,7 @@ def test_import_is_cleaned_counted_and_summed_up(tmp_path, capsys):
         per_class=1,
     )
     assert list(made["prompts"]) == ["hot_dog", "cat"]
-    assert made["prompts"]["hot_dog"] == ["hot dogs"]
+    assert made["prompts"]["hot_dog"] == ["hot dogs" + " in a row" * 9]
     assert made["prompts"]["cat"][0] in ("a cat sits", "my cats")
     assert made["made"]["imported_file"] == "lists.pkl"
     assert len(made["made"]["imported_sha256"]) == 64
@@ -106,7 +106,8 @@ def test_import_is_cleaned_counted_and_summed_up(tmp_path, capsys):
     }
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "class    kept  dropped  first prompt"
-    assert lines[1] == "hot_dog     1        1  hot dogs"
+    cut = "hot dogs" + " in a row" * 4 + " in a ..."  # to 80 columns
+    assert lines[1] == f"hot_dog     1        1  {cut}"
     assert lines[2].startswith("cat         1        3  ")
     assert lines[3:] == [
         "2 dropped because they do not name their class",

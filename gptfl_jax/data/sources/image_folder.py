@@ -171,7 +171,10 @@ def _class_folders(
             if path.is_dir() and path.name[0] != "." and path.name != "__MACOSX"
         )
     if not folders:
-        raise UserError(f"{top} holds no class folders")
+        raise UserError(
+            f"{top} holds no class folders: config.data.folder takes a folder of them, "
+            "with pictures as <class>/1.jpg or train/<class>/1.jpg in it"
+        )
     for name in folders:
         require_text(name)
     if not labels:

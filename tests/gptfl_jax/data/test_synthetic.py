@@ -225,6 +225,9 @@ def test_broken_synthetic_clips_are_reported_and_left_out(fsdd, tmp_path):
     (folder / "4/4_00004.wav").write_bytes(silent)
     with pytest.raises(UserError, match="none of 6 clips could be used.*generate.spee"):
         load_synthetic(folder, source)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no clips: make them with `python"):
+        load_synthetic(tmp_path / "empty", source)
 
     # A clip that is whole, but another one than its line has the digest of.
     line = artifacts.read_manifest(folder)[1]

@@ -43,6 +43,8 @@ def test_image_folder_crops_resizes_and_reports(tmp_path, capsys):
         sources.load("image_folder", str(tmp_path), classes=("bird",))
     with pytest.raises(UserError, match="no such folder"):
         sources.load("image_folder", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="cat holds no class folders: config.data.fol"):
+        sources.load("image_folder", str(tmp_path / "train" / "cat"))
 
 
 def picture_folders(root, **counts):
