@@ -342,9 +342,22 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms
+        if not asked:
+            raise
+        raise UserError(
+            f"JAX has no device of JAX_PLATFORMS={asked}: unset it to take what there "
+            "is, or install JAX's package for it, as pip install 'jax[cuda12]'"
+        ) from error
+
+
 def _announce(program: str, command: Command) -> None:
     """The first line: what runs, on which devices and processes."""
-    devices = jax.devices()
+    devices = _devices()
     kind = devices[0].device_kind
     if kind.lower() == devices[0].platform:
         kind = kind.upper()

@@ -39,10 +39,14 @@ def read_config(argument: str, sections: Sections = ()) -> ConfigDict:
     # A name of its own: two config files may both be called digits.py.
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file")
+        raise ConfigError(
+            f"{path}: not a Python file, as configs/digits.py is, with get_config(arg)"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError("has no function get_config(arg), which returns the config")
         if arg and not _heeds_argument(module.get_config):
             raise UserError(
                 f"get_config does nothing with {arg!r}, what stands behind the colon: "

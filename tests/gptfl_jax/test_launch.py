@@ -258,6 +258,13 @@ def test_names_do_not_command_the_terminal(folder):
         assert errors == "echo: no \\x1b[31mcat\n"
 
 
+def test_devices_that_are_not_there_are_a_users_error(folder):
+    process = start(folder, "--config=mine.py", "--workdir=w", JAX_PLATFORMS="tpv")
+    code, output, errors = outcome(process)
+    assert (code, output) == (2, "")
+    assert errors.startswith("echo: JAX has no device of JAX_PLATFORMS=tpv: unset it")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(folder):
     arguments = ("--config=mine.py", "--workdir=w", "--config.seed=15")
     code, _, errors = outcome(start(folder, *arguments))
@@ -488,7 +495,7 @@ def test_a_file_here_comes_before_one_that_comes_along(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "has no attribute 'get_config'"),
+        ("", "mine.py: has no function get_config(arg), which returns the config"),
         ("def get_config(arg):\n    return 3", "must return a ConfigDict"),
         ("def get_config(:", "mine.py line 1: "),
         (
