@@ -63,7 +63,11 @@ def denoiser(
 
 
 def vocoder(
-    channels: int, segment_frames: int, steps: int, adversarial_steps: int
+    channels: int,
+    segment_frames: int,
+    steps: int,
+    adversarial_steps: int,
+    learning_rate: float = 1e-3,
 ) -> dict[str, Field]:
     """Of a vocoder that learns by spectra, then against discriminators."""
     return {
@@ -84,7 +88,7 @@ def vocoder(
             steps, rules.whole(1), "training steps of the vocoder by spectra alone"
         ),
         "vocoder_learning_rate": Field(
-            1e-3, rules.number(above=0), "peak learning rate of these steps"
+            learning_rate, rules.number(above=0), "peak learning rate of these steps"
         ),
         "adversarial_steps": Field(
             adversarial_steps,

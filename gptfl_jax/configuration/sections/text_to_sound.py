@@ -14,19 +14,19 @@ FIELDS: dict[str, Field] = {
         "folder of Sonic Pi's samples, to learn from beside strokes made by rule; "
         "empty: none",
     ),
-    "variations": Field(16, rules.whole(1), "strokes made of each recording"),
-    "strokes": Field(700, rules.whole(1), "strokes of each class made by rule"),
+    "variations": Field(12, rules.whole(1), "strokes made of each recording"),
+    "strokes": Field(400, rules.whole(1), "strokes of each class made by rule"),
     "electronic": Field(
         0.25,
         rules.number(least=0, most=1),
         "share of these that a drum machine would make",
     ),
-    **generator_fields.autoencoder((8, 16, 32, 64), latent_channels=8, steps=1200),
+    **generator_fields.autoencoder((8, 16, 32, 64), latent_channels=8, steps=600),
     **generator_fields.denoiser(
-        (64, 128), text_features=64, features_of="a token and of a prompt", steps=4000
+        (48, 104), text_features=64, features_of="a token and of a prompt", steps=2000
     ),
     **generator_fields.vocoder(
-        64, segment_frames=16, steps=1500, adversarial_steps=800
+        64, segment_frames=16, steps=1500, adversarial_steps=300, learning_rate=2e-3
     ),
     **generator_fields.every_phase("strokes", batch_size=32),
     "test_samples": Field(
