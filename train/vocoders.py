@@ -168,7 +168,7 @@ def spectral_loss(
     made: Float[Array, "batch samples"],
     real: Float[Array, "batch samples"],
 ) -> Float[Array, ""]:
-    """Distance of log-mel spectrograms and of magnitudes, in bands and in short windows.
+    """Distance of log-mel spectrograms, and of magnitudes in bands and short windows.
 
     A network whose frames are `hop` samples apart makes of a steady spectrogram tones
     at multiples of its frame rate alone. Fine spectra tell such a tone from its
