@@ -80,13 +80,25 @@ METHODS = {
     },
 }
 
-# What a start is worth: rates of the clients, and of FedOpt's server. FedAvg's was
-# searched for each start, and FedOpt's; the others take FedAvg's (docs/starts.md).
-_RATE = ("fedavg", "fedprox", "scaffold", "local", "clients", "server")
+# What a start is worth: rates of the clients, and of FedOpt's server, searched for each
+# method and start by `starts=True,tune=True` (docs/starts.md).
+_LOW = dict.fromkeys(("fedavg", "fedprox", "scaffold", "local", "clients"), (0.1,))
 STARTS = {
-    "random": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (0.1, 0.01)},
-    "synthetic": {**dict.fromkeys(_RATE, (0.1,)), "fedopt": (0.1, 0.003)},
-    "procedural": {**dict.fromkeys(_RATE, (0.1,)), "fedopt": (0.1, 0.003)},
+    "random": {
+        **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,)),
+        "fedopt": (0.1, 0.01),
+        "local": (0.3,),
+        "clients": (0.1,),
+        "server": (0.3,),
+    },
+    "synthetic": {**_LOW, "fedopt": (0.1, 0.003), "server": (0.3,)},
+    "procedural": {
+        **_LOW,
+        "fedopt": (0.1, 0.003),
+        "scaffold": (1.0,),
+        "clients": (0.3,),
+        "server": (0.1,),
+    },
 }
 
 
