@@ -7,7 +7,14 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from federated import starts
-from gptfl_jax import choices, configuration, description, evaluation, families
+from gptfl_jax import (
+    choices,
+    configuration,
+    description,
+    evaluation,
+    exports,
+    families,
+)
 from gptfl_jax.data.federated_data import Summary
 from gptfl_jax.errors import UserError
 from gptfl_jax.progress import say
@@ -59,17 +66,23 @@ def on_classes(
     Args:
         class_names: of the clients' data.
     """
-    folder = _told_classes(config, workdir)
-    if folder is None:
-        return ""
+    folder = _run_of_start(config, workdir)
+    if folder is not None:
+        file, section = folder / description.FILE, ""
+    else:
+        released = starts.released(config)
+        folder = pathlib.Path(released).expanduser()
+        if not released or not exports.is_export(folder):
+            return ""
+        file, section = folder / exports.CONFIG, exports.SECTION
     try:
-        theirs = description.read(
-            folder / description.FILE, "", config.model.name
-        ).class_names
+        theirs = description.read(file, "", config.model.name, section).class_names
     except (FileNotFoundError, UserError):
         return ""  # of an earlier version; the weights are read all the same
+    if len(theirs) != len(class_names):
+        return ""  # it was refused, or its last layer was left out
     differ = [
-        pair for pair in zip(theirs, class_names, strict=False) if len({*pair}) > 1
+        pair for pair in zip(theirs, class_names, strict=True) if len({*pair}) > 1
     ]
     if not differ:
         return ""
@@ -95,19 +108,20 @@ def on_start(
         accuracy: of the initial weights on the test set; None: it is not known.
         labels: of the test set.
     """
-    folder = _told_classes(config, workdir)
+    folder = _run_of_start(config, workdir)
     if folder is None or accuracy is None or not evaluation.at_chance(accuracy, labels):
         return ""
+    preview = folder.parent / "synthetic" / "preview.png"
+    look = f" ({preview})" if preview.exists() else ""
     return (
         f"advice: the start, {folder}, is right on {accuracy:.1%} of the test set, and "
         f"always naming its most frequent class on {evaluation.chance(labels):.1%}. "
-        "See whether the examples it learned from show what the clients' data show "
-        f"({workdir / 'synthetic' / 'preview.png'}), or set "
-        "config.federated.init='random'"
+        "See whether the examples it learned from show what the clients' data "
+        f"show{look}, or set config.federated.init='random'"
     )
 
 
-def _told_classes(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
+def _run_of_start(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
     """The run whose weights are the start, last layer and all; None: there is none."""
     if config.federated.init == "procedural":  # whose last layer is left out
         return None

@@ -26,6 +26,8 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.released import hub
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SECTION = "gptfl_jax"
+"""Of config.json: the classifier's `Description`."""
 
 
 def is_export(folder: str | os.PathLike) -> bool:
@@ -131,7 +133,7 @@ def config_of(about: Description) -> dict[str, Any]:
             "image_mean": about.mean,
             "image_std": about.std,
         }
-    return {**config, "gptfl_jax": about.content()}
+    return {**config, SECTION: about.content()}
 
 
 def read(
@@ -148,7 +150,7 @@ def read(
     path = pathlib.Path(folder) / CONFIG
     remedy = "export the classifier again"
     try:
-        about = description.read(path, remedy, model, section="gptfl_jax")
+        about = description.read(path, remedy, model, section=SECTION)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {remedy}") from None
     learner = description.make_learner(about)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from federated import advice, simulate
-from gptfl_jax import artifacts, description, evaluation
+from gptfl_jax import artifacts, description, evaluation, exports
 from gptfl_jax.data import federated_data
 
 from .conftest import make_config
@@ -53,7 +53,13 @@ def test_a_start_of_other_classes(tmp_path, setting):
     )
     turned = advice.on_classes(config, tmp_path, names[::-1])
     assert "in another order" in turned and "and 7 more" in turned
+    exported = tmp_path / "exported"
+    exports.write(exported, about, setting.learner.init(jax.random.key(0)))
+    config.federated.init = str(exported)
+    assert not advice.on_classes(config, tmp_path, names)
+    assert f"advice: {exported} learned" in advice.on_classes(config, tmp_path, others)
     # The last layer of these is left out.
+    assert not advice.on_classes(config, tmp_path, others[:9])
     config.federated.init = "procedural"
     about.save(tmp_path / "procedural")
     assert not advice.on_classes(config, tmp_path, others)
