@@ -18,6 +18,7 @@ checkpoint and ends with what an uninterrupted run gives.
 """
 
 import pathlib
+import shlex
 
 from ml_collections import ConfigDict
 
@@ -34,6 +35,13 @@ _KINDS = {
     "text_to_speech": voices,
     "text_to_sound": drums,
     "few_steps": few_steps,
+}
+# The program, and the field of `config.generate`, that take what a kind makes.
+_TAKEN_BY = {
+    "text_to_image": ("images", "model"),
+    "text_to_speech": ("speech", "model"),
+    "text_to_sound": ("sounds", "model"),
+    "few_steps": ("images", "lora"),
 }
 
 
@@ -54,9 +62,18 @@ def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
             say(planning.table(kind.plan(config)))
 
 
+def then(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The command that makes samples with what was trained."""
+    (section,) = (each for each in _KINDS if each in config)
+    program, field = _TAKEN_BY[section]
+    # What is left in the workdir is called as the field that takes it.
+    taken = shlex.quote(f"--config.generate.{field}={workdir / field}")
+    return f"python -m generate.{program} --config=... --workdir=... {taken}"
+
+
 def main() -> None:
     """The command line."""
-    launch(run, (tuple(_KINDS),), dry_run=dry_run)
+    launch(run, (tuple(_KINDS),), dry_run=dry_run, then=then)
 
 
 if __name__ == "__main__":

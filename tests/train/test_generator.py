@@ -1,0 +1,23 @@
+import pathlib
+
+import pytest
+
+from gptfl_jax.launch import read_config
+from train import generator
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "field"),
+    [
+        ("glyphs", "images", "model"),
+        ("voices", "speech", "model"),
+        ("drums", "sounds", "model"),
+        ("few_steps", "images", "lora"),
+    ],
+)
+def test_what_takes_a_trained_generator(name, program, field):
+    command = generator.then(read_config(name), pathlib.Path("a b"))
+    assert command == (
+        f"python -m generate.{program} --config=... --workdir=... "
+        f"'--config.generate.{field}=a b/{field}'"
+    )
