@@ -22,7 +22,7 @@ import shlex
 
 from ml_collections import ConfigDict
 
-from gptfl_jax import planning, trackers
+from gptfl_jax import configuration, planning, trackers
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import say
 from train.drums import program as drums
@@ -51,7 +51,19 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     trackers.check(config)
     for section, kind in _KINDS.items():
         if section in config:
+            say(f"{phases_of(config, section)}, into {workdir}")
             kind.run(config, workdir)
+
+
+def phases_of(config: ConfigDict, section: str) -> str:
+    """The phases that train a generator, in words: what has steps and a rate."""
+    settings = config[section]
+    names = [
+        dotted.removeprefix(f"{section}.").removesuffix("_learning_rate")
+        for dotted, _ in configuration.fields(section)
+        if dotted.endswith("_learning_rate")
+    ]
+    return ", ".join(f"{settings[f'{each}_steps']:,} steps of {each}" for each in names)
 
 
 def dry_run(config: ConfigDict, workdir: pathlib.Path) -> None:
