@@ -99,25 +99,25 @@ def on_classes(
 def on_start(
     config: ConfigDict,
     workdir: pathlib.Path,
-    accuracy: float | None,
+    accuracy: float,
     labels: Int[np.ndarray, " examples"],
 ) -> str:
     """What to do where the start tells the classes no better than a constant would.
 
     Args:
-        accuracy: of the initial weights on the test set; None: it is not known.
+        accuracy: of the initial weights on the test set.
         labels: of the test set.
     """
     folder = _run_of_start(config, workdir)
-    if folder is None or accuracy is None or not evaluation.at_chance(accuracy, labels):
+    found = evaluation.beside_chance(accuracy, labels)
+    if folder is None or not found:
         return ""
     preview = folder.parent / "synthetic" / "preview.png"
     look = f" ({preview})" if preview.exists() else ""
     return (
-        f"advice: the start, {folder}, is right on {accuracy:.1%} of the test set, and "
-        f"always naming its most frequent class on {evaluation.chance(labels):.1%}. "
-        "See whether the examples it learned from show what the clients' data "
-        f"show{look}, or set config.federated.init='random'"
+        f"advice: the start, {folder}, {found}. See whether the examples it learned "
+        f"from show what the clients' data show{look}, or set "
+        "config.federated.init='random'"
     )
 
 

@@ -93,21 +93,27 @@ def metrics(counts: Counts) -> Metrics:
     )
 
 
-def chance(labels: Int[np.ndarray, " examples"]) -> float:
-    """The accuracy of naming the most frequent class of a data set, always."""
-    return float(np.bincount(labels).max() / len(labels))
+def beside_chance(accuracy: float, labels: Int[np.ndarray, " examples"]) -> str:
+    """What to say of an accuracy that may be luck; empty: it cannot well be.
 
-
-def at_chance(accuracy: float, labels: Int[np.ndarray, " examples"]) -> bool:
-    """Whether an accuracy on a data set may be luck: within two deviations of chance.
+    It may be within two standard deviations, of so many draws, of the accuracy of
+    naming the most frequent class always.
 
     Args:
         accuracy: share of the examples that are told right.
         labels: of the data set.
     """
-    constant = chance(labels)
+    constant = float(np.bincount(labels).max() / len(labels))
     deviation = math.sqrt(constant * (1 - constant) / len(labels))
-    return accuracy <= constant + 2 * deviation
+    if accuracy > constant + 2 * deviation:
+        return ""
+    text = (
+        f"is right on {accuracy:.1%} of the test set, and always naming its most "
+        f"frequent class on {constant:.1%}"
+    )
+    if accuracy > constant:
+        text += f" (of {len(labels):,} examples the difference may be luck)"
+    return text
 
 
 def evaluate_async(

@@ -419,11 +419,11 @@ def _report(
             f"{line['macro_f1']:.2%}, loss {line['loss']:.4f} on {examples}"
         )
     best = tests[best_epoch]["accuracy"]
-    if kind == "real" and evaluation.at_chance(best, data.test.labels):
+    found = evaluation.beside_chance(best, data.test.labels)
+    if kind == "real" and found:
         say(
-            "advice: always naming the most frequent class of the test set is right on "
-            f"{evaluation.chance(data.test.labels):.2%}. See whether what was trained "
-            "on shows what the test set shows"
+            f"advice: the classifier {found}. See whether what it was trained on shows "
+            "what the test set shows"
         )
 
 

@@ -90,6 +90,10 @@ def test_a_start_that_tells_nothing(tmp_path, setting, capsys):
 
 def test_chance_is_the_most_frequent_class():
     labels = np.repeat([0, 1, 2], [50, 30, 20])
-    assert evaluation.chance(labels) == 0.5
+    text = "is right on {} of the test set, and always naming its most frequent class "
+    text += "on 50.0%"
+    assert evaluation.beside_chance(0.3, labels) == text.format("30.0%")
     # Two deviations of 100 throws of a coin are 10.
-    assert evaluation.at_chance(0.59, labels) and not evaluation.at_chance(0.61, labels)
+    luck = " (of 100 examples the difference may be luck)"
+    assert evaluation.beside_chance(0.59, labels) == text.format("59.0%") + luck
+    assert not evaluation.beside_chance(0.61, labels)
