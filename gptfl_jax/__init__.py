@@ -16,9 +16,9 @@ import importlib.util
 # Name -> where it is. Imported when asked for: programs need only some of it.
 _FACE = {
     **dict.fromkeys(
-        ("federate", "generate", "train", "simulate", "plot", "Federation", "Run"),
-        "gptfl_jax.federation",
+        ("federate", "simulate", "plot", "Federation", "Run"), "gptfl_jax.federation"
     ),
+    **dict.fromkeys(("generate", "train"), "gptfl_jax.synthesis"),
     "Augmentation": "gptfl_jax.augmentation",
     "Classifier": "gptfl_jax.classifier",
     "load_classifier": "gptfl_jax.classifier",

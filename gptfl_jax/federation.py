@@ -22,12 +22,10 @@ from jaxtyping import Int, Int32, PyTree, Shaped
 from matplotlib.axes import Axes
 
 from gptfl_jax import (
-    central_training,
     choices,
     evaluation,
     families,
     models,
-    prompting,
     training,
 )
 from gptfl_jax.classifier import Classifier
@@ -48,7 +46,7 @@ from gptfl_jax.data.federated_data import federate as deal
 from gptfl_jax.data.partition import partition as partition_of
 from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.description import Description
-from gptfl_jax.devices import for_steps, room_for
+from gptfl_jax.devices import room_for
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
@@ -58,9 +56,6 @@ from gptfl_jax.progress import Progress, say
 from gptfl_jax.trainable import Trainable, parted, whole
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
-
-# Of stage 2 and of stage 1, whose programs draw from the same streams.
-_CENTRAL_TRAINING, _GENERATION = 2, 1
 
 Labels = Int[np.ndarray, " examples"]
 
@@ -152,7 +147,7 @@ def federate(
         labels = labels.astype(np.int32)
         names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
         train = Dataset(jax.tree.map(np.asarray, inputs), labels, names)
-        constants = _constants_for(train.inputs)
+        constants = constants_for(train.inputs)
         mean = constants[0] if mean is None else mean
         std = constants[1] if std is None else std
     if owner is not None:
@@ -188,7 +183,7 @@ def federate(
     )
 
 
-def _constants_for(
+def constants_for(
     inputs: PyTree,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's mean and deviation for uint8 pictures; empty for other inputs."""
@@ -285,7 +280,8 @@ def simulate(
         progress: shows a bar.
 
     Raises:
-        UserError: an unknown choice or option, or updates that are all NaN.
+        UserError: an unknown choice or option, a start of other classes, or updates
+            that are all NaN.
     """
     num_classes = len(federation.class_names)
     about = Description(
@@ -330,6 +326,7 @@ def simulate(
         offsets=federation.data.offsets,
         cohort_size=min(cohort_size, federation.num_clients),
     )
+    _require_same_classes(init, federation)
     variables = getattr(init, "variables", init)
     key = rounds_of.key_of(seed, rounds_of.INITIAL_WEIGHTS)
     if isinstance(init, str):
@@ -347,7 +344,7 @@ def simulate(
 
     streamed = not room_for(federation.data, mesh).enough
     lines, sent = [], {"bytes_up": 0, "bytes_down": 0}
-    with Progress(rounds, "round", name=name or called) as bar:
+    with Progress(rounds, "round", name=name or called, shown=progress) as bar:
         for done in rounds_of.rounds(
             made,
             made.init(variables, federation.num_clients),
@@ -369,6 +366,20 @@ def simulate(
     classifier = Classifier(learner, whole(state.variables), about)
     metrics = pandas.DataFrame(lines).set_index("round")
     return Run(name or called, metrics, classifier, state)
+
+
+def _require_same_classes(init: Any, federation: Federation) -> None:
+    """Refuses a classifier of other classes, whose last layer tells those."""
+    classifier = init.classifier if isinstance(init, Run) else init
+    if not isinstance(classifier, Classifier):
+        return
+    theirs, ours = classifier.class_names, federation.class_names
+    if theirs != ours:
+        raise UserError(
+            f"init tells {', '.join(theirs)}, and the federation's classes are "
+            f"{', '.join(ours)}: train it on these, or give its weights alone, "
+            "init=classifier.variables"
+        )
 
 
 def _released(
@@ -463,136 +474,3 @@ def plot(
     axes.set_ylabel(metric.replace("_", " "))
     axes.legend()
     return axes
-
-
-def train(
-    dataset: Dataset,
-    model: str | nn.Module = "convnet",
-    *,
-    epochs: int,
-    batch_size: int = 32,
-    optimizer: optax.GradientTransformation | None = None,
-    like: Federation | None = None,
-    model_options: Mapping[str, Any] = _NONE,
-    augmentation: Callable[[Any, Any], Any] | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Classifier:
-    """Trains a classifier centrally, as on synthetic data.
-
-    Args:
-        dataset: of `generate`, or your own `Dataset(inputs, labels, class_names)`.
-        model: as in `simulate`.
-        epochs: passes over the data.
-        batch_size: examples a step.
-        optimizer: None: AdamW at 1e-3 with a cosine.
-        like: the federation that the weights are for: its normalisation is used, and
-            its classes and inputs must be the same.
-        model_options: of a model by name.
-        augmentation: as in `simulate`.
-        seed: of initial weights, orders and augmentation.
-        progress: shows a bar.
-
-    Raises:
-        UserError: an unknown model or option, or data unlike the federation's.
-    """
-    if like is not None and dataset.class_names != like.class_names:
-        raise UserError(
-            f"the classes are {', '.join(dataset.class_names)}, those of the "
-            f"federation {', '.join(like.class_names)}: they must be the same"
-        )
-    name = model if isinstance(model, str) else ""
-    if name:
-        model = models.create(name, dataset.num_classes, **model_options)
-    example = training.example_of(dataset.inputs)
-    mean, std = (
-        _constants_for(dataset.inputs) if like is None else (like.mean, like.std)
-    )
-    learner = training.make_learner(
-        model,
-        example,
-        normalisation=training.Normalisation(mean, std),
-        augmentation=augmentation,
-    )
-    steps = -(-len(dataset.labels) // batch_size)
-    if optimizer is None:
-        optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, epochs * steps))
-    key = jax.random.fold_in(jax.random.key(seed), _CENTRAL_TRAINING)
-    begin = central_training.initial_state(learner, optimizer, key, batch_size)
-    with Progress(epochs * steps, "step") as bar:
-        for epoch in central_training.fit(
-            learner,
-            optimizer,
-            begin,
-            dataset.inputs,
-            dataset.labels,
-            key,
-            epochs,
-            batch_size,
-            streamed=not room_for(dataset.inputs, for_steps(batch_size)).enough,
-            after_steps=bar.update,
-        ):
-            bar.note(f"loss {epoch.loss:.3f}")
-    sounds = like.sounds.settings if like is not None and like.sounds else None
-    about = Description(
-        *(name, dict(model_options), dataset.class_names),
-        *(example, mean, std, sounds),
-    )
-    return Classifier(learner, epoch.state.variables, about)
-
-
-def generate(
-    generator: Callable[..., Any],
-    prompts: Mapping[str, Sequence[str]],
-    per_class: int,
-    *,
-    like: Federation | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: bool = True,
-    **options: Any,
-) -> Dataset:
-    """Makes labelled pictures of every class.
-
-    Args:
-        generator: (prompts, key=, **options) -> uint8 pictures [batch, height, width,
-            channels], as `StableDiffusion.from_pretrained(...)`.
-        prompts: of each class, by its name; one is drawn for each sample.
-        per_class: samples of each class.
-        like: the federation whose picture size and channels they get, and whose class
-            names the prompts must have.
-        seed: of all draws. A sample depends on it, on its class and its number only.
-        batch_size: samples at once.
-        progress: shows a bar.
-        options: of the generator, as num_steps and guidance_scale.
-
-    Raises:
-        UserError: prompts that are not of the federation's classes.
-    """
-    names = tuple(prompts) if like is None else like.class_names
-    if set(names) != set(prompts):
-        raise UserError(
-            f"prompts are of {', '.join(prompts)}: takes those of {', '.join(names)}"
-        )
-    key = jax.random.fold_in(jax.random.key(seed), _GENERATION)
-    texts, keys = [], []
-    for name in names:
-        draws = prompting.draw(key, name, per_class, len(prompts[name]), 1)
-        texts += [prompts[name][index] for index in draws.prompt]
-        keys.append(jax.vmap(jax.random.key)(draws.seed))
-    keys = jax.numpy.concatenate(keys)
-    pictures = []
-    with Progress(len(texts), "sample") as bar:
-        for start in range(0, len(texts), batch_size):
-            # The last batch reaches back to be full: one compiled shape.
-            begin = max(0, min(start, len(texts) - batch_size))
-            chosen = slice(begin, begin + batch_size)
-            batch = generator(texts[chosen], key=keys[chosen], **options)
-            made = np.asarray(batch)[start - begin :]
-            if like is not None:
-                height, _, channels = like.example.shape
-                made = images.convert(made, height, channels)
-            pictures.append(made)
-            bar.update(len(made))
-    labels = np.repeat(np.arange(len(names), dtype=np.int32), per_class)
-    return Dataset(np.concatenate(pictures), labels, names)

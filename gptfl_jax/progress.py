@@ -44,10 +44,17 @@ class Progress:
         done: steps done by earlier runs.
         name: of the run.
         leave: whether the bar stays on the terminal when the loop is over.
+        shown: whether there is anything to see.
     """
 
     def __init__(
-        self, total: int, unit: str, done: int = 0, name: str = "", leave: bool = True
+        self,
+        total: int,
+        unit: str,
+        done: int = 0,
+        name: str = "",
+        leave: bool = True,
+        shown: bool = True,
     ):
         self._total, self._unit, self._name = total, unit, name
         self.done = done
@@ -58,14 +65,14 @@ class Progress:
         """When the first step was done here, and how many were done then."""
         self._foretold = False
         self._lines = not (_IN_NOTEBOOK or sys.stderr.isatty())
-        first = jax.process_index() == 0
-        self._shows = first and self._lines
+        shown = shown and jax.process_index() == 0
+        self._shows = shown and self._lines
         self._bar = tqdm(
             total=total,
             initial=done,
             desc=name or None,
             unit=unit,
-            disable=self._lines or not first,
+            disable=self._lines or not shown,
             leave=leave,
             mininterval=0.5,
         )

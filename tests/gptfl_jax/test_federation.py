@@ -12,7 +12,7 @@ import pytest
 import gptfl_jax as gf
 from federated import simulate
 from gptfl_jax import configuration, exports, training
-from gptfl_jax.data.datasets import Dataset, Source
+from gptfl_jax.data.datasets import Source
 from gptfl_jax.description import Description
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import algorithms, client_rules, composition
@@ -196,6 +196,11 @@ def test_a_run_goes_on_from_another(federation, arrays):
     assert run_of(federation, init=first.classifier, rounds=1).metrics.equals(
         second.metrics
     )
+    other = federation._replace(class_names=("0", "1", "cat"))
+    for start in (first, first.classifier):
+        with pytest.raises(UserError, match="init tells 0, 1, 2, and the .* 0, 1, cat"):
+            run_of(other, init=start)
+    assert len(run_of(other, init=first.variables, rounds=1).metrics) == 2
     labels = arrays[1]
     accuracy = (second.predict(arrays[0]) == labels).mean()
     assert accuracy == pytest.approx(second.metrics.accuracy[1])
@@ -243,66 +248,6 @@ def test_curves_of_runs(federation):
     assert len(axes.get_lines()[2].get_ydata()) == 2  # round 0 trained nothing
     with pytest.raises(UserError, match="metric 'acuracy': takes one of"):
         gf.plot(runs, "acuracy")
-
-
-def test_central_training_equals_steps_of_ones_own(federation, arrays):
-    inputs, labels = arrays
-    data = Dataset(inputs, labels, ("0", "1", "2"))
-    sgd = optax.sgd(0.1)
-    trained = gf.train(
-        data,
-        Linear(),
-        epochs=2,
-        batch_size=120,
-        optimizer=sgd,
-        like=federation,
-        progress=False,
-    )
-    learner = training.make_learner(Linear(), training.example_of(inputs))
-    key = jax.random.fold_in(jax.random.key(0), 2)
-    params = learner.init(jax.random.fold_in(key, 0))["params"]["Dense_0"]
-    kernel, bias = np.asarray(params["kernel"]), np.asarray(params["bias"])
-    for _ in range(2):
-        logits = inputs @ kernel + bias
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        gradient = (p - np.eye(3)[labels]) / 120
-        kernel = kernel - 0.1 * inputs.T @ gradient
-        bias = bias - 0.1 * gradient.sum(0)
-    found = trained.variables["params"]["Dense_0"]
-    np.testing.assert_allclose(found["kernel"], kernel, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["bias"], bias, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="they must be the same"):
-        gf.train(data._replace(class_names=("a", "b", "c")), epochs=1, like=federation)
-
-
-def test_generated_samples_depend_on_their_number_only():
-    def draw(texts, key, strength):
-        def picture(text, key):
-            noise = jax.random.randint(key, (8, 8, 3), 0, 256, "uint8")
-            return np.asarray(noise) // 2 + strength * (text == "a dog")
-
-        return np.stack([picture(*each) for each in zip(texts, key, strict=True)])
-
-    prompts = {"cat": ["a cat", "the cat"], "dog": ["a dog"]}
-    options = {"strength": np.uint8(100), "progress": False}
-    data = gf.generate(draw, prompts, 5, batch_size=4, **options)
-    assert data.class_names == ("cat", "dog")
-    np.testing.assert_array_equal(data.labels, [0] * 5 + [1] * 5)
-    assert data.inputs.shape == (10, 8, 8, 3)
-    assert data.inputs[5:].min() >= 100 > data.inputs[:5].min()
-    whole = gf.generate(draw, prompts, 7, batch_size=64, **options)
-    np.testing.assert_array_equal(whole.inputs[:5], data.inputs[:5])
-    np.testing.assert_array_equal(whole.inputs[7:12], data.inputs[5:])
-    like = gf.federate(
-        np.zeros((2, 4, 4, 1), np.uint8),
-        [0, 1],
-        owner=[0, 1],
-        class_names=["dog", "cat"],
-    )
-    small = gf.generate(draw, prompts, 2, like=like, **options)
-    assert small.inputs.shape == (4, 4, 4, 1) and small.class_names == ("dog", "cat")
-    with pytest.raises(UserError, match="takes those of dog, cat"):
-        gf.generate(draw, {"cow": ["a cow"]}, 1, like=like, **options)
 
 
 def test_rounds_stop_and_go_on(federation):
