@@ -360,6 +360,10 @@ def simulate(
             lines.append(line)
             if done.number:
                 bar.update()
+            elif isinstance(init, Classifier | Run) and "accuracy" in line:
+                labels = federation.test.labels
+                if found := evaluation.beside_chance(line["accuracy"], labels):
+                    say(f"advice: init {found}", quiet=not progress)
             if "accuracy" in line:
                 bar.note(f"accuracy {line['accuracy']:.3f}")
             state = done.observed[1]

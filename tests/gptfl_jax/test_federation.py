@@ -187,7 +187,7 @@ def test_algorithms_of_ones_own(federation, tmp_path):
         )
 
 
-def test_a_run_goes_on_from_another(federation, arrays):
+def test_a_run_goes_on_from_another(federation, arrays, capsys):
     first = run_of(federation, rounds=1)
     second = run_of(federation, init=first, rounds=1)
     assert second.metrics.loss[0] == pytest.approx(first.metrics.loss[1], rel=1e-6)
@@ -196,6 +196,13 @@ def test_a_run_goes_on_from_another(federation, arrays):
     assert run_of(federation, init=first.classifier, rounds=1).metrics.equals(
         second.metrics
     )
+    assert not capsys.readouterr().out
+    nothing = jax.tree.map(np.zeros_like, first.variables)  # names class 0 always
+    start = first.classifier._replace(variables=nothing)
+    run_of(federation, init=start, rounds=1, progress=True)
+    zeros = np.mean(arrays[1] == 0)
+    told = capsys.readouterr().out
+    assert f"advice: init is right on {zeros:.1%} of the test set, and always" in told
     other = federation._replace(class_names=("0", "1", "cat"))
     for start in (first, first.classifier):
         with pytest.raises(UserError, match="init tells 0, 1, 2, and the .* 0, 1, cat"):
