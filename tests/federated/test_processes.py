@@ -120,7 +120,8 @@ def test_two_processes_compare_as_one_does(start, tmp_path, setting, monkeypatch
     assert_same(two, one, setting)
     # The first process speaks.
     first, second = processes.outputs()
-    assert first[-1].startswith("[1/1] fedavg-s0: accuracy")
+    assert first[-2].startswith("[1/1] fedavg-s0: accuracy")
+    assert first[-1].startswith("next: python -m federated.report --config=")
     assert len(second) == 1
     assert second[0].endswith("on 4 CPU devices in 2 processes, this is process 1")
 
