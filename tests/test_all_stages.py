@@ -30,6 +30,7 @@ PICTURES = {
     "model.name": "logistic_regression",
     "model.options": {},
     "generate.model": "the tiny one",
+    "generate.lora": "",  # which is of another model
     "generate.num_steps": 1,
     "generate.dtype": "float32",
     "generate.preview_per_class": 0,
