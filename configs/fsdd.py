@@ -163,7 +163,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> None:
     """What a start is worth to skewed clients, or with `tune` the search for its rates.
 
-    Two speakers are held out in turn; the search is among the other four.
+    Two speakers are held out together; the search is among the other four.
     """
     federated = config.federated
     federated.partition, federated.partition_options = "dirichlet", skew
@@ -182,7 +182,7 @@ def _compare_starts(config: ConfigDict, tune: bool, skew: dict[str, Any]) -> Non
         presets.search_starts(config, tuple(STARTS), **setting)
         config.compare.seeds = (10,)
     else:
-        config.compare.data = {name: {"test_speakers": name} for name in tested}
+        config.compare.data = {"-".join(tested): {"test_speakers": tested}}
         presets.compare_starts(config, STARTS, **setting)
         config.compare.seeds = (0, 1, 2, 3, 4)
 
