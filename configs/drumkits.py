@@ -19,8 +19,8 @@ strokes made by rule and from Sonic Pi's samples, and has heard none of the kits
 classifier of stage 2 serves all turns, as it is trained on synthetic strokes alone. The
 accuracy that stage 2 prints is of the kit `test_kits` alone.
 
-The learning rates are a first guess (docs/drums.md). A search of them, on turns inside
-the turns:
+FedAvg's learning rates were searched on turns inside the turns, FedOpt's are a first
+guess (docs/drums.md). The search of both:
 
     python -m federated.sweep --workdir=runs/drumkits-tuning \
         --config=configs/drumkits.py:tune=True,init=runs/drumkits/pretrain
@@ -57,7 +57,7 @@ ARGUMENTS = {
 
 # Of each algorithm and start: learning rates of the clients and the server.
 RATES = {
-    "fedavg-scratch": (0.3,),
+    "fedavg-scratch": (1.0,),
     "fedopt-scratch": (0.3, 0.01),
     "fedavg-gptfl": (0.1,),
     "fedopt-gptfl": (0.1, 0.003),
