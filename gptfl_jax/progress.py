@@ -1,6 +1,8 @@
 """What a program says while it runs: lines, and how far a long loop is."""
 
+import shutil
 import sys
+import textwrap
 import time
 
 import jax
@@ -17,13 +19,25 @@ _IN_NOTEBOOK = any(each.__module__ == "tqdm.notebook" for each in tqdm.__mro__)
 def say(text: str, quiet: bool = False) -> None:
     """Prints a line, of several processes in the first alone.
 
+    On a terminal a sentence that is wider ends its lines between words; a table, and a
+    command to be copied, stay as they are.
+
     Args:
         text: the line.
         quiet: print nothing.
     """
     if jax.process_index() == 0 and not quiet:
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns
+            text = "\n".join(_wrapped(line, width) for line in text.split("\n"))
         tqdm.write(text, file=sys.stdout)  # above a bar, where there is one
         sys.stdout.flush()
+
+
+def _wrapped(line: str, width: int) -> str:
+    if len(line) <= width or "  " in line.strip() or line.startswith("next: "):
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def interval(seconds: float) -> str:

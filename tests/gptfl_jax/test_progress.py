@@ -86,6 +86,21 @@ def test_in_a_notebook_there_is_a_bar_too(capsys, clock, monkeypatch):
     assert "| 2/4 " in capsys.readouterr().err
 
 
+def test_a_sentence_ends_its_lines_between_words(capsys, monkeypatch):
+    sentence, table = "one two-three four " * 3 + "end", "a  b" * 12
+    command = f"next: {sentence}"
+    text = "\n".join((sentence, table, command))
+    progress.say(text)
+    assert capsys.readouterr().out == f"{text}\n"  # to a file as it is
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True, raising=False)
+    progress.say(text)
+    assert capsys.readouterr().out == (
+        "one two-three four one\ntwo-three four one two-three\nfour end\n"
+        f"{table}\n{command}\n"
+    )
+
+
 def test_only_the_first_process_says_it_and_only_aloud(capsys, monkeypatch):
     progress.say("one")
     progress.say("two", quiet=True)
