@@ -71,13 +71,31 @@ RATES = {
     "fedopt-gptfl": {"speakers": (0.1, 0.01), "skewed": (1.0, 0.001)},
 }
 
-# What a start is worth: rates of the clients, and of FedOpt's server: those of `RATES`
-# until the search of `starts=True,tune=True` has been run.
-_RATE = ("fedavg", "fedprox", "scaffold", "local", "clients", "server")
+# What a start is worth: rates of the clients, and of FedOpt's server, searched for each
+# method and start by `starts=True,tune=True` (docs/starts.md).
+_HIGH = dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,))
 STARTS = {
-    "random": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.01)},
-    "synthetic": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.001)},
-    "procedural": {**dict.fromkeys(_RATE, (1.0,)), "fedopt": (1.0, 0.01)},
+    "random": {
+        **_HIGH,
+        "fedopt": (1.0, 0.01),
+        "local": (1.0,),
+        "clients": (1.0,),
+        "server": (0.3,),
+    },
+    "synthetic": {
+        **_HIGH,
+        "fedopt": (1.0, 0.001),
+        "local": (0.1,),
+        "clients": (0.3,),
+        "server": (0.3,),
+    },
+    "procedural": {
+        **_HIGH,
+        "fedopt": (1.0, 0.01),
+        "local": (1.0,),
+        "clients": (1.0,),
+        "server": (1.0,),
+    },
 }
 
 

@@ -362,7 +362,10 @@ START_GRID = MappingProxyType(
             ("fedavg", "fedprox", "scaffold", "local", "clients", "server"),
             ((0.1,), (0.3,), (1.0,)),
         ),
-        "fedopt": ((0.1, 0.003), (0.1, 0.01), (0.1, 0.03)),
+        "fedopt": (
+            *((0.1, rate) for rate in (0.003, 0.01, 0.03)),
+            *((1.0, rate) for rate in (0.001, 0.003, 0.01)),
+        ),
     }
 )
 """What `search_starts` tries for each method: rates of the clients and the server."""
