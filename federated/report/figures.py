@@ -21,7 +21,14 @@ from federated import pictures, run_files
 from federated.report import tables
 from federated.report.cost import until_each_line
 from federated.report.rows import row_of
-from federated.report.runs import SYNTHETIC_ONLY, Method, Run, curve, synthetic_only
+from federated.report.runs import (
+    SYNTHETIC_ONLY,
+    Method,
+    Run,
+    algorithm_name,
+    curve,
+    synthetic_only,
+)
 
 # Up to so many methods have bands over seeds, over clients, and a legend.
 _MOST_WITH_BANDS, _MOST_WITH_CLIENT_BANDS, _MOST_IN_LEGEND = 12, 6, 8
@@ -319,15 +326,15 @@ _DASHED = ((0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 
 def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
-    """A hue and marker an algorithm; synthetic starts solid, others dashed or dotted.
+    """A hue and marker an algorithm and what is mixed in; synthetic starts solid.
 
-    Where that leaves too many of one hue (a grid of settings), a hue a method.
+    Other starts are dashed or dotted. Where that leaves too many of one
+    hue (a grid of settings), a hue a method.
     """
-    algorithms = list(dict.fromkeys(method.algorithm for method in methods))
+    names = [algorithm_name(method.runs[0].config["federated"]) for method in methods]
+    algorithms = list(dict.fromkeys(names))
     kinds = [method.init == "synthetic" for method in methods]
-    alike = [
-        (method.algorithm, kind) for method, kind in zip(methods, kinds, strict=True)
-    ]
+    alike = list(zip(names, kinds, strict=True))
     crowded = max(map(alike.count, alike), default=0) > len(_SOLID)
     style = {}
     for index, (method, kind) in enumerate(zip(methods, kinds, strict=True)):
@@ -336,7 +343,7 @@ def styles(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
             nth = kinds[:index].count(kind)
             pattern = nth // len(HUES)
         else:
-            nth = algorithms.index(method.algorithm)
+            nth = algorithms.index(names[index])
             pattern = alike[:index].count(alike[index])
         style[method.name] = {
             "color": HUES[nth % len(HUES)],

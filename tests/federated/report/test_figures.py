@@ -29,6 +29,23 @@ def test_curve_of_norms_has_the_spread_over_clients(workdir):
     assert sorted(set(vertices)) == pytest.approx([1.5, 2.7])
 
 
+def test_a_method_has_one_hue_from_every_start(tmp_path):
+    """What is mixed in makes another method of the same algorithm."""
+    for init in ("random", "synthetic", "procedural"):
+        for count in (0, 40):
+            fields = {"init": init, "synthetic_per_client": count}
+            make_run(tmp_path, f"{init}-{count}", [0.1, 0.5], **fields)
+    methods = runs.methods_of(runs.load_runs(tmp_path))
+    styles = figures.styles(methods)
+    hues = {
+        mixed: {styles[m.name]["color"] for m in methods if ("+ 40" in m.name) == mixed}
+        for mixed in (False, True)
+    }
+    assert [len(x) for x in hues.values()] == [1, 1]
+    assert hues[False] != hues[True]
+    assert len({tuple(style.values()) for style in styles.values()}) == 6
+
+
 def test_many_methods_have_a_line_each_and_are_named_in_the_picture(
     tmp_path, quick_pictures
 ):
