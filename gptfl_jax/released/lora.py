@@ -188,7 +188,7 @@ def read(
     if unknown:
         raise UserError(
             f"{file}: {_listed(unknown)}: no update of a layer of this model. Name "
-            "LoRA weights of the same Stable Diffusion, 1.x or 2.x; those of other "
+            "LoRA weights of the same Stable Diffusion, 1.x or 2.x, or none; other "
             "kinds (LoHa, LoKr, DoRA) are not read"
         )
     halves = [".".join(k) for k, each in found.items() if not (each.down and each.up)]
