@@ -87,8 +87,12 @@ class Writer:
         )
         self.clock = time.perf_counter()
 
-    def write(self, done: rounds.Round, bar: Progress) -> None:
-        """Waits for a round, writes its line, and saves where that is due."""
+    def write(self, done: rounds.Round, bar: Progress) -> float | None:
+        """Waits for a round, writes its line, and saves where that is due.
+
+        Returns:
+            The accuracy on the test set; None: the round was not tested.
+        """
         line = {}
         if done.metrics is not None:
             line = jax.device_get(done.metrics)._asdict()
@@ -120,6 +124,7 @@ class Writer:
                 checkpoint(state, packed, self.sent),
                 {"accuracy": line.get("accuracy", np.nan)},
             )
+        return line.get("accuracy")
 
     def _of_clients(
         self, round: int, counts: personalisation.ClientCounts

@@ -386,9 +386,9 @@ def _run(
             if result.number == (start.round or 0) + 1 and jax.process_index() == 0:
                 _draw_partition(folder, setting, summary)
                 tracking.picture("partition", folder / "partition.png")
-            writer.write(result, bar)
-            if result.number == 0 and result.observed.counts is not None:
-                tested_start(evaluation.metrics(result.observed.counts).accuracy)
+            accuracy = writer.write(result, bar)
+            if result.number == 0 and accuracy is not None:
+                tested_start(accuracy)
         if result.number < federated.rounds:
             checkpoints.wait()
             raise interruption.Interrupted(

@@ -249,8 +249,7 @@ def test_the_best_checkpoint_and_the_last_ones_stay(tmp_path, setting, monkeypat
 
     def pretend(counts):
         seen.append(None)
-        # The first two are of round 0: its line, and what is said of the start.
-        value = accuracies.get(len(seen) - 2, 0.1)
+        value = accuracies.get(len(seen) - 1, 0.1)  # The first is round 0.
         return metrics(counts)._replace(accuracy=value)
 
     seen = []
