@@ -7,6 +7,7 @@ import pytest
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import help
+from tests.own_config import CONFIG
 from train import generator
 
 SECTIONS = ("data", "federated")
@@ -22,17 +23,6 @@ help may be, with a list:
     two    of another
 
 More is said here.
-"""
-
-CONFIG = """\
-from gptfl_jax import configuration
-
-
-def get_config(arg=""):
-    config = configuration.default_config("data", "federated")
-    config.federated.rounds = 7
-    aliases = {"rate": "federated.client_learning_rate"}
-    return configuration.apply_arguments(config, arg, aliases)
 """
 
 

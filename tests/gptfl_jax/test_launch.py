@@ -11,6 +11,7 @@ import pytest
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.launch import command_line, processes
+from tests.own_config import CONFIG
 from tests.programs import Programs
 from train import generator
 
@@ -66,18 +67,6 @@ def main():
 if __name__ == "__main__":
     main()
 '''
-
-CONFIG = """\
-from gptfl_jax import configuration
-
-
-def get_config(arg=""):
-    config = configuration.default_config("data", "federated")
-    config.federated.rounds = 7
-    aliases = {"rate": "federated.client_learning_rate"}
-    return configuration.apply_arguments(config, arg, aliases)
-"""
-
 
 NO_FOLDER = (
     "cannot write to /proc/x: no such file or directory. Choose another --workdir"
