@@ -89,6 +89,8 @@ class Setting(NamedTuple):
     """Floating-point operations of a gradient, by example."""
     rows: int = 0
     """Rows that the clients' examples are filled up to, for one compiled shape."""
+    held_out_rows: int = 0
+    """The same of what the clients hold out."""
     synthetic: datasets.Dataset | None = None
     """What stage 1 made, where the method mixes it in."""
 
@@ -414,6 +416,35 @@ def deal(
         )
     else:
         data = _federate(train, owner, num_clients, ~held_out)
+    return _filled_up(data, rows)
+
+
+def deal_held_out(
+    config: ConfigDict, train: datasets.Dataset, rows: int = 0
+) -> federated_data.FederatedData:
+    """What the clients hold out of their training, of which `deal` gives the rest.
+
+    Args:
+        rows: as of `deal`.
+    """
+    owner, num_clients, held_out = _owners(config, train)
+    return _filled_up(_federate(train, owner, num_clients, held_out), rows)
+
+
+def rows_dealt(config: ConfigDict, train: datasets.Dataset) -> tuple[int, int]:
+    """How many rows `deal` and `deal_held_out` give, before they are filled up."""
+    federated = config.federated
+    if not (federated.client_test_fraction or federated.synthetic_per_client):
+        return len(train.labels), 0
+    _, num_clients, held_out = _owners(config, train)
+    mixed = num_clients * federated.synthetic_per_client
+    return int((~held_out).sum()) + mixed, int(held_out.sum())
+
+
+def _filled_up(
+    data: federated_data.FederatedData, rows: int
+) -> federated_data.FederatedData:
+    """With rows of zeros behind those of the clients."""
     missing = rows - len(data.labels)
     if missing <= 0:
         return data
@@ -425,14 +456,6 @@ def deal(
 
     inputs, labels = jax.tree.map(fill, (data.inputs, data.labels))
     return data._replace(inputs=inputs, labels=labels)
-
-
-def deal_held_out(
-    config: ConfigDict, train: datasets.Dataset
-) -> federated_data.FederatedData:
-    """What the clients hold out of their training, of which `deal` gives the rest."""
-    owner, num_clients, held_out = _owners(config, train)
-    return _federate(train, owner, num_clients, held_out)
 
 
 def _owners(

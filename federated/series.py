@@ -116,16 +116,14 @@ def run(
             ]
             if key not in prepared:
                 prepared[key] = experiment.prepare(together[0], source)
+            rows, held_out_rows = _rows(together, source, len(of_data) > 1)
             for each in together:
-                setting = prepared[key]
+                setting = prepared[key]._replace(rows=rows, held_out_rows=held_out_rows)
                 if mixed is None:
                     mixed = experiment.load_mixed(each, workdir, source)
                 if experiment.mixes(each.federated):
                     setting = setting._replace(synthetic=mixed)
                 dealt = experiment.deal(each, source.train, mixed=mixed)
-                if len(of_data) > 1:
-                    most = max(len(source.train.labels), len(dealt.labels))
-                    setting = setting._replace(rows=experiment.padded_rows(most))
                 summary = f"seed {each.seed}: " + str(
                     federated_data.summarise(dealt, source.train.num_classes)
                 )
@@ -152,6 +150,25 @@ def run(
             if len(of_data) == 1:
                 del prepared[key]  # and its memory
     return failed
+
+
+def _rows(
+    configs: Sequence[ConfigDict], source: datasets.Source, several: bool
+) -> tuple[int, int]:
+    """Rows that the clients' examples, and those held out, are filled up to.
+
+    What a seed holds out differs by a few examples, turns by more: of one shape for all
+    runs of a program, it is compiled once.
+
+    Args:
+        configs: of runs that share a program.
+        several: whether other data come with it.
+    """
+    counts = [experiment.rows_dealt(each, source.train) for each in configs]
+    most = [max(column) for column in zip(*counts, strict=True)]
+    if several:
+        most = [experiment.padded_rows(count) for count in most]
+    return tuple(most)
 
 
 class _Pace:

@@ -33,7 +33,8 @@ With `client_test_fraction` every client holds some of its examples out of its t
 Every `personalisation_every` rounds and after the last one, the same clients are tested
 on them, before and after local fine-tuning (gptfl_jax/fl/personalisation.py): the line
 then has `client_accuracy_mean`, `client_accuracy_worst_decile`, `client_accuracy_best`
-and the same of `personalised_accuracy`.
+and the same of `personalised_accuracy`. The models of local_only are not fine-tuned any
+more: both are of what the clients have.
 """
 
 import contextlib
@@ -433,7 +434,9 @@ def _client_tests(
     """((state, round) -> counts of the chosen clients, which these are)."""
     if not config.federated.personalisation_every:
         return None, None
-    held_out = experiment.deal_held_out(config, setting.source.train)
+    held_out = experiment.deal_held_out(
+        config, setting.source.train, setting.held_out_rows
+    )
     chosen = personalisation.choose(
         rounds.key_of(config.seed, rounds.TESTED_CLIENTS),
         data.offsets,

@@ -152,7 +152,7 @@ def make_cohort_trainer(
         raise ValueError(
             f"epochs {local.epochs}, steps {local.steps}: one must be positive"
         )
-    execution = _resolved(execution)
+    execution = resolved(execution)
     if lanes < 0:
         raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
     if row_block and (row_block < 0 or execution != "packed"):
@@ -254,7 +254,7 @@ def make_local_trainer(
     Raises:
         ValueError: an unknown execution.
     """
-    packed = _resolved(execution) == "packed"
+    packed = resolved(execution) == "packed"
     asked = Client(rule, local, 0)
 
     def train(
@@ -284,7 +284,12 @@ def make_local_trainer(
     return train
 
 
-def _resolved(execution: str) -> str:
+def resolved(execution: str) -> str:
+    """The execution that "auto" stands for on this backend; the others themselves.
+
+    Raises:
+        ValueError: an unknown execution.
+    """
     if execution == "auto":
         return "packed" if jax.default_backend() == "cpu" else "vmap"
     if execution not in ("packed", "vmap"):

@@ -8,7 +8,9 @@ worst of them are a number of their own.
 A client starts from what `Algorithm.start` gives (the server's weights, or its own
 where it keeps some), and is fine-tuned as in a round: same optimizer, batches and
 epochs, but on the learner's plain loss and at the same learning rate in every round, so
-that measurements of different rounds compare.
+that measurements of different rounds compare. Where the server aggregates nothing
+(local_only), a client's own model is its personal one and is tested as it is: before
+and after are the same.
 """
 
 import functools
@@ -30,7 +32,7 @@ from gptfl_jax.errors import UserError
 from gptfl_jax.fl import cohorts, sampling
 from gptfl_jax.fl.client_rules import Context, plain_rule
 from gptfl_jax.fl.composition import Algorithm, ServerState
-from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated
+from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated, resolved
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.trainable import frozen, moving
@@ -44,7 +46,7 @@ class ClientCounts(NamedTuple):
     before: Int[Array | np.ndarray, " clients"]
     """Right before local fine-tuning."""
     after: Int[Array | np.ndarray, " clients"]
-    """Right after it."""
+    """Right after it; of an algorithm that aggregates nothing, the same as before."""
 
     def accuracies(
         self,
@@ -178,7 +180,20 @@ def make_evaluation(
         batches = lax.div(rows.size + (size - 1), jnp.int32(size))
         return lax.fori_loop(0, batches, add, jnp.zeros((), jnp.int32))
 
+    def untrained(server, own, test, rows):
+        """Of the clients as they are, twice."""
+
+        def alone(of_client):
+            its_own, its_rows = of_client
+            return count({**server, **(its_own or {})}, test, its_rows)
+
+        packed = resolved(execution) == "packed"
+        right = (lax.map if packed else _vmap)(alone, (own, rows))
+        return right, right
+
     def on_device(server, own, train, test, entries, rows):
+        if not algorithm.aggregates:
+            return untrained(server, own, test, rows)
         trainer = own_start if jax.tree.leaves(own) else shared_start
         return trainer(
             Context(server, (), own),
@@ -268,6 +283,11 @@ def make_evaluation(
         return total if together else devices.add_up(total, mesh)
 
     return measure
+
+
+def _vmap(function: Callable[[PyTree], PyTree], of_clients: PyTree) -> PyTree:
+    """`lax.map`, all at once."""
+    return jax.vmap(function)(of_clients)
 
 
 def _the_same(trees: list[PyTree]) -> bool:

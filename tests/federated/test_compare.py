@@ -113,6 +113,32 @@ def test_compare_in_turns(workdir, setting, monkeypatch):
         )
 
 
+def test_what_seeds_hold_out_changes_no_shape(workdir, setting, monkeypatch):
+    """Runs of a program are filled up to the rows of the largest: compiled once."""
+    config = make_config(rounds=1, client_test_fraction=0.25)
+    config.compare.methods = {"one": {}, "other": {"init": "synthetic"}}
+    config.compare.seeds = (0, 1, 2)
+    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
+    # simulated: (examples trained on and held out, rows of both)
+    simulated = []
+
+    def simulate_(config, workdir, setting, **options):
+        train = setting.source.train
+        counts = experiment.rows_dealt(config, train)
+        trained = experiment.deal(config, train, setting.rows)
+        held_out = experiment.deal_held_out(config, train, setting.held_out_rows)
+        assert counts == (trained.offsets[-1], held_out.offsets[-1])
+        assert sum(counts) == 1415 and not held_out.inputs[counts[1] :].any()
+        simulated.append((*counts, len(trained.labels), len(held_out.labels)))
+        return {"step": 1, "bytes_up": 0, "bytes_down": 0}
+
+    monkeypatch.setattr(simulate, "simulate", simulate_)
+    compare.run(config, workdir)
+    trained, held_out, rows, held_out_rows = zip(*simulated, strict=True)
+    assert len(simulated) == 6 and len(set(trained)) > 1
+    assert set(rows) == {max(trained)} and set(held_out_rows) == {max(held_out)}
+
+
 def test_compare_from_starts(workdir, setting, monkeypatch):
     config = make_config(rounds=1)
     config.compare.methods = {

@@ -80,14 +80,36 @@ def test_counts_are_those_of_fine_tuning_in_numpy(problem, held_out, execution, 
 
 
 @pytest.mark.parametrize("execution", ["packed", "vmap"])
-def test_clients_with_weights_of_their_own_start_from_these(
-    problem, held_out, execution
-):
+def test_clients_that_train_alone_are_tested_as_they_are(problem, held_out, execution):
     algorithm = algorithms.local_only(
         problem.learner, LOCAL._replace(schedule=None), execution="packed"
     )
     state = algorithm.init(problem.variables, 7)
+    chosen = np.array([3, 5, 0])
+    measure = evaluation(problem, algorithm, execution=execution, lanes=2)
+    counts = measure(state, problem.data, held_out, chosen, KEY)
+    untrained = [right(problem.weights(), held_out, c) for c in (3, 5, 0)]
+    assert counts.before.tolist() == counts.after.tolist() == untrained
     state, _ = algorithm.round(state, problem.data, jnp.array([3, 5], jnp.int32), KEY)
+    counts = measure(state, problem.data, held_out, chosen, KEY)
+    own = {c: fine_tuned(problem, problem.weights(), c) for c in (3, 5)}
+    own[0] = problem.weights()  # has not taken part
+    expected = [right(own[c], held_out, c) for c in (3, 5, 0)]
+    assert counts.before.tolist() == counts.after.tolist() == expected
+    assert expected[:2] != untrained[:2]
+
+
+@pytest.mark.parametrize("execution", ["packed", "vmap"])
+def test_clients_with_weights_of_their_own_start_from_these(
+    problem, held_out, execution
+):
+    """As of an algorithm that averages some weights and leaves others to clients."""
+    alone = algorithms.local_only(
+        problem.learner, LOCAL._replace(schedule=None), execution="packed"
+    )
+    state = alone.init(problem.variables, 7)
+    state, _ = alone.round(state, problem.data, jnp.array([3, 5], jnp.int32), KEY)
+    algorithm = alone._replace(aggregates=True)
     measure = evaluation(problem, algorithm, execution=execution, lanes=2)
     counts = measure(state, problem.data, held_out, np.array([3, 5, 0]), KEY)
     start = {c: fine_tuned(problem, problem.weights(), c) for c in (3, 5)}
