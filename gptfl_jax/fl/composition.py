@@ -5,6 +5,7 @@ combination of updates and server optimizer are replaceable parts, and FedAvg is
 identity in all of them. `gptfl_jax.fl.algorithms` has the notation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -444,10 +445,27 @@ def _stack(rows: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
 
 
-@jax.jit
+# Rows that one program takes apart: each is a kernel to compile for every array.
+_APART = 16
+
+
 def _unstack(rows: PyTree) -> list[PyTree]:
     count = jax.tree.leaves(rows)[0].shape[0]
-    return [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(count)]
+    size, apart = min(count, _APART), []
+    for first in range(0, count, _APART):
+        # One shape for all: the last ones come with some that are there already.
+        start = min(first, count - size)
+        apart += _some(rows, start, size)[first - start :]
+    return apart
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _some(rows: PyTree, start: Int[Array, ""], size: int) -> list[PyTree]:
+    """Rows from `start` on, one by one."""
+    some = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), rows
+    )
+    return [jax.tree.map(lambda x, i=i: x[i], some) for i in range(size)]
 
 
 def _column(flags: Bool[Array, " cohort"], like: Array) -> Bool[Array, "cohort ..."]:
