@@ -92,6 +92,9 @@ def _parse() -> argparse.Namespace:
         default="device",
         help="all rows on the device, or each cohort's, sent a round ahead",
     )
+    parser.add_argument(
+        "--lanes", type=int, default=0, help="clients side by side under vmap; 0: all"
+    )
     parser.add_argument("--cpu-devices", type=int, help="default: one a core")
     parser.add_argument(
         "--no-diagnostics", action="store_true", help="leave the round's metrics out"
@@ -124,6 +127,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         LocalTraining(optax.sgd(learning_rate), batch_size),
         execution=arguments.client_execution,
         mesh=mesh,
+        lanes=arguments.lanes,
         diagnostics=not arguments.no_diagnostics,
     )
     variables = learner.init(jax.random.key(0))
@@ -139,6 +143,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
     report = measure.report(
         "gptfl-jax", arguments.workload, rounds, memory, sizes[schedule]
     )
+    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
 
     def loss(variables):
@@ -158,6 +163,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         client_execution=arguments.client_execution,
         data_placement=arguments.data_placement,
         devices=jax.device_count(),
+        device_mb=None if on_device is None else round(on_device / 2**20),
         jax=jax.__version__,
     )
 

@@ -1,26 +1,54 @@
-"""The networks of w3, w4 and w5 in torch, channels first."""
+"""The networks of all workloads in torch, channels first."""
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+WORKLOADS = ("w1", "w2", "w3", "w4", "w5")
+
 
 def make(workload: str, num_classes: int) -> nn.Module:
     """The network of a workload, as `benchmarks.workloads` has it in Flax."""
     match workload:
+        case "w1":
+            return cnn(num_classes)
+        case "w2":
+            return convnet(num_classes)
         case "w3":
             return ResNet(num_classes, 16, nn.BatchNorm2d)
         case "w4":
             return ConvGRU(num_classes)
         case "w5":
             return ResNet(num_classes, 64, lambda channels: nn.GroupNorm(8, channels))
-    raise ValueError(f"{workload}: takes w3, w4 or w5")
+    raise ValueError(f"{workload}: takes one of {', '.join(WORKLOADS)}")
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
     """Examples [batch, ..., channels] as torch has them."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def cnn(num_classes: int) -> nn.Module:
+    """`gptfl_jax.models.cnn` for 28x28 pictures of one channel."""
+    layers, channels = [], 1
+    for features in (32, 64):
+        layers += [nn.Conv2d(channels, features, 5, padding=2), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)]
+        channels = features
+    layers += [nn.Flatten(), nn.Linear(7 * 7 * channels, 512), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(512, num_classes))
+
+
+def convnet(num_classes: int) -> nn.Module:
+    """`gptfl_jax.models.convnet` for 32x32 pictures of three channels."""
+    layers, channels = [], 3
+    for _ in range(3):
+        layers += [nn.Conv2d(channels, 128, 3, padding=1), nn.GroupNorm(128, 128)]
+        layers += [nn.ReLU(), nn.AvgPool2d(2)]
+        channels = 128
+    layers += [nn.Flatten(), nn.Linear(4 * 4 * channels, num_classes)]
+    return nn.Sequential(*layers)
 
 
 class BasicBlock(nn.Module):

@@ -4,8 +4,10 @@
 
 is what upstream GPT-FL does in each of its processes: load the server's weights, train
 an epoch of SGD over a `DataLoader`, add to a running mean. The clients of a round are
-dealt to the workers, largest first. Needs torch and numpy, nothing of gptfl_jax, and
-prints the line of JSON of `benchmarks.fl_round`.
+dealt to the workers, largest first. With `--device cuda` all examples lie on the GPU,
+where a `DataLoader`, which collates them one by one, would be slower than the training:
+batches are gathered there by a shuffled index. Needs torch and numpy, nothing of
+gptfl_jax, and prints the line of JSON of `benchmarks.fl_round`.
 """
 
 from benchmarks import measure  # First: it starts the clock.
@@ -26,19 +28,29 @@ from benchmarks.peers import networks
 class Trainer:
     """The clients' examples and the network of one worker."""
 
-    def __init__(self, workload: str, data: pathlib.Path, lr: float | None = None):
+    def __init__(
+        self,
+        workload: str,
+        data: pathlib.Path,
+        lr: float | None = None,
+        device: str = "cpu",
+    ):
+        self.device = torch.device(device)
         with np.load(data / f"{workload}.npz") as file:
             self.x, self.y, self.offsets = file["x"], file["y"], file["offsets"]
             self.schedule = file["schedule"]
             self.lr = lr or float(file["lr"])
             batch_size = int(file["batch"])
-            self.model = networks.make(workload, int(file["num_classes"]))
+            model = networks.make(workload, int(file["num_classes"]))
+            self.model = model.to(self.device)
         self.sizes = np.diff(self.offsets)
         self.loss = torch.nn.CrossEntropyLoss()
-        inputs, labels = networks.channels_first(self.x), torch.from_numpy(self.y)
+        inputs = networks.channels_first(self.x).to(self.device)
+        labels = torch.from_numpy(self.y).long().to(self.device)
+        loader = DataLoader if self.device.type == "cpu" else Gathered
         self.loaders = [
-            DataLoader(
-                TensorDataset(inputs[start:stop], labels[start:stop].long()),
+            loader(
+                TensorDataset(inputs[start:stop], labels[start:stop]),
                 batch_size,
                 shuffle=True,
             )
@@ -47,6 +59,7 @@ class Trainer:
 
     def train(self, weights: dict, clients: list[int], total: int) -> dict:
         """Sum of the trained weights, each times the client's share of the rows."""
+        weights = {k: v.to(self.device) for k, v in weights.items()}
         sums = {k: torch.zeros_like(v) for k, v in weights.items()}
         for client in clients:
             self.model.load_state_dict(weights, strict=False)
@@ -58,7 +71,7 @@ class Trainer:
             trained = self.model.state_dict()
             for name in sums:
                 sums[name].add_(trained[name], alpha=self.sizes[client] / total)
-        return sums
+        return {name: value.cpu() for name, value in sums.items()}
 
     @torch.no_grad()
     def evaluate(self, weights: dict) -> float:
@@ -68,13 +81,32 @@ class Trainer:
         self.model.eval()
         losses = [
             self.loss(
-                self.model(networks.channels_first(self.x[part])),
-                torch.from_numpy(self.y[part]).long(),
+                self.model(networks.channels_first(self.x[part]).to(self.device)),
+                torch.from_numpy(self.y[part]).long().to(self.device),
             ).item()
             for part in np.split(rows, 10)
         ]
         self.model.train()
         return float(np.mean(losses))
+
+
+class Gathered:
+    """A `DataLoader` of tensors on a device, a gather a batch."""
+
+    def __init__(self, examples: TensorDataset, batch_size: int, shuffle: bool):
+        self.tensors, self.batch_size, self.shuffle = (
+            examples.tensors,
+            batch_size,
+            shuffle,
+        )
+
+    def __iter__(self):
+        """Batches of one epoch."""
+        first = self.tensors[0]
+        draw = torch.randperm if self.shuffle else torch.arange
+        order = draw(len(first), device=first.device)
+        for rows in order.split(self.batch_size):
+            yield tuple(tensor[rows] for tensor in self.tensors)
 
 
 _trainer: Trainer
@@ -95,22 +127,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workload", choices=("w3", "w4", "w5"), required=True)
+    parser.add_argument("--workload", choices=networks.WORKLOADS, required=True)
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=5, help="timed, after round 0")
     parser.add_argument("--lr", type=float, help="instead of the workload's")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     memory = measure.Memory()
     torch.manual_seed(0)
-    of_trainer = arguments.workload, arguments.data, arguments.lr
+    of_trainer = arguments.workload, arguments.data, arguments.lr, arguments.device
     trainer, count = Trainer(*of_trainer), arguments.workers
     context = torch.multiprocessing.get_context("spawn")
     rounds = measure.Rounds()
     with context.Pool(count, _start, of_trainer) as pool:
         # Counters of batches are no weights: they are integers.
         first = weights = {
-            name: value.clone()
+            name: value.cpu().clone()
             for name, value in trainer.model.state_dict().items()
             if value.is_floating_point()
         }
@@ -132,6 +165,7 @@ def main() -> None:
             loss_after=round(trainer.evaluate(weights), 4),
             torch=torch.__version__,
             workers=count,
+            device=arguments.device,
         )
     print(json.dumps(report), flush=True)
 
