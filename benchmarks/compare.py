@@ -11,6 +11,10 @@ made by SCRIPTS/gen_data.py and `benchmarks.peers.make_data`. Everybody runs in 
 in the table are medians, the ratio is the median of the ratios within a turn. Other
 work moves processor time least.
 
+With `--gpu` everybody runs on one GPU: ours, with so many clients side by side as
+`--lanes` says, and the loop in torch, in one process and in several. They compile and
+warm up at the same time, and are measured one after the other.
+
 A table a workload goes between two marks in docs/performance.md, with machine and
 versions.
 """
@@ -86,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peers", type=pathlib.Path, required=True, help="VENVS")
+    parser.add_argument("--peers", type=pathlib.Path, help="VENVS")
     parser.add_argument("--scripts", type=pathlib.Path, help="needed for w1 and w2")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument(
@@ -95,8 +99,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="environments to run, as pfl fedjax")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gpu", action="store_true", help="all of them on one GPU")
+    parser.add_argument(
+        "--lanes", type=int, nargs="+", default=[0], help="on a GPU; 0: by itself"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=document.PAGE)
     arguments = parser.parse_args()
+    if arguments.gpu:
+        compare_on_gpu(arguments)
+        return
+    if arguments.peers is None:
+        parser.error("--peers is missing: the folder of their virtual environments")
     if arguments.scripts is None and not {"w1", "w2"}.isdisjoint(arguments.workloads):
         parser.error("--scripts is missing: w1 and w2 need it")
     contenders = {w: find_contenders(arguments, w) for w in arguments.workloads}
@@ -117,6 +130,48 @@ def main() -> None:
             # After every turn: a comparison cut short has its table.
             table = describe(workload, results[workload], arguments, repeat + 1)
             document.write(f"compare {workload}", table, arguments.output)
+
+
+def compare_on_gpu(arguments: argparse.Namespace) -> None:
+    """Runs everybody, by the Python that runs this, and writes the tables."""
+    contenders = {
+        f"{OURS}, {lanes} side by side" if lanes else OURS: (
+            *("benchmarks.fl_round", "--lanes", str(lanes)),
+        )
+        for lanes in arguments.lanes
+    }
+    for name, workers in (("one process", 1), ("eight processes", 8)):
+        contenders[f"torch loop, {name}"] = (
+            *("benchmarks.peers.torch_loop", "--device", "cuda"),
+            *("--workers", str(workers)),
+        )
+    options = ["--rounds", str(arguments.rounds), "--in-turn"]
+    options += ["--data", str(arguments.data.resolve())]
+    running = {
+        (workload, name): subprocess.Popen(
+            [sys.executable, "-m", *command, *options, "--workload", workload],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # They share the GPU, and what they take is read.
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        )
+        for workload in arguments.workloads
+        for name, command in contenders.items()
+    }
+    warm = {each for each, p in running.items() if p.stdout.readline() == "ready\n"}
+    results = {workload: {} for workload in arguments.workloads}
+    for (workload, name), process in running.items():
+        output, _ = process.communicate("\n" if (workload, name) in warm else None)
+        if process.returncode:
+            print(f"{name}, {workload}: failed", file=sys.stderr, flush=True)
+            continue
+        fields = json.loads(output.splitlines()[-1])
+        print(json.dumps(fields), flush=True)
+        results[workload][name] = [Result(fields, fields["device_mb"] or 0.0)]
+    for workload, by_name in results.items():
+        table = describe_on_gpu(workload, by_name, arguments.rounds)
+        document.write(f"compare {workload} on gpu", table, arguments.output)
 
 
 def find_contenders(
@@ -187,7 +242,7 @@ def describe(
         name: statistics.median(r.fields["examples_per_s"] for r in runs)
         for name, runs in ran.items()
     }
-    peers = [name for name in rates if name != OURS]
+    peers = [name for name in rates if not name.startswith(OURS)]
     best = max(peers, key=rates.get, default=None)
     rows = []
     for name in sorted(rates, key=rates.get, reverse=True):
@@ -227,6 +282,27 @@ def describe(
             "direct convolution.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def describe_on_gpu(
+    workload: str, by_name: dict[str, list[Result]], rounds: int
+) -> str:
+    """The table in Markdown, below the card, the machine and the versions."""
+    rates = {name: runs[0].fields["examples_per_s"] for name, runs in by_name.items()}
+    peers = [rate for name, rate in rates.items() if not name.startswith(OURS)]
+    best, rows, card = max(peers, default=None), [], ""
+    for name in sorted(rates, key=rates.get, reverse=True):
+        [(fields, memory)] = by_name[name]
+        card = fields.get("card", card)
+        relative = "-" if best is None else f"{rates[name] / best:.2f}"
+        row = [f"{name}{_versions(fields)}", f"{rates[name]:,.0f}"]
+        row += [f"{fields['clients_per_s']:,.0f}", f"{memory:,.0f} MB", relative]
+        rows.append(row)
+    header = ["", "examples/s", "clients/s", "memory of the GPU"]
+    header += ["relative to the fastest peer"]
+    where = f"**{workload}** on one {card}: {document.circumstances()}"
+    how = f"{rounds} rounds after one that warms up, one program after the other."
+    return f"{where} {how}\n\n{document.table(header, rows)}\n"
 
 
 def ratio(ours: list[Result], theirs: list[Result]) -> float:

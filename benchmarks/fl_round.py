@@ -99,6 +99,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--no-diagnostics", action="store_true", help="leave the round's metrics out"
     )
+    parser.add_argument(
+        "--in-turn", action="store_true", help="after round 0, wait for a line of stdin"
+    )
     parser.add_argument("--form", help="of every convolution; default: by backend")
     return parser.parse_args()
 
@@ -132,6 +135,13 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
     )
     variables = learner.init(jax.random.key(0))
     state = algorithm.init(variables, len(sizes))
+    tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
+
+    def loss(variables):
+        return evaluation.evaluate(
+            learner, variables, x[tested], y[tested], num_classes, batch_size=500
+        ).loss
+
     rounds = measure.Rounds()
     for r in range(len(cohorts)):
         rounds.begin()
@@ -140,23 +150,20 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         state, metrics = algorithm.round(state, data, cohort, key)
         jax.block_until_ready((state, metrics))
         rounds.end()
+        if not r:
+            loss_before = loss(variables)
+            if arguments.in_turn:
+                measure.wait_for_turn()
     report = measure.report(
         "gptfl-jax", arguments.workload, rounds, memory, sizes[schedule]
     )
     on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    tested = np.random.default_rng(0).choice(len(y), 1000, replace=False)
-
-    def loss(variables):
-        return evaluation.evaluate(
-            learner, variables, x[tested], y[tested], num_classes, batch_size=500
-        ).loss
-
     matmul = matmul_rate(mesh)
     operations = operations_an_example(learner, x[:1], y[:1])
     share = report["examples_per_s"] * operations / matmul
     return dict(
         **report,
-        loss_before=round(float(loss(variables)), 4),
+        loss_before=round(float(loss_before), 4),
         loss_after=round(float(loss(state.variables)), 4),
         matmul_gflops=round(matmul / 1e9, 1),
         share_of_matmul_rate=round(share, 3),
@@ -164,6 +171,7 @@ def _run(arguments: argparse.Namespace, memory: measure.Memory) -> dict:
         data_placement=arguments.data_placement,
         devices=jax.device_count(),
         device_mb=None if on_device is None else round(on_device / 2**20),
+        card=jax.devices()[0].device_kind,
         jax=jax.__version__,
     )
 

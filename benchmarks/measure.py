@@ -5,6 +5,7 @@ Import this first: the start-up time is counted from here. Linux only (/proc).
 
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -66,6 +67,12 @@ class Rounds:
         self.cpu_s.append(cpu_seconds() - self._cpu)
         if len(self.wall_s) == 1:
             self.startup_s = time.perf_counter() - START
+
+
+def wait_for_turn() -> None:
+    """Says that this program has compiled and warmed up, and waits for a line."""
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 def memory_mb(root: int) -> tuple[float, int]:

@@ -1,7 +1,10 @@
 """Convolution in the form that runs fast on the backend at hand.
 
 `conv` is `jax.lax.conv_general_dilated` with the channels last. On GPU and TPU it is
-exactly that. On a CPU, XLA runs `lax.conv` inside `scan`, `fori_loop` or `while_loop`
+exactly that, except on a GPU where networks of many clients stand side by side under
+`vmap` (`side_by_side`): of kernels that differ by client JAX makes one convolution with
+a group for each, which an H200 ran 2 to 6 times slower than "patches", one product for
+each. On a CPU, XLA runs `lax.conv` inside `scan`, `fori_loop` or `while_loop`
 15 to 20 times slower than outside (jax issue 12868), and local training is such a
 loop; there it is written with shifted slices around matrix products. `choose` decides
 among the forms, by the place and by the shapes. A place counts as inside a loop unless
@@ -70,6 +73,7 @@ _logger = logging.getLogger(__name__)
 # Values that `jax.jit` keeps apart: a function is traced anew for each.
 _asked_form = jax.make_user_context(None)
 _is_outside = jax.make_user_context(False)
+_is_side_by_side = jax.make_user_context(False)
 
 
 @contextlib.contextmanager
@@ -95,6 +99,13 @@ def outside_loops() -> Iterator[None]:
     In a loop on a CPU it would be 15 to 20 times slower than without this.
     """
     with _is_outside(True):
+        yield
+
+
+@contextlib.contextmanager
+def side_by_side() -> Iterator[None]:
+    """Says that `vmap` gives what is traced inside the block each client's kernels."""
+    with _is_side_by_side(True):
         yield
 
 
@@ -186,12 +197,15 @@ def choose(
     """The form that `conv` takes: by backend, shapes, type and precision."""
     asked = _asked_form.value
     if asked is None:
-        if jax.default_backend() != "cpu":
+        on_gpu = jax.default_backend() == "gpu" and _is_side_by_side.value
+        if jax.default_backend() != "cpu" and not on_gpu:
             return "lax"
-        if _is_outside.value:
+        if _is_outside.value and not on_gpu:
             return _choose_outside(inputs, kernel, geometry, precision)
         if not _shifts_obstacle(inputs, kernel, geometry):
             return "shifts"
+        if on_gpu:
+            return "patches"
         if _winograd_pays(inputs, kernel, geometry, precision):
             return "winograd"
         asked = "row_split"

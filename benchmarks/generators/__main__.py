@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -63,116 +64,162 @@ def main() -> None:
     if arguments.side:
         run_side(CASES[arguments.only[0]], arguments.batch[0], arguments)
         return
+    arguments.folder = arguments.folder.resolve()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     file = arguments.folder / "generators.json"
     reports = json.loads(file.read_text()) if file.exists() else {}
-    arguments.device = jax_platform()
-    on_gpu = arguments.device == "gpu"
+    backend, device = jax_device()
+    on_gpu = backend == "gpu"
     names = arguments.only or [c.name for c in CASES.values() if on_gpu or not c.on_gpu]
-    for case in (CASES[name] for name in names):
-        for batch in arguments.batch or case.batches:
-            key = f"{case.name}:{batch}:{arguments.dtype}"
-            if key not in reports or arguments.again:
-                reports[key] = measure(case, batch, arguments)
-                file.write_text(json.dumps(reports, indent=1))
-            print(key, json.dumps(reports[key]), flush=True)
+    rows = {
+        f"{name}:{batch}:{arguments.dtype}": (CASES[name], batch)
+        for name in names
+        for batch in arguments.batch or CASES[name].batches
+    }
+    missing = {k: row for k, row in rows.items() if k not in reports or arguments.again}
+    make_models({case.model for case, _ in missing.values()} - {""}, arguments.folder)
+    # On a GPU all load and compile at the same time.
+    started = {k: Pair(*row, arguments) for k, row in missing.items() if on_gpu}
+    for pair in started.values():
+        pair.warm_up()
+    for key, (case, batch) in rows.items():
+        if key in missing:
+            pair = started.get(key) or Pair(case, batch, arguments)
+            report = pair.measure(arguments.repeats, on_gpu)
+            if report is None:
+                continue
+            reports[key] = report
+            file.write_text(json.dumps(reports, indent=1))
+        print(key, json.dumps(reports[key]), flush=True)
     if arguments.output:
-        table = describe(reports, arguments.device)
-        document.write(f"generators on {arguments.device}", table, arguments.output)
+        table = describe(reports, device)
+        document.write(f"generators on {backend}", table, arguments.output)
 
 
-def jax_platform() -> str:
-    """Where JAX runs programs, asked in a process that lets go of it again."""
+def jax_device() -> tuple[str, str]:
+    """JAX's backend and device, asked in a process that lets go of it again."""
+    ask = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind)"
     found = subprocess.run(
-        [sys.executable, "-c", "import jax; print(jax.default_backend())"],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", ask], check=True, capture_output=True, text=True
     )
-    return found.stdout.split()[-1]
+    backend, _, kind = found.stdout.splitlines()[-1].partition(" ")
+    return backend, kind
 
 
-def measure(case: Case, batch: int, arguments: argparse.Namespace) -> dict:
-    """Both sides in turn.
+def make_models(names: Iterable[str], folder: pathlib.Path) -> None:
+    """Writes those networks with random weights that the folder lacks."""
+    command = [sys.executable, "-m", "benchmarks.generators.random_models"]
+    for name in sorted(names):
+        if not (folder / name).exists():
+            subprocess.run([*command, name, str(folder / name)], check=True)
 
-    Raises:
-        SystemExit: a side failed, or they do not agree.
-    """
-    folder = arguments.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    if case.model and not (folder / case.model).exists():
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "benchmarks.generators.random_models"),
-                *(case.model, str(folder / case.model)),
-            ],
-            check=True,
-        )
-    sides: dict[str, subprocess.Popen] = {}
 
-    def run(side: str) -> float:
-        process = sides[side]
-        process.stdin.write("\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{case.name}, batch {batch}: {side} failed")
-        return float(line)
+class Pair:
+    """Both sides of a row, each a process, ours started first."""
 
-    first = {}
-    for side in _SIDES:  # One loads and compiles after the other.
-        command = [sys.executable, "-m", "benchmarks.generators", "--side", side]
-        command += ["--only", case.name, "--batch", str(batch)]
-        command += ["--dtype", arguments.dtype]
-        sides[side] = subprocess.Popen(
-            [*command, "--folder", str(folder)],
+    def __init__(self, case: Case, batch: int, arguments: argparse.Namespace):
+        self.case, self.text = case, f"{case.name}, batch {batch}"
+        self.outputs = {
+            side: arguments.folder / f"output_{case.name}_{batch}_{side}.npy"
+            for side in _SIDES
+        }
+        self._arguments = arguments
+        self._command = [sys.executable, "-m", "benchmarks.generators"]
+        self._command += ["--only", case.name, "--batch", str(batch)]
+        self._command += ["--dtype", arguments.dtype, "--folder", arguments.folder]
+        self._processes: dict[str, subprocess.Popen] = {}
+        self._first: dict[str, float] = {}
+
+    def warm_up(self) -> None:
+        """Has both load and compile, without waiting for them."""
+        for side in _SIDES:
+            self._start(side)
+
+    def measure(self, repeats: int, on_gpu: bool) -> dict | None:
+        """Both in turn; None, after a line that says why, where there is no figure."""
+        try:
+            return self._measure(repeats, on_gpu)
+        except _Failed as error:
+            for process in self._processes.values():
+                process.kill()
+            print(f"{self.text}: {error}", file=sys.stderr, flush=True)
+            return None
+
+    def _measure(self, repeats, on_gpu):
+        for side in _SIDES:  # One loads and compiles after the other, if not before.
+            if side not in self._processes:
+                self._start(side)
+            self._first[side] = self._answer(side)
+        turns = [{side: self._run(side) for side in _SIDES} for _ in range(repeats)]
+        report: dict[str, Any] = {}
+        for side, process in self._processes.items():
+            process.stdin.close()
+            report[f"{side}_s"] = statistics.median(turn[side] for turn in turns)
+            report[f"{side}_first_s"] = self._first[side]
+            report[f"{side}_mb"] = float(process.stdout.read())
+            process.wait()
+        ours, theirs = (np.load(self.outputs[side]) for side in _SIDES)
+        if ours.shape != theirs.shape:
+            raise _Failed(f"{ours.shape} of ours, {theirs.shape} of PyTorch")
+        if on_gpu:  # Single values of TF32 and bfloat16 may round far, most do not.
+            tolerance = ROUNDED
+            size, apart = (np.sqrt(np.mean(x**2)) for x in (theirs, ours - theirs))
+        else:
+            tolerance = self.case.tolerance
+            size, apart = (np.abs(x).max() for x in (theirs, ours - theirs))
+        difference = float(apart / max(size, 1e-9))
+        if not difference < tolerance:
+            raise _Failed(f"outputs differ by {difference}")
+        return report | {"difference": difference}
+
+    def _start(self, side):
+        self._processes[side] = subprocess.Popen(
+            [*self._command, "--side", side],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             # Both are on the GPU at once, and what they take is read.
             env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
-        first[side] = run(side)
-    turns = [{side: run(side) for side in sides} for _ in range(arguments.repeats)]
-    report: dict[str, Any] = {}
-    for side, process in sides.items():
-        process.stdin.close()
-        report[f"{side}_s"] = statistics.median(turn[side] for turn in turns)
-        report[f"{side}_first_s"] = first[side]
-        report[f"{side}_mb"] = float(process.stdout.read())
-        process.wait()
-    ours, theirs = (np.load(folder / f"output_{side}.npy") for side in _SIDES)
-    if ours.shape != theirs.shape:
-        raise SystemExit(f"{case.name}, batch {batch}: {ours.shape}, {theirs.shape}")
-    tolerance = case.tolerance
-    if arguments.device == "cpu":
-        difference = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9)
-    else:  # Single values of TF32 and bfloat16 may round far, most do not.
-        tolerance = ROUNDED
-        deviations = [np.sqrt(np.mean(np.square(x))) for x in (ours - theirs, theirs)]
-        difference = deviations[0] / max(deviations[1], 1e-9)
-    if not difference < tolerance:
-        raise SystemExit(f"{case.name}, batch {batch}: outputs differ by {difference}")
-    return report | {"difference": float(difference)}
+        self._ask(side)
+
+    def _run(self, side):
+        self._ask(side)
+        return self._answer(side)
+
+    def _ask(self, side):
+        self._processes[side].stdin.write("\n")
+        self._processes[side].stdin.flush()
+
+    def _answer(self, side):
+        line = self._processes[side].stdout.readline()
+        if not line:
+            raise _Failed(f"{side} ended")
+        return float(line)
+
+
+class _Failed(Exception):
+    """A row that has no figures."""
 
 
 def run_side(case: Case, batch: int, arguments: argparse.Namespace) -> None:
     """Runs the case once for each line of the standard input, and says the seconds."""
-    folder = arguments.folder / case.model
     side = importlib.import_module(_SIDES[arguments.side])
-    function = side.side(case, batch, folder, arguments.dtype)
+    function = side.side(case, batch, arguments.folder / case.model, arguments.dtype)
     output = None
     for _ in sys.stdin:
         start = time.perf_counter()
         output = function()
         print(time.perf_counter() - start, flush=True)
-    np.save(arguments.folder / f"output_{arguments.side}.npy", output)
+    name = f"output_{case.name}_{batch}_{arguments.side}.npy"
+    np.save(arguments.folder / name, output)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     on_device = side.peak_bytes()
     print(peak_kb / 1024 if on_device is None else on_device / 2**20)
 
 
 def describe(reports: dict[str, dict], device: str) -> str:
-    """A table in Markdown, a line a case, batch size and dtype."""
+    """A table in Markdown, measured on `device`: a line a case, batch size, dtype."""
     header = ["", "batch", "dtype", "ours", "PyTorch", "times as fast"]
     header += ["peak memory, ours", "PyTorch's", "ratio", "first call, ours"]
     rows = []
@@ -207,7 +254,7 @@ def describe(reports: dict[str, dict], device: str) -> str:
             ("transformers", transformers),
         )
     )
-    where = f"{document.circumstances()} {versions}, on the {device.upper()}."
+    where = f"{document.circumstances()} {versions}, on {device}."
     return f"{where}\n\n{document.table(header, rows)}"
 
 

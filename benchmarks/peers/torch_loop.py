@@ -15,6 +15,7 @@ from benchmarks import measure  # First: it starts the clock.
 # ruff: isort: split
 import argparse
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -118,8 +119,11 @@ def _start(*arguments) -> None:
     _trainer = Trainer(*arguments)
 
 
-def _train(job: tuple) -> dict:
-    return _trainer.train(*job)
+def _train(job: tuple) -> tuple[dict, int, int]:
+    """The sum, and which process took how much of the GPU so far."""
+    part = _trainer.train(*job)
+    on_gpu = _trainer.device.type == "cuda"
+    return part, os.getpid(), torch.cuda.max_memory_allocated() if on_gpu else 0
 
 
 def main() -> None:
@@ -133,13 +137,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="instead of the workload's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="after round 0, wait for a line of stdin"
+    )
     arguments = parser.parse_args()
     memory = measure.Memory()
     torch.manual_seed(0)
     of_trainer = arguments.workload, arguments.data, arguments.lr, arguments.device
     trainer, count = Trainer(*of_trainer), arguments.workers
     context = torch.multiprocessing.get_context("spawn")
-    rounds = measure.Rounds()
+    rounds, peak_bytes = measure.Rounds(), {}
     with context.Pool(count, _start, of_trainer) as pool:
         # Counters of batches are no weights: they are integers.
         first = weights = {
@@ -152,9 +159,12 @@ def main() -> None:
             total = int(trainer.sizes[cohort].sum())
             order = sorted(cohort, key=lambda c: trainer.sizes[c], reverse=True)
             jobs = [(weights, order[i::count], total) for i in range(count)]
-            parts = pool.map(_train, jobs, 1)
+            parts, processes, peaks = zip(*pool.map(_train, jobs, 1), strict=True)
+            peak_bytes |= dict(zip(processes, peaks, strict=True))
             weights = {name: sum(part[name] for part in parts) for name in weights}
             rounds.end()
+            if arguments.in_turn and len(rounds.wall_s) == 1:
+                measure.wait_for_turn()
         report = measure.report(
             "torch_loop",
             arguments.workload,
@@ -166,6 +176,7 @@ def main() -> None:
             torch=torch.__version__,
             workers=count,
             device=arguments.device,
+            device_mb=round(sum(peak_bytes.values()) / 2**20) or None,
         )
     print(json.dumps(report), flush=True)
 

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from gptfl_jax import convolution
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.client_rules import (
@@ -204,6 +205,10 @@ class Client(NamedTuple):
 
     def train_lanes(self, contexts, data, entries, rate) -> Progress:
         """Several clients side by side, every argument [lanes, ...]."""
+        with convolution.side_by_side():
+            return self._train_lanes(contexts, data, entries, rate)
+
+    def _train_lanes(self, contexts, data, entries, rate):
         in_context = Context(None, None, 0)
 
         def one(context, entry, progress, s):

@@ -186,6 +186,17 @@ def test_choice_by_place_and_shapes(sizes, channels, window, options, inside, ou
     assert chosen(**case) == inside
 
 
+@pytest.mark.parametrize(("backend", "form"), [("gpu", "patches"), ("tpu", "lax")])
+def test_choice_for_clients_side_by_side(monkeypatch, backend, form):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    case = dict(sizes=(32, 32), channels=(64, 64), window=(3, 3))
+    depthwise = dict(sizes=(32, 32), channels=(1, 64), window=(3, 3), groups=64)
+    assert chosen(**case) == chosen(**depthwise) == "lax"
+    with convolution.side_by_side():
+        assert chosen(**case) == form
+        assert chosen(**depthwise) == ("shifts" if backend == "gpu" else "lax")
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
 def test_a_compiled_function_follows_the_place():
     """One that was compiled before in another place is traced again."""

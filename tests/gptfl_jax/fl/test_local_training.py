@@ -1,6 +1,9 @@
 import pytest
 
-from gptfl_jax.fl import local_training
+from gptfl_jax import convolution
+from gptfl_jax.fl import algorithms, local_training
+
+from .rounds import EXECUTIONS, LOCAL, run
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -10,3 +13,17 @@ def test_buckets_hold_every_rest_with_little_waste(size, count):
     assert buckets[-1] == size and len(buckets) <= count
     for rest in range(1, size):
         assert any(bucket >= rest for bucket in buckets)
+
+
+@pytest.mark.parametrize("options", EXECUTIONS)
+def test_lanes_are_traced_as_clients_side_by_side(problem, options):
+    """Where `gptfl_jax.convolution` takes other forms on a GPU."""
+    seen = set()
+
+    def loss(*arguments):
+        seen.add(convolution._is_side_by_side.value)
+        return problem.learner.loss(*arguments)
+
+    learner = problem.learner._replace(loss=loss)
+    run(problem, algorithms.fedavg(learner, LOCAL, **options), rounds=1)
+    assert seen == {options["execution"] == "vmap"}
