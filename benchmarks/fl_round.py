@@ -93,7 +93,7 @@ def _parse() -> argparse.Namespace:
         help="all rows on the device, or each cohort's, sent a round ahead",
     )
     parser.add_argument(
-        "--lanes", type=int, default=0, help="clients side by side under vmap; 0: all"
+        "--lanes", type=int, default=0, help="clients side by side under vmap; 0: 8"
     )
     parser.add_argument("--cpu-devices", type=int, help="default: one a core")
     parser.add_argument(

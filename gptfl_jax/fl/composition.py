@@ -199,7 +199,7 @@ def compose(
             weights by itself.
         execution: "packed", "vmap" or "auto", see `gptfl_jax.fl.execution`.
         mesh: of `clients_mesh`; None: one device.
-        lanes: clients side by side under "vmap"; 0: all.
+        lanes: clients side by side under "vmap"; 0: `execution.LANES`.
         row_block: see `gptfl_jax.fl.execution.make_cohort_trainer`.
         diagnostics: whether to measure diversity, norms and drift.
         dropout: probability that a client of a cohort fails to report.

@@ -34,6 +34,11 @@ from gptfl_jax.training import Variables
 AXIS = "clients"
 """Mesh axis over which cohorts are split."""
 
+LANES = 8
+"""Clients side by side on a device, where nobody says how many. Of 4, 8 and whole
+cohorts of 10 to 100 the fastest or within 13 % of it, in five workloads on an H200
+(docs/performance.md): more wait for the longest of them, and take more memory."""
+
 
 def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
     """Puts all examples on the device, or on each device of the mesh, once.
@@ -134,8 +139,8 @@ def make_cohort_trainer(
     Args:
         execution: "packed", "vmap", or "auto" for what suits the backend.
         mesh: over whose axis `clients` cohorts are split; None: one device.
-        lanes: clients side by side under "vmap", a device; 0: all of them. Fewer lanes
-            need less memory, and waste less when clients differ in size.
+        lanes: clients side by side under "vmap", a device; 0: `LANES`. Fewer lanes need
+            less memory, and waste less when clients differ in size.
         row_block: under "packed", sum a step's gradient over blocks of so many rows; 0:
             whole batches; None: what suits the model, see `gptfl_jax.fl.microbatches`.
             Less memory, one compiled shape and no padded rows beyond a block, for small
@@ -154,7 +159,7 @@ def make_cohort_trainer(
         )
     execution = resolved(execution)
     if lanes < 0:
-        raise ValueError(f"lanes {lanes}: takes 0 (all) or more")
+        raise ValueError(f"lanes {lanes}: takes 0 (by itself) or more")
     if row_block and (row_block < 0 or execution != "packed"):
         raise ValueError(
             f"row_block {row_block} with execution {execution!r}: takes 0 (off), or a "
@@ -181,7 +186,7 @@ def make_cohort_trainer(
         # What a client costs besides its rows counts as a batch and a quarter.
         costs = cohort.rows[:-1] + local.batch_size + local.batch_size // 4
         table = balance(costs, devices, slots)
-        width = 1 if execution == "packed" else min(lanes or slots, slots)
+        width = 1 if execution == "packed" else min(lanes or LANES, slots)
         client = asked
         if row_block is None and execution == "packed":
             one = Context(variables, shared, jax.tree.map(_first, own))

@@ -183,8 +183,7 @@ FIELDS: dict[str, Field] = {
     "client_lanes": Field(
         0,
         rules.whole(0),
-        "clients side by side on a device under vmap; 0: all of them. Fewer need "
-        "less memory",
+        "clients side by side on a device under vmap; 0: eight. Fewer need less memory",
     ),
     "data_placement": Field(
         "auto",
