@@ -20,6 +20,11 @@ from gptfl_jax.training import Batch
 # hand: a result must not depend on the machine, not even in its rounding.
 _KEPT_BYTES = 8 * 2**20
 
+# Blocks of large weights, which do not fit in a cache anyway, keep so many times the
+# weights: reading these, and adding to their gradient, is then little of the work, and
+# the memory of a batch is bounded.
+_KEPT_TIMES_WEIGHTS = 16
+
 
 def rows_at_once(
     loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
@@ -31,9 +36,9 @@ def rows_at_once(
     """Rows of a block, or 0 for a batch that should be differentiated as a whole.
 
     It should if the loss is no mean over rows (it has model state, as batch statistics)
-    or draws random numbers (a block would draw others), if all of it is small enough
-    anyway, and if the weights, which every block reads and whose gradient it writes,
-    are large themselves.
+    or draws random numbers (a block would draw others), and if all of it is small
+    enough anyway: beside a cache, or beside the weights, which every block reads and
+    whose gradient it writes, where these are large themselves.
 
     Args:
         loss: (params, batch, key, context) -> (mean loss of the real rows, model
@@ -57,8 +62,10 @@ def rows_at_once(
         return 0
     rows, weights = batch.mask.shape[0], _bytes(params)
     # The weights are kept for the backward pass as well.
-    count = math.ceil((_bytes(kept) - weights) / _KEPT_BYTES)
-    if count <= 1 or 2 * weights > _KEPT_BYTES:
+    large = 2 * weights > _KEPT_BYTES
+    most = _KEPT_TIMES_WEIGHTS * weights if large else _KEPT_BYTES
+    count = math.ceil((_bytes(kept) - weights) / most)
+    if count <= 1:
         return 0
     # Of these, the size that costs least: padding, and a block about a quarter row.
     sizes = {math.ceil(rows / n) for n in range(count, 2 * count + 1)}

@@ -33,6 +33,14 @@ def test_large_activations_and_small_weights_are_cut():
     assert rows(convnet.Model(10), (32, 32, 3), 32) == 4
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="sizes on a CPU")
+def test_blocks_beside_large_weights_are_larger():
+    # 17 MB of weights: blocks may keep 275 MB.
+    wide = resnet.Model(10, width=64, norm="group")
+    assert rows(wide, (64, 64, 3), 32) == 4
+    assert rows(wide, (16, 16, 3), 32) == 0
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "options"),
     [
