@@ -1,14 +1,15 @@
 """Softmax attention, in the form that is quick and small on the machine at hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 # Attention logits held at once, in elements of 4 bytes: above it, blocks of queries.
 _MAX_LOGITS = 2**28
-# The same on a CPU, where it is one head at a time if a head has many: 2 x 5 heads of
-# 1,024 positions took 52 ms of processor time instead of 104, as these stay in the
-# cache.
+# The same on a CPU, where it is one head at a time if a head has many, as these stay in
+# the cache: 2 x 10 heads of 1,024 positions took 38 ms instead of 126.
 _MAX_CPU_LOGITS = 2**20
 _MANY_CPU_LOGITS = 2**18
 # Features of a head that cuDNN takes on every GPU that has its flash attention.
@@ -56,8 +57,9 @@ def attention(
         )
     if causal:
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    if jax.default_backend() == "cpu" and logits >= _MANY_CPU_LOGITS:
-        return _head_by_head(query, key, value)
+    if jax.default_backend() == "cpu":
+        by_head = logits >= _MANY_CPU_LOGITS
+        return (_head_by_head if by_head else _all_heads)(query, key, value)
     blocks = _blocks(queries, batch * heads * logits, _MAX_LOGITS)
     if blocks == 1:
         return jax.nn.dot_product_attention(query, key, value)
@@ -82,26 +84,45 @@ def _has_flash(query) -> bool:
     return fits and generation.isdecimal() and int(generation) >= 8
 
 
+def _all_heads(query, key, value):
+    averages = _averages(*(jnp.moveaxis(x, 2, 1) for x in (query, key, value)))
+    return jnp.moveaxis(averages, 1, 2)
+
+
 def _head_by_head(query, key, value):
     batch, queries, heads, features = query.shape
     blocks = _blocks(queries, queries * key.shape[1], _MAX_CPU_LOGITS)
 
     def by_head(x, parts=1):
-        """[batch x heads x parts, 1, length, 1, features]"""
+        """[batch x heads x parts, length, features]"""
         x = jnp.moveaxis(x, 2, 1)
-        return x.reshape(batch * heads * parts, 1, -1, 1, features)
+        return x.reshape(batch * heads * parts, -1, features)
 
     key, value = by_head(key), by_head(value)
 
     def block(numbered):
         number, query = numbered
         head = number // blocks
-        return jax.nn.dot_product_attention(query, key[head], value[head])
+        return _averages(query, key[head], value[head])
 
     numbers = jnp.arange(batch * heads * blocks)
     outputs = jax.lax.map(block, (numbers, by_head(query, blocks)))
     outputs = outputs.reshape(batch, heads, queries, features)
     return jnp.moveaxis(outputs, 1, 2)
+
+
+def _averages(query, key, value):
+    """Of arrays [..., length, features], divided by the sums of weights at the end.
+
+    Dividing the averages in place of the logits saves a pass over these: heads of 4,096
+    positions took 0.16 s instead of 0.37 on two cores.
+    """
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    logits = product(query, key.mT) * query.shape[-1] ** -0.5
+    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    sums = weights.sum(-1, keepdims=True)
+    return (product(weights.astype(value.dtype), value) / sums).astype(query.dtype)
 
 
 def _blocks(queries, logits, most):
