@@ -37,6 +37,23 @@ def test_attention_in_blocks_of_queries_is_the_same(monkeypatch):
         np.testing.assert_allclose(outputs, whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("many", [1, 10**6])
+def test_gradients_are_those_of_the_formula(monkeypatch, many):
+    """Head by head and of all at once."""
+    monkeypatch.setattr(module, "_MANY_CPU_LOGITS", many)
+
+    def formula(query, key, value):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / 2
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
+
+    def of(function):
+        scalar = lambda *inputs: jnp.sum(jnp.sin(function(*inputs)))  # noqa: E731
+        return jax.grad(scalar, argnums=(0, 1, 2))(*inputs())
+
+    for found, expected in zip(of(attention), of(formula), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_causal_attention_sees_no_later_keys():
     query, _, _ = inputs()
     found = attention(query, query, query, causal=True)
