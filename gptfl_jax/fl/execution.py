@@ -35,9 +35,10 @@ AXIS = "clients"
 """Mesh axis over which cohorts are split."""
 
 LANES = 8
-"""Clients side by side on a device, where nobody says how many. Of 4, 8 and whole
-cohorts of 10 to 100 the fastest or within 13 % of it, in five workloads on an H200
-(docs/performance.md): more wait for the longest of them, and take more memory."""
+"""Clients side by side on a device, where nobody says how many and a step of their
+network keeps little (`Client.is_small`). Of 4, 8 and whole cohorts of 10 to 100 the
+fastest or within 13 % of it, in five workloads on an H200 (docs/performance.md): more
+wait for the longest of them, and take more memory."""
 
 
 def place(data: FederatedData, mesh: Mesh | None = None) -> FederatedData:
@@ -139,8 +140,9 @@ def make_cohort_trainer(
     Args:
         execution: "packed", "vmap", or "auto" for what suits the backend.
         mesh: over whose axis `clients` cohorts are split; None: one device.
-        lanes: clients side by side under "vmap", a device; 0: `LANES`. Fewer lanes need
-            less memory, and waste less when clients differ in size.
+        lanes: clients side by side under "vmap", a device; 0: `LANES` of a network
+            whose steps keep little for their gradient, one of others. Fewer need less
+            memory, and waste less when clients differ in size.
         row_block: under "packed", sum a step's gradient over blocks of so many rows; 0:
             whole batches; None: what suits the model, see `gptfl_jax.fl.microbatches`.
             Less memory, one compiled shape and no padded rows beyond a block, for small
@@ -186,10 +188,12 @@ def make_cohort_trainer(
         # What a client costs besides its rows counts as a batch and a quarter.
         costs = cohort.rows[:-1] + local.batch_size + local.batch_size // 4
         table = balance(costs, devices, slots)
-        width = 1 if execution == "packed" else min(lanes or LANES, slots)
-        client = asked
-        if row_block is None and execution == "packed":
-            one = Context(variables, shared, jax.tree.map(_first, own))
+        one = Context(variables, shared, jax.tree.map(_first, own))
+        width, client = 1, asked
+        if execution == "vmap":
+            by_itself = LANES if lanes or asked.is_small(one, data) else 1
+            width = min(lanes or by_itself, slots)
+        elif row_block is None:
             client = asked.with_suited_block(one, data)
         positions = places = table[0]
         if mesh is not None:

@@ -27,9 +27,14 @@ from gptfl_jax.fl.client_rules import (
     joined,
     split,
 )
-from gptfl_jax.fl.microbatches import rows_at_once
+from gptfl_jax.fl.microbatches import kept_bytes, rows_at_once
 from gptfl_jax.fl.sums import accumulator, flat, scale
 from gptfl_jax.training import Batch
+
+# What a step of a network keeps for its backward pass, at most, where clients of it
+# stand side by side on their own: of the five in docs/performance.md those of 12 to 93
+# MB were faster so; that of 1.7 GB took 14 GB of four clients, and was a fifth faster.
+_SMALL_BYTES = 2**28
 
 
 class LocalTraining(NamedTuple):
@@ -90,17 +95,32 @@ class Client(NamedTuple):
         start = jax.eval_shape(self.start, context)
         if jax.tree.leaves(start.model_state):
             return self._replace(row_block=0)
+        size = rows_at_once(*self._gradient_of_batch(start, context, data))
+        return self._replace(row_block=size)
+
+    def is_small(self, context: Context, data: FederatedData) -> bool:
+        """Whether a step keeps so little that several clients fit side by side.
+
+        Args:
+            context: of one client, as arrays or their shapes.
+        """
+        start = jax.eval_shape(self.start, context)
+        kept = kept_bytes(*self._gradient_of_batch(start, context, data))
+        return kept <= _SMALL_BYTES
+
+    def _gradient_of_batch(self, start, context, data):
+        """What `gptfl_jax.fl.microbatches` takes: loss, params, batch, key, context."""
         index = jax.ShapeDtypeStruct((self.local.batch_size,), jnp.int32)
         mask = jax.ShapeDtypeStruct(index.shape, jnp.result_type(float))
         batch = jax.eval_shape(_take, data, index, mask)
 
-        def loss(params, batch, key, context):
-            variables = joined(params, start.model_state, context.variables)
+        def loss(params, batch, key, more):
+            context, model_state = more
+            variables = joined(params, model_state, context.variables)
             return self.rule.loss(variables, batch, key, context)
 
-        key = jax.random.key(0)
-        size = rows_at_once(loss, start.params, batch, key, context)
-        return self._replace(row_block=size)
+        more = context, start.model_state
+        return loss, start.params, batch, jax.random.key(0), more
 
     def start(self, context: Context) -> Progress:
         params, model_state = split(self.rule.begin(context))
@@ -205,6 +225,9 @@ class Client(NamedTuple):
 
     def train_lanes(self, contexts, data, entries, rate) -> Progress:
         """Several clients side by side, every argument [lanes, ...]."""
+        one = contexts._replace(own=jax.tree.map(lambda x: x[0], contexts.own))
+        if not self.is_small(one, data):
+            return self._train_lanes(contexts, data, entries, rate)
         with convolution.side_by_side():
             return self._train_lanes(contexts, data, entries, rate)
 

@@ -26,6 +26,22 @@ _KEPT_BYTES = 8 * 2**20
 _KEPT_TIMES_WEIGHTS = 16
 
 
+def kept_bytes(
+    loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray,
+    context: Any,
+) -> int:
+    """What a batch keeps for its backward pass, the weights not counted.
+
+    Args:
+        loss: as of `rows_at_once`, the others too.
+    """
+    (kept, _), _ = _forward(loss, params, batch, key, context)
+    return _bytes(kept) - _bytes(params)
+
+
 def rows_at_once(
     loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
     params: PyTree,
@@ -48,16 +64,7 @@ def rows_at_once(
         key: what the loss would draw with.
         context: what else the loss depends on.
     """
-
-    def forward(params, batch, context, key):
-        return jax.vjp(
-            lambda params: loss(params, batch, key, context), params, has_aux=True
-        )
-
-    jaxpr, (_, kept, state) = jax.make_jaxpr(forward, return_shape=True)(
-        params, batch, context, key
-    )
-    jaxpr = jaxpr.jaxpr
+    (kept, state), jaxpr = _forward(loss, params, batch, key, context)
     if jax.tree.leaves(state) or _depends(jaxpr, jaxpr.outvars[0], jaxpr.invars[-1]):
         return 0
     rows, weights = batch.mask.shape[0], _bytes(params)
@@ -70,6 +77,20 @@ def rows_at_once(
     # Of these, the size that costs least: padding, and a block about a quarter row.
     sizes = {math.ceil(rows / n) for n in range(count, 2 * count + 1)}
     return min(sizes, key=lambda size: math.ceil(rows / size) * (size + 0.25))
+
+
+def _forward(loss, params, batch, key, context):
+    """((what is kept for the backward pass, model state), the jaxpr; key is last)."""
+
+    def forward(params, batch, context, key):
+        return jax.vjp(
+            lambda params: loss(params, batch, key, context), params, has_aux=True
+        )
+
+    jaxpr, (_, kept, state) = jax.make_jaxpr(forward, return_shape=True)(
+        params, batch, context, key
+    )
+    return (kept, state), jaxpr.jaxpr
 
 
 def _bytes(tree: PyTree) -> int:

@@ -183,7 +183,8 @@ FIELDS: dict[str, Field] = {
     "client_lanes": Field(
         0,
         rules.whole(0),
-        "clients side by side on a device under vmap; 0: eight. Fewer need less memory",
+        "clients side by side on a device under vmap; 0: eight, of large "
+        "networks one. Fewer need less memory",
     ),
     "data_placement": Field(
         "auto",

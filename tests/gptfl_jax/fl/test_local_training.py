@@ -26,4 +26,18 @@ def test_lanes_are_traced_as_clients_side_by_side(problem, options):
 
     learner = problem.learner._replace(loss=loss)
     run(problem, algorithms.fedavg(learner, LOCAL, **options), rounds=1)
-    assert seen == {options["execution"] == "vmap"}
+    assert (True in seen) == (options["execution"] == "vmap")
+
+
+@pytest.mark.parametrize("options", EXECUTIONS[1:])
+def test_large_networks_are_not(problem, monkeypatch, options):
+    seen = set()
+
+    def loss(*arguments):
+        seen.add(convolution._is_side_by_side.value)
+        return problem.learner.loss(*arguments)
+
+    monkeypatch.setattr(local_training, "_SMALL_BYTES", 10)
+    learner = problem.learner._replace(loss=loss)
+    run(problem, algorithms.fedavg(learner, LOCAL, **options), rounds=1)
+    assert seen == {False}
