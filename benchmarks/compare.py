@@ -242,7 +242,7 @@ def describe(
         name: statistics.median(r.fields["examples_per_s"] for r in runs)
         for name, runs in ran.items()
     }
-    peers = [name for name in rates if not name.startswith(OURS)]
+    peers = [name for name in rates if name != OURS]
     best = max(peers, key=rates.get, default=None)
     rows = []
     for name in sorted(rates, key=rates.get, reverse=True):

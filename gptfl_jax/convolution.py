@@ -197,15 +197,16 @@ def choose(
     """The form that `conv` takes: by backend, shapes, type and precision."""
     asked = _asked_form.value
     if asked is None:
-        on_gpu = jax.default_backend() == "gpu" and _is_side_by_side.value
-        if jax.default_backend() != "cpu" and not on_gpu:
+        backend = jax.default_backend()
+        if backend == "gpu" and _is_side_by_side.value:
+            no_shifts = _shifts_obstacle(inputs, kernel, geometry)
+            return "patches" if no_shifts else "shifts"
+        if backend != "cpu":
             return "lax"
-        if _is_outside.value and not on_gpu:
+        if _is_outside.value:
             return _choose_outside(inputs, kernel, geometry, precision)
         if not _shifts_obstacle(inputs, kernel, geometry):
             return "shifts"
-        if on_gpu:
-            return "patches"
         if _winograd_pays(inputs, kernel, geometry, precision):
             return "winograd"
         asked = "row_split"

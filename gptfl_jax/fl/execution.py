@@ -191,8 +191,8 @@ def make_cohort_trainer(
         one = Context(variables, shared, jax.tree.map(_first, own))
         width, client = 1, asked
         if execution == "vmap":
-            by_itself = LANES if lanes or asked.is_small(one, data) else 1
-            width = min(lanes or by_itself, slots)
+            width = lanes or (LANES if asked.is_small(one, data) else 1)
+            width = min(width, slots)
         elif row_block is None:
             client = asked.with_suited_block(one, data)
         positions = places = table[0]
