@@ -54,7 +54,11 @@ demo demo-speech demo-sounds: $(VENV)/.installed
 results: demo demo-speech demo-sounds
 	$(python) -m benchmarks.results
 
-starts: starts-digits starts-speech
+# Both at once where CPUs compute: each leaves a core idle for half of its time. Two
+# programs do not share a GPU's memory or a TPU.
+starts: $(VENV)/.installed
+	jobs=$$($(python) -c 'import jax; print(1 + (jax.default_backend() == "cpu"))') \
+		&& $(MAKE) --jobs=$$jobs starts-digits starts-speech
 
 starts-digits: GENERATOR = generate.images
 starts-digits: CONFIG = configs/digits.py:starts=True
@@ -63,13 +67,18 @@ starts-speech: GENERATOR = generate.speech
 starts-speech: CONFIG = configs/fsdd.py:starts=True,samples=1x
 starts-speech: WORKDIR = runs/starts/fsdd
 
+# Each line begins with whose it is. The stage alone hears Ctrl-C, and is read to its end.
+named = set -o pipefail; $(call stage,$(1)) $(2) 2>&1 | (trap '' INT; \
+	exec awk '{ print "$(notdir $(WORKDIR)): " $$0; fflush() }')
+
+starts-digits starts-speech: SHELL = bash
 starts-digits starts-speech: $(VENV)/.installed
-	$(call stage,generate.prompts)
-	$(call stage,$(GENERATOR))
-	$(call stage,train.downstream)
-	$(call stage,train.downstream) --config.train.data=procedural
-	$(call stage,federated.compare)
-	$(call stage,federated.report)
+	@$(call named,generate.prompts)
+	@$(call named,$(GENERATOR))
+	@$(call named,train.downstream)
+	@$(call named,train.downstream,--config.train.data=procedural)
+	@$(call named,federated.compare)
+	@$(call named,federated.report)
 
 test: $(VENV)/.installed-test
 	$(python) -m pytest -n 2
