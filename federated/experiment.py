@@ -230,6 +230,7 @@ def shared_by(config: ConfigDict, source: datasets.Source) -> str:
     ]
     not_compiled = (
         *("run", "init", "init_checkpoint"),
+        "client_learning_rate",
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
         *("client_test_fraction", "personalisation_every", "personalisation_clients"),
         *("data_placement", "synthetic_per_client", "synthetic_allocation"),
@@ -243,13 +244,11 @@ def shared_by(config: ConfigDict, source: datasets.Source) -> str:
 
 
 def local_training(federated: ConfigDict) -> LocalTraining:
-    """How the clients of a config train."""
+    """How the clients of a config train, at a rate that rounds are told."""
+    make = getattr(optax, federated.client_optimizer)
+    options = federated.client_options.to_dict()
     return LocalTraining(
-        optimizer=_optimizer(
-            federated.client_optimizer,
-            federated.client_learning_rate,
-            federated.client_options,
-        ),
+        optimizer=lambda rate: make(learning_rate=rate, **options),
         batch_size=federated.batch_size,
         epochs=federated.local_epochs,
         steps=federated.local_steps,
@@ -359,12 +358,6 @@ def _schedule(federated: ConfigDict) -> optax.Schedule | None:
                 1.0, federated.step_rounds, federated.step_factor, staircase=True
             )
     return None
-
-
-def _optimizer(
-    name: str, learning_rate: float, options: ConfigDict
-) -> optax.GradientTransformation:
-    return getattr(optax, name)(learning_rate=learning_rate, **options.to_dict())
 
 
 def mixes(federated: ConfigDict) -> bool:

@@ -368,7 +368,7 @@ def _run(
         ) as bar,
         contextlib.closing(
             rounds.rounds(
-                setting.algorithm,
+                setting.algorithm.at(federated.client_learning_rate),
                 state,
                 given,
                 lambda done: sampler(rounds.key_of(seed, rounds.COHORTS), done),
@@ -457,7 +457,8 @@ def _client_tests(
         state: composition.ServerState, round: int
     ) -> personalisation.ClientCounts:
         key = jax.random.fold_in(rounds.key_of(config.seed, rounds.FINE_TUNING), round)
-        return setting.test_clients(state, train, held_out, chosen, key)
+        rate = config.federated.client_learning_rate
+        return setting.test_clients(state, train, held_out, chosen, key, rate)
 
     return test, chosen
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree, Shaped
 
 from gptfl_jax import devices, planning
 from gptfl_jax.data.federated_data import FederatedData
@@ -131,11 +131,9 @@ class Algorithm(NamedTuple):
 
     init: Callable[[Variables, int], ServerState]
     """(variables, number of clients) -> state before the first round."""
-    round: Callable[
-        [ServerState, FederatedData, Int32[Array, " cohort"], PRNGKeyArray],
-        tuple[ServerState, RoundMetrics],
-    ]
-    """(state, data, cohort, key) -> (state after the round, its metrics).
+    round: Callable[..., tuple[ServerState, RoundMetrics]]
+    """(state, data, cohort, key) -> (state after the round, its metrics); where the
+    clients' optimizer takes its rate, (state, data, cohort, key, rate) or as `at`.
 
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
@@ -150,6 +148,10 @@ class Algorithm(NamedTuple):
     it keeps some of its own."""
     aggregates: bool = True
     """Whether rounds change the server's weights; False: each client has its own."""
+
+    def at(self, rate: float) -> "Algorithm":
+        """Whose rounds take this learning rate of the clients, compiled or not."""
+        return self._replace(round=functools.partial(self.round, rate=rate))
 
 
 def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggregation:
@@ -265,6 +267,7 @@ def compose(
         data: FederatedData,
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
+        rate: Float[Array, ""] | None,
     ) -> tuple[Part, PyTree, PyTree]:
         """What a device does: (its part, own states of its clients, what all know)."""
         reports = None
@@ -280,7 +283,9 @@ def compose(
             own = jax.tree.map(
                 lambda x, y: jnp.where(_column(known, x), x, y), own, first
             )
-        part, own, table = trainer.train(variables, shared, own, data, described, round)
+        part, own, table = trainer.train(
+            variables, shared, own, data, described, round, rate
+        )
         population = combine.weight(data.offsets[1:] - data.offsets[:-1]).sum()
         return part, own, (table, described.size[:-1], population)
 
@@ -321,10 +326,10 @@ def compose(
         return _everywhere(new, home), rows, metrics
 
     @jax.jit
-    def round_of_all(state, rows, data, cohort, key):
+    def round_of_all(state, rows, data, cohort, key, rate):
         train = train_part if mesh is None else on_mesh
         trained = train(
-            state.variables, state.shared, state.round, rows, data, cohort, key
+            state.variables, state.shared, state.round, rows, data, cohort, key, rate
         )
         return update_server(state, rows, *trained, key)
 
@@ -350,10 +355,10 @@ def compose(
     if not collectives:
         update_apart = jax.jit(update_apart, out_shardings=replicated(home))
 
-    def round_apart(state, rows, data, cohort, key):
+    def round_apart(state, rows, data, cohort, key, rate):
         sent = state.variables, state.shared, state.round, rows
         sent = devices.to_everywhere(sent, mesh)
-        part, own, known = train_apart(*sent, data, cohort, key)
+        part, own, known = train_apart(*sent, data, cohort, key, rate)
         part = devices.sum_by_process(part, mesh)
         own = devices.gather_by_process(own, mesh)
         known = devices.from_everywhere(known, mesh)
@@ -366,9 +371,10 @@ def compose(
         data: FederatedData,
         cohort: Int32[Array, " cohort"],
         key: PRNGKeyArray,
+        rate: Float[Array, ""] | float | None = None,
     ) -> tuple[ServerState, RoundMetrics]:
         if not state.own:
-            new, _, metrics = run(state, (), data, cohort, key)
+            new, _, metrics = run(state, (), data, cohort, key, rate)
             return new, metrics
         own, ids = state.own, np.asarray(cohort).tolist()
         if len(set(ids)) < len(ids) and not takes_repeats(state):
@@ -378,7 +384,7 @@ def compose(
             )
         rows = _stack([own.rows.get(client, own.empty) for client in ids])
         bare = state._replace(own=())
-        new, rows, metrics = run(bare, rows, data, cohort, key)
+        new, rows, metrics = run(bare, rows, data, cohort, key, rate)
         known = own.rows | dict(zip(ids, _unstack(rows), strict=True))
         return new._replace(own=own._replace(rows=known)), metrics
 
@@ -393,11 +399,14 @@ def compose(
         bare = state._replace(own=())
         cohort = jax.ShapeDtypeStruct((cohort_size,), jnp.int32)
         key = jax.eval_shape(jax.random.key, 0)
+        rate = None
+        if local.takes_rate:
+            rate = jax.ShapeDtypeStruct((), jnp.result_type(float))
         sent = bare.variables, bare.shared, bare.round, rows
         train = train_part if mesh is None else on_mesh
-        part, own, known = jax.eval_shape(train, *sent, data, cohort, key)
+        part, own, known = jax.eval_shape(train, *sent, data, cohort, key, rate)
         if collectives:
-            lowered = round_of_all.lower(bare, rows, data, cohort, key)
+            lowered = round_of_all.lower(bare, rows, data, cohort, key, rate)
             programs = {"a round": lowered}
         else:
             split = P(AXIS)
@@ -407,7 +416,7 @@ def compose(
             )
             programs = {
                 "training": train_apart.lower(
-                    *planning.shapes(sent, mesh), data, cohort, key
+                    *planning.shapes(sent, mesh), data, cohort, key, rate
                 ),
                 "the server's step": update_apart.lower(
                     bare,
@@ -565,8 +574,10 @@ def proximal(mu: float) -> Callable[[PyTree, PyTree, Context], PyTree]:
     return correct
 
 
-def is_linear(optimizer: optax.GradientTransformation) -> bool:
-    """Whether updates are linear in the gradients, tried on two steps of a number."""
+def is_linear(local: LocalTraining) -> bool:
+    """Whether the clients' updates are linear in the gradients, tried on two steps of
+    a number."""
+    optimizer = local.at(1.0 if local.takes_rate else None).optimizer
 
     def second_update(gradients):
         x = jnp.zeros(())

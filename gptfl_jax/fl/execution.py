@@ -167,7 +167,6 @@ def make_cohort_trainer(
             f"row_block {row_block} with execution {execution!r}: takes 0 (off), or a "
             "positive number with 'packed'"
         )
-    asked = Client(rule, local, row_block or 0)
     devices = 1 if mesh is None else mesh.shape[AXIS]
 
     def train(
@@ -177,9 +176,11 @@ def make_cohort_trainer(
         data: FederatedData,
         cohort: Cohort,
         round: Int[Array, ""],
+        rate: Float[Array, ""] | None = None,
     ) -> tuple[Part, PyTree, Int32[Array, "devices slots"]]:
         if row_block and jax.tree.leaves(split(variables)[1]):
             raise ValueError("row_block: a model with batch statistics takes 0")
+        asked = Client(rule, local.at(rate), row_block or 0)
         size = cohort.size.shape[0] - 1
         # Only state must be laid out by slot; without it a slot is a mere number, and
         # one device may take as many small clients as the balance wants.
@@ -249,12 +250,14 @@ def make_cohort_trainer(
 def make_local_trainer(
     rule: LocalRule, local: LocalTraining, *, execution: str = "auto"
 ) -> Callable[..., PyTree]:
-    """Builds (context, data, entries, measure, extra) -> what is measured, [clients].
+    """Builds (context, data, entries, measure, extra, rate) -> what is measured,
+    [clients].
 
     For training outside of rounds: nothing is reported or combined, and the learning
-    rate is the optimizer's own, without `LocalTraining.schedule`. In the context, `own`
-    is [clients, ...], as are `entries` (a `Cohort`) and `extra`; `measure` is called
-    with (variables at the start, trained variables, the client's part of `extra`).
+    rate is the optimizer's own, or `rate` where it takes one, without
+    `LocalTraining.schedule`. In the context, `own` is [clients, ...], as are `entries`
+    (a `Cohort`) and `extra`; `measure` is called with (variables at the start, trained
+    variables, the client's part of `extra`).
 
     Args:
         execution: "packed" (holds the weights of one client at a time), "vmap" (of all
@@ -264,7 +267,6 @@ def make_local_trainer(
         ValueError: an unknown execution.
     """
     packed = resolved(execution) == "packed"
-    asked = Client(rule, local, 0)
 
     def train(
         context: Context,
@@ -272,7 +274,10 @@ def make_local_trainer(
         entries: Cohort,
         measure: Callable[[Variables, Variables, Any], PyTree],
         extra: PyTree,
+        rate: Float[Array, ""] | None = None,
     ) -> PyTree:
+        asked = Client(rule, local.at(rate), 0)
+
         def finish(own, progress, more):
             trained = joined(progress.params, progress.model_state, context.variables)
             return measure(rule.begin(context._replace(own=own)), trained, more)

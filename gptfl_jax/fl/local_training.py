@@ -44,7 +44,12 @@ class LocalTraining(NamedTuple):
     `local_schedule(step / steps)`. The optimizer's state starts fresh every round.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: (
+        optax.GradientTransformation
+        | Callable[[Float[Array, ""]], optax.GradientTransformation]
+    )
+    """Or rate -> optimizer, as `optax.sgd`: then the rate is an argument of compiled
+    rounds (`composition.Algorithm.round`), so that other rates need no others."""
     batch_size: int
     epochs: int = 1
     """Passes over a client's examples a round; each in an order of its own."""
@@ -63,6 +68,25 @@ class LocalTraining(NamedTuple):
     local_schedule_steps: int = 0
     """Steps of which the share is; 0: those of the client. The original takes 100,
     whatever the client's number: the share of a large client exceeds 1."""
+
+    @property
+    def takes_rate(self) -> bool:
+        """Whether `optimizer` is still to be given its learning rate."""
+        return not isinstance(self.optimizer, optax.GradientTransformation)
+
+    def at(self, rate: Float[Array, ""] | float | None) -> "LocalTraining":
+        """With the optimizer of this learning rate; None: it has its own.
+
+        Raises:
+            ValueError: it takes one and there is none, or the other way round.
+        """
+        if self.takes_rate == (rate is None):
+            raise ValueError(
+                f"rate {rate}: takes "
+                + ("a number, for the optimizer" if self.takes_rate else "None")
+                + f" where LocalTraining.optimizer is {self.optimizer}"
+            )
+        return self if rate is None else self._replace(optimizer=self.optimizer(rate))
 
 
 class Progress(NamedTuple):

@@ -129,13 +129,15 @@ def make_evaluation(
     mesh: Mesh | None = None,
     lanes: int = 16,
 ) -> Callable[..., ClientCounts]:
-    """Builds (state, train, test, chosen, key) -> `ClientCounts` of the chosen clients.
+    """Builds (state, train, test, chosen, key, rate) -> `ClientCounts` of the chosen
+    clients.
 
-    `train` and `test` are the two parts of each client's examples, `chosen` different
-    clients (numpy; best by falling size, so that those who train together take equally
-    long). Returns without waiting for the device. Takes one pass over the chosen
-    clients, `lanes` a device at a time, whatever the population. Where clients keep
-    weights of their own, as many of them lie side by side.
+    `rate` is the learning rate of an optimizer that takes one. `train` and `test` are
+    the two parts of each client's examples, `chosen` different clients (numpy; best by
+    falling size, so that those who train together take equally long). Returns without
+    waiting for the device. Takes one pass over the chosen clients, `lanes` a device at
+    a time, whatever the population. Where clients keep weights of their own, as many of
+    them lie side by side.
 
     Args:
         algorithm: gives the weights a client starts from.
@@ -191,7 +193,7 @@ def make_evaluation(
         right = (lax.map if packed else _vmap)(alone, (own, rows))
         return right, right
 
-    def on_device(server, own, train, test, entries, rows):
+    def on_device(server, own, train, test, entries, rows, rate):
         if not algorithm.aggregates:
             return untrained(server, own, test, rows)
         trainer = own_start if jax.tree.leaves(own) else shared_start
@@ -204,6 +206,7 @@ def make_evaluation(
                 count(trained, test, rows),
             ),
             rows,
+            rate,
         )
 
     @jax.jit
@@ -217,13 +220,13 @@ def make_evaluation(
             return described
         return lax.with_sharding_constraint(described, replicated(mesh))
 
-    def count_clients(number, positions, server, own, train, test, cohort, rows):
+    def count_clients(number, positions, server, own, train, test, cohort, rows, rate):
         """Counts of all `number` clients chosen, but zero of those not at `positions`.
 
         On a mesh `positions` and `own` are those of one device.
         """
         entries, its_rows = jax.tree.map(lambda x: x[positions], (cohort, rows))
-        before, after = on_device(server, own, train, test, entries, its_rows)
+        before, after = on_device(server, own, train, test, entries, its_rows, rate)
         new = ClientCounts(its_rows.size, before, after)
         return jax.tree.map(
             lambda x: jnp.zeros(number, jnp.int32).at[positions].set(x, mode="drop"),
@@ -231,10 +234,10 @@ def make_evaluation(
         )
 
     @functools.partial(jax.jit, static_argnames="number")
-    def evaluate(number, positions, server, own, train, test, cohort, rows):
+    def evaluate(number, positions, server, own, train, test, cohort, rows, rate):
         """`count_clients` on all devices: the sum, or apart [devices, number]."""
         run = functools.partial(count_clients, number)
-        arguments = positions, server, own, train, test, cohort, rows
+        arguments = positions, server, own, train, test, cohort, rows, rate
         if mesh is None:
             return run(*arguments)
 
@@ -248,7 +251,7 @@ def make_evaluation(
         return jax.shard_map(
             part,
             mesh=mesh,
-            in_specs=(split, whole, split, whole, whole, whole, whole),
+            in_specs=(split, whole, split, whole, whole, whole, whole, whole),
             out_specs=whole if together else split,
             check_vma=False,
         )(*arguments)
@@ -259,6 +262,7 @@ def make_evaluation(
         test: FederatedData,
         chosen: Int[np.ndarray, " chosen"],
         key: PRNGKeyArray,
+        rate: Float[Array, ""] | float | None = None,
     ) -> ClientCounts:
         number = len(chosen)
         cohort, rows = describe(train, test, chosen.astype(np.int32), key)
@@ -278,7 +282,9 @@ def make_evaluation(
                 server, own = frozen(server), _stack([moving(each) for each in starts])
             if not together:
                 server, own = devices.replicate((server, own), mesh)
-            counts = evaluate(number, positions, server, own, train, test, cohort, rows)
+            counts = evaluate(
+                number, positions, server, own, train, test, cohort, rows, rate
+            )
             total = counts if total is None else _add(total, counts)
         return total if together else devices.add_up(total, mesh)
 

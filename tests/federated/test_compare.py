@@ -26,10 +26,11 @@ def test_compare_runs_every_method_with_every_seed(
     assert [experiment.run_name(each) for each in configs] == [
         *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
     ]
-    # Seeds and initial weights share compiled programs, step sizes do not.
+    # Seeds, initial weights and step sizes share compiled programs, batches do not.
     source = setting.source
+    configs += [make_config(rounds=2, client_learning_rate=0.2)]
     assert len({experiment.shared_by(each, source) for each in configs}) == 1
-    other, first = make_config(client_learning_rate=0.2), configs[0]
+    other, first = make_config(rounds=2, batch_size=9), configs[0]
     assert experiment.shared_by(other, source) != experiment.shared_by(first, source)
 
     prepared = []

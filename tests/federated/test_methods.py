@@ -89,14 +89,13 @@ def test_local_training(monkeypatch, setting):
         "clip_norm": 2.0,
         "drop_last": True,
         "client_optimizer": "sgd",
-        "client_learning_rate": 0.5,
         "client_options": {"momentum": 0.5, "nesterov": True},
     }
     local, _ = composed(monkeypatch, setting, **fields)
     assert local[1:6] == (7, 3, 5, 2.0, True)
     assert local.schedule is None and local.local_schedule is None
-    gradient = np.float32([1.0])
-    update, _ = local.optimizer.update(gradient, local.optimizer.init(gradient))
+    gradient, optimizer = np.float32([1.0]), local.at(0.5).optimizer
+    update, _ = optimizer.update(gradient, optimizer.init(gradient))
     np.testing.assert_allclose(update, [-0.75])  # 0.5 (1 + 0.5)
 
 

@@ -50,7 +50,7 @@ def fednova(
     """
     if mu < 0:
         raise ValueError(f"mu {mu}: takes a number >= 0")
-    if not is_linear(local.optimizer):
+    if not is_linear(local):
         raise ValueError("fednova needs SGD at the clients (momentum will do)")
 
     def report(context, variables, measured):

@@ -52,7 +52,7 @@ def scaffold(
     """
     if control not in ("start", "path"):
         raise ValueError(f"control {control!r}: takes 'start' or 'path'")
-    if control == "path" and not is_linear(local.optimizer):
+    if control == "path" and not is_linear(local):
         raise ValueError(
             "scaffold's control 'path' needs SGD at the clients (momentum will do): "
             "take control='start' with this optimizer"

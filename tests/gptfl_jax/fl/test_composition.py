@@ -1,5 +1,7 @@
 """Rounds against loops over clients in numpy, written from the papers, in float64."""
 
+import functools
+
 import chex
 import flax.linen
 import jax
@@ -39,6 +41,51 @@ def test_drop_last_leaves_the_smaller_batch_out(problem, options):
     # 20, 1, 30, 3 and 7 examples: those below a batch keep theirs.
     assert [len(b) for b in batches] == [2, 1, 3, 1, 1]
     assert int(metrics[0].steps) == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "rates"),
+    [
+        (algorithms.fedavg, (optax.sgd, optax.sgd(0.3), optax.sgd(0.1))),
+        (algorithms.scaffold, (optax.sgd, optax.sgd(0.3), optax.sgd(0.1))),
+        # No factor on what Adafactor does with its rate gives what another does.
+        (
+            algorithms.fedavg,
+            [
+                functools.partial(
+                    optax.adafactor, weight_decay_rate=0.1, min_dim_size_to_factor=2
+                )
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", EXECUTIONS)
+def test_the_rate_as_an_argument(problem, make, rates, options):
+    """As of an optimizer that has it, and nothing is compiled for another."""
+    traced = []
+
+    def loss(*arguments):
+        traced.append(arguments)
+        return problem.learner.loss(*arguments)
+
+    learner = problem.learner._replace(loss=loss)
+    optimizer, *with_rate = rates
+    with_rate = with_rate or [optimizer(0.3), optimizer(0.1)]
+    schedule = optax.cosine_decay_schedule(1.0, 3)
+    local = LocalTraining(optimizer, batch_size=8, epochs=2, schedule=schedule)
+    algorithm = make(learner, local, **options)
+    for rate, given in zip((0.3, 0.1), with_rate, strict=True):
+        _, state, _ = run(problem, algorithm.at(rate))
+        if rate == 0.3:
+            once = len(traced)
+        assert len(traced) == once > 0
+        fixed = make(problem.learner, local._replace(optimizer=given), **options)
+        _, expected, _ = run(problem, fixed)
+        assert_close(state.variables["params"], expected.variables["params"], 1e-12)
+    with pytest.raises(ValueError, match="rate None: takes a number, for the optim"):
+        run(problem, algorithm)
+    with pytest.raises(ValueError, match=r"rate 0\.2: takes None where LocalTraining"):
+        LOCAL.at(0.2)
 
 
 @pytest.mark.parametrize("options", EXECUTIONS)
