@@ -13,9 +13,9 @@ which it differs from what the config has there:
 Each is simulated with each seed of `config.compare.seeds`, in
 `<workdir>/federated/<method>-s<seed>/`, exactly as federated.simulate would. What this
 program saves is time: the start-up is paid once, and methods that differ only in their
-seed or initial weights share one compiled program. Methods go by their names, in
-alphabetical order. Runs that are done are left alone, one that was interrupted goes on.
-`federated.report` compares them.
+seed, initial weights or clients' learning rate share one compiled program. Methods go
+by their names, in alphabetical order. Runs that are done are left alone, one that was
+interrupted goes on. `federated.report` compares them.
 
 `config.compare.starts` runs each method from each of several starts, in
 `<method>-<start>-s<seed>/`: `{"random": {}, "synthetic": {}, "procedural": {}}`, or

@@ -1,7 +1,8 @@
 """Many federations in one process: what `compare` and `sweep` share.
 
-The start-up is paid once, data are read once, and runs that differ only in their seed
-or initial weights share one compiled program; they are run one after another.
+The start-up is paid once, data are read once, and runs that differ only in their seed,
+initial weights or clients' learning rate share one compiled program; they are run one
+after another.
 """
 
 import copy
