@@ -131,9 +131,9 @@ def get_config(arg: str = "") -> ConfigDict:
     generate.batch_size = 128
 
     train = config.train
-    train.epochs = 15
+    train.epochs = 30
     train.batch_size = 64
-    train.learning_rate = 1e-3
+    train.learning_rate = 3e-3
     train.shift, train.scale, train.rotate, train.shear = 0.1, 0.1, 10.0, 10.0
 
     federated = config.federated

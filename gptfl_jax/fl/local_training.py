@@ -80,11 +80,12 @@ class LocalTraining(NamedTuple):
         Raises:
             ValueError: it takes one and there is none, or the other way round.
         """
-        if self.takes_rate == (rate is None):
+        if self.takes_rate and rate is None:
+            raise ValueError("rate None: LocalTraining.optimizer takes one, as 0.1")
+        if rate is not None and not self.takes_rate:
             raise ValueError(
-                f"rate {rate}: takes "
-                + ("a number, for the optimizer" if self.takes_rate else "None")
-                + f" where LocalTraining.optimizer is {self.optimizer}"
+                f"rate {rate}: LocalTraining.optimizer has its own; give a function of "
+                "the rate, as optax.sgd"
             )
         return self if rate is None else self._replace(optimizer=self.optimizer(rate))
 

@@ -21,7 +21,7 @@ def test_a_plan_has_the_sizes_of_the_run(setting):
     source, lacking = plans.load(config)
     assert not lacking
     plan = plans.plan(config, source)
-    algorithm = experiment.compose(config, source).algorithm
+    algorithm = experiment.compose(config, source).algorithm.at(0.1)
 
     variables = setting.learner.init(jax.random.key(0))
     data = place(experiment.deal(config, source.train), None)

@@ -234,8 +234,10 @@ def test_rounds_equal_a_plain_loop_over_the_engine(tmp_path, setting):
     for done in range(6):
         chosen = sampling.cohort(cohorts, done, 12, 3)
         assert len(set(chosen.tolist())) == 3
+        key = jax.random.fold_in(clients, done)
+        rate = config.federated.client_learning_rate
         state, _ = setting.algorithm.round(
-            state, jax.device_put(data), chosen, jax.random.fold_in(clients, done)
+            *(state, jax.device_put(data), chosen, key, rate)
         )
     expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.variables)])
     got = weights(tmp_path / "federated" / "fedavg-random-s3", setting)

@@ -82,9 +82,9 @@ def test_the_rate_as_an_argument(problem, make, rates, options):
         fixed = make(problem.learner, local._replace(optimizer=given), **options)
         _, expected, _ = run(problem, fixed)
         assert_close(state.variables["params"], expected.variables["params"], 1e-12)
-    with pytest.raises(ValueError, match="rate None: takes a number, for the optim"):
+    with pytest.raises(ValueError, match="rate None: LocalTraining.optimizer takes"):
         run(problem, algorithm)
-    with pytest.raises(ValueError, match=r"rate 0\.2: takes None where LocalTraining"):
+    with pytest.raises(ValueError, match=r"rate 0\.2: .* has its own; give a func"):
         LOCAL.at(0.2)
 
 
