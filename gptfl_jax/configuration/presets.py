@@ -360,11 +360,12 @@ START_GRID = MappingProxyType(
     {
         **dict.fromkeys(
             ("fedavg", "fedprox", "scaffold", "local", "clients", "server"),
-            ((0.1,), (0.3,), (1.0,)),
+            ((0.1,), (0.3,), (1.0,), (3.0,)),
         ),
         "fedopt": (
             *((0.1, rate) for rate in (0.003, 0.01, 0.03)),
-            *((1.0, rate) for rate in (0.001, 0.003, 0.01)),
+            *((1.0, rate) for rate in (0.001, 0.003, 0.01, 0.03)),
+            *((3.0, rate) for rate in (0.01, 0.03)),
         ),
     }
 )

@@ -82,5 +82,5 @@ def test_what_a_start_is_worth_and_the_search_for_its_rates():
     presets.search_starts(config, ("random", "synthetic"), **setting)
     configuration.validate(config)
     found = [each.name for each in configuration.methods_of(config)]
-    # As many rates for each start: three a method, for FedOpt six pairs.
-    assert len(found) == (6 * 3 + 6) * 2 and "fedopt-0_1-0_003-synthetic" in found
+    # As many rates for each start: four a method, for FedOpt nine pairs.
+    assert len(found) == (6 * 4 + 9) * 2 and "fedopt-0_1-0_003-synthetic" in found
