@@ -48,9 +48,13 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
         UserError: there is nothing to compare.
         ConfigError: a method has a field that `config.federated` does not take.
     """
+    methods = configuration.methods_of(config)
+    # A run is of one method: the others are not copied and checked with each.
+    bare = copy.deepcopy(config)
+    bare.compare.methods, bare.compare.starts = ConfigDict(), ConfigDict()
     named = {}
-    for name, _, fields in configuration.methods_of(config):
-        changed = copy.deepcopy(config)
+    for name, _, fields in methods:
+        changed = copy.deepcopy(bare)
         for field, value in fields.items():
             if field not in changed.federated:
                 raise ConfigError(
@@ -60,7 +64,7 @@ def runs(config: ConfigDict) -> list[ConfigDict]:
                 )
             configuration.put(changed, f"federated.{field}", value)
         named[name] = changed
-    configs = series.in_turns(config, named)
+    configs = series.in_turns(bare, named)
     if not configs:
         raise UserError(
             "config.compare.methods is empty: name at least one method, as in "

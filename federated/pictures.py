@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 import matplotlib
+import matplotlib.collections
 import matplotlib.figure
 import matplotlib.markers
 import matplotlib.ticker
@@ -147,22 +148,28 @@ def partition(
 
 def _bars(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     figure, bars = axes("client", "training examples")
-    bottom = np.zeros(len(counts))
+    tops = np.cumsum(counts, axis=1)
+    # Left and right of a bar, then its corners, one after another.
+    sides = np.arange(len(counts))[:, None] + np.array([-0.45, 0.45])
+    x = sides[:, [0, 0, 1, 1]]
     # In the order of the legend, and told apart in grey.
     shades = np.linspace(0, 0.95, len(class_names))
     colours = matplotlib.colormaps["viridis"](shades)
     for index, name in enumerate(class_names):
-        bars.bar(
-            np.arange(len(counts)),
-            counts[:, index],
-            bottom=bottom,
-            width=0.9,
-            color=colours[index],
-            edgecolor="white",
-            linewidth=0.3,
+        top = tops[:, index]
+        bottom = top - counts[:, index]
+        y = np.stack([bottom, top, top, bottom], axis=-1)
+        # One of all clients: Axes.bar takes a tenth of a second for each hundred.
+        of_class = matplotlib.collections.PolyCollection(
+            np.stack([x, y], axis=-1),
+            facecolors=[colours[index]],
+            edgecolors="white",
+            linewidths=0.3,
             label=text(name),
         )
-        bottom += counts[:, index]
+        bars.add_collection(of_class)
+    bars.autoscale_view()
+    bars.set_ylim(bottom=0)
     bars.grid(axis="x", visible=False)
     bars.set_xlim(-0.7, len(counts) - 0.3)
     for axis in (bars.xaxis, bars.yaxis):

@@ -26,6 +26,7 @@ def test_compare_runs_every_method_with_every_seed(
     assert [experiment.run_name(each) for each in configs] == [
         *("gptfl-s0", "gptfl-s2", "scratch-s0", "scratch-s2")
     ]
+    assert not any(each.compare.methods for each in configs)
     # Seeds, initial weights and step sizes share compiled programs, batches do not.
     source = setting.source
     configs += [make_config(rounds=2, client_learning_rate=0.2)]

@@ -13,11 +13,17 @@ NAMES = [str(i) for i in range(10)]
 def test_few_clients_are_bars_of_their_label_counts():
     counts = np.arange(30).reshape(3, 10)
     (axes,) = pictures.partition(counts, NAMES).axes
-    assert [bars.get_label() for bars in axes.containers] == NAMES
-    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
-    np.testing.assert_array_equal(heights, counts.T)
-    bottoms = [[bar.get_y() for bar in bars] for bars in axes.containers]
-    np.testing.assert_array_equal(bottoms, np.cumsum(counts, 1).T - counts.T)
+    assert [bars.get_label() for bars in axes.collections] == NAMES
+    corners = [
+        [path.vertices[:4] for path in bars.get_paths()] for bars in axes.collections
+    ]
+    bottoms, tops = np.min(corners, axis=2), np.max(corners, axis=2)
+    ends = np.cumsum(counts, 1).T
+    np.testing.assert_array_equal(bottoms[..., 1], ends - counts.T)
+    np.testing.assert_array_equal(tops[..., 1], ends)
+    np.testing.assert_allclose(bottoms[..., 0], [[-0.45, 0.55, 1.55]] * 10)
+    np.testing.assert_allclose(tops[..., 0], [[0.45, 1.45, 2.45]] * 10)
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > counts.sum(1).max()
 
 
 def test_names_are_no_formulas():
