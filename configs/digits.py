@@ -67,10 +67,10 @@ METHODS = {
         "client_learning_rate": 0.1,
         "algorithm_options": {"server_learning_rate": 0.01, "server_options": FEDADAM},
     },
-    "fedavg-gptfl": {"algorithm": "fedavg", "client_learning_rate": 0.1},
+    "fedavg-gptfl": {"algorithm": "fedavg", "client_learning_rate": 0.3},
     "fedprox-gptfl": {
         "algorithm": "fedprox",
-        "client_learning_rate": 0.1,
+        "client_learning_rate": 0.3,
         "algorithm_options": {"mu": 0.1},
     },
     "fedopt-gptfl": {
@@ -82,22 +82,27 @@ METHODS = {
 
 # What a start is worth: rates of the clients, and of FedOpt's server, searched for each
 # method and start by `starts=True,tune=True` (docs/starts.md).
-_LOW = dict.fromkeys(("fedavg", "fedprox", "scaffold", "local", "clients"), (0.1,))
 STARTS = {
     "random": {
         **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,)),
         "fedopt": (0.1, 0.01),
         "local": (0.3,),
+        "clients": (1.0,),
+        "server": (0.3,),
+    },
+    "synthetic": {
+        **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (0.3,)),
+        "fedopt": (0.1, 0.003),
+        "local": (0.1,),
         "clients": (0.1,),
         "server": (0.3,),
     },
-    "synthetic": {**_LOW, "fedopt": (0.1, 0.003), "server": (0.3,)},
     "procedural": {
-        **_LOW,
-        "fedopt": (0.1, 0.003),
-        "scaffold": (1.0,),
-        "clients": (0.3,),
-        "server": (0.1,),
+        **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (0.1,)),
+        "fedopt": (0.1, 0.01),
+        "local": (0.1,),
+        "clients": (1.0,),
+        "server": (0.3,),
     },
 }
 

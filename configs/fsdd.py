@@ -73,25 +73,25 @@ RATES = {
 
 # What a start is worth: rates of the clients, and of FedOpt's server, searched for each
 # method and start by `starts=True,tune=True` (docs/starts.md).
-_HIGH = {
-    **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,)),
-    "fedopt": (1.0, 0.01),
-}
+_HIGH = dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,))
 STARTS = {
     "random": {
         **_HIGH,
+        "fedopt": (1.0, 0.03),
         "local": (1.0,),
         "clients": (1.0,),
         "server": (0.3,),
     },
     "synthetic": {
         **_HIGH,
+        "fedopt": (1.0, 0.01),
         "local": (0.1,),
         "clients": (0.3,),
         "server": (0.3,),
     },
     "procedural": {
         **_HIGH,
+        "fedopt": (1.0, 0.03),
         "local": (1.0,),
         "clients": (1.0,),
         "server": (1.0,),
