@@ -215,8 +215,10 @@ def choose(
     elif asked == "lax":
         return "lax"
     obstacle = ""
-    if asked in ("winograd", "winograd_strips"):
+    if asked == "winograd":
         obstacle = _winograd_obstacle(inputs, kernel, geometry)
+    elif asked == "winograd_strips":
+        obstacle = _strips_obstacle(inputs, kernel, geometry)
     elif asked == "row_split":
         obstacle = _row_split_obstacle(inputs, kernel, geometry)
     elif asked == "shifts":
@@ -460,7 +462,12 @@ def _row_split_obstacle(inputs, kernel, geometry) -> str:
     """Why this form does not apply; empty if it does."""
     if kernel.ndim != 4:
         return f"{kernel.ndim - 2} spatial axes"
-    if geometry.stride != (1, 1):
+    return _dense_obstacle(inputs, kernel, geometry)
+
+
+def _dense_obstacle(inputs, kernel, geometry) -> str:
+    """Why no form applies that makes outputs of all places at once."""
+    if set(geometry.stride) != {1}:
         return f"stride {geometry.stride}"
     if geometry.groups != 1:
         return f"{geometry.groups} groups"
@@ -468,7 +475,7 @@ def _row_split_obstacle(inputs, kernel, geometry) -> str:
         return str(inputs.dtype)
     if min(min(pair) for pair in geometry.padding) < 0:
         return f"padding {geometry.padding}"
-    if 0 in geometry.out_sizes(inputs.shape[1:-1], kernel.shape[:2]):
+    if 0 in geometry.out_sizes(inputs.shape[1:-1], kernel.shape[:-2]):
         return "inputs smaller than the window"
     return ""
 
@@ -597,6 +604,15 @@ class _Transform(NamedTuple):
         return self.m + self.r - 1
 
 
+# Of the products of a tile, by their number; infinity besides.
+_POINTS = {
+    1: (),
+    6: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2),
+    7: (0, 0.5, -0.5, 2, -2, 1),
+    8: (0, 1, -1, 0.5, -0.5, 2, -2),
+}
+
+
 @functools.cache
 def _transform(m: int, r: int) -> _Transform:
     """Toom and Cook's construction on the points 0, +-a, +-1 / a (, +-1) and infinity.
@@ -605,8 +621,7 @@ def _transform(m: int, r: int) -> _Transform:
     they keep its numbers small. Of the values of a tried, these gave the smallest
     errors, less than a third of those of the usual 0, +-1, +-2 for F(4, 3).
     """
-    points = {6: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2), 8: (0, 1, -1, 0.5, -0.5, 2, -2)}
-    points = points[m + r - 1]
+    points = _POINTS[m + r - 1]
 
     def powers(count):
         finite = [[p**j for j in range(count)] for p in points]
@@ -624,6 +639,13 @@ def _transform(m: int, r: int) -> _Transform:
 _WINOGRAD_TILE = {3: 4, 5: 4}  # Outputs a tile, by window.
 
 
+def _axis_transform(window):
+    """Of one axis of a window; a long one is taken in parts of 4, as a tile moves."""
+    if window == 1:
+        return _transform(1, 1)
+    return _transform(4, window if window in _WINOGRAD_TILE else 4)
+
+
 def _winograd_obstacle(inputs, kernel, geometry) -> str:
     """Why this form does not apply; empty if it does."""
     obstacle = _row_split_obstacle(inputs, kernel, geometry)
@@ -634,6 +656,15 @@ def _winograd_obstacle(inputs, kernel, geometry) -> str:
     if geometry.dilation != (1, 1):
         return f"dilation {geometry.dilation}"
     return ""
+
+
+def _strips_obstacle(inputs, kernel, geometry) -> str:
+    """The same for strips, which take dilated windows on one axis as well."""
+    if kernel.ndim == 4:
+        return _winograd_obstacle(inputs, kernel, geometry)
+    if kernel.ndim != 3 or kernel.shape[0] < 3:
+        return f"window {kernel.shape[:-2]}"
+    return _dense_obstacle(inputs, kernel, geometry)
 
 
 def _winograd_pays(inputs, kernel, geometry, precision) -> bool:
@@ -667,8 +698,8 @@ def _winograd(inputs, kernel, geometry, precision):
 def _winograd_forward(inputs, kernel, geometry, precision):
     transform, sizes, tiles = _tiling(inputs, kernel, geometry)
     x = _pad_to_tiles(inputs, geometry, transform, tiles)
-    weights = _winograd_weights(kernel, transform)
-    y, x = _winograd_products(x, weights, transform, precision)
+    weights = _winograd_weights(kernel, (transform, transform))
+    y, x = _winograd_products(x, weights, (transform, transform), precision)
     shapes = Shape(inputs.shape), Shape(kernel.shape)
     return y[:, : sizes[0], : sizes[1]], (*shapes, x, weights)
 
@@ -694,32 +725,49 @@ def _pad_to_tiles(inputs, geometry, transform, tiles):
     )
 
 
-def _winograd_weights(kernel, transform, factor=1):
-    """[tile, channels, features]"""
-    r, _, channels, features = kernel.shape
-    both = np.kron(transform.weight, transform.weight).astype(kernel.dtype)
-    weights = jnp.matmul(both * factor, kernel.reshape(r * r, -1))
-    return keep(weights.reshape(transform.n**2, channels, features))
+def _winograd_weights(kernel, transforms, factor=1):
+    """[tile, channels, parts x features]; the rows of the window may be several times
+    those of the transform, which takes them in parts."""
+    down, along = transforms
+    rows, columns, channels, features = kernel.shape
+    parts = _parts(rows, down)
+    kernel = _pad(kernel, {0: (0, parts * down.r - rows)})
+    if parts > 1:
+        kernel = kernel.reshape(parts, -1, channels, features)
+        kernel = kernel.transpose(1, 2, 0, 3)
+    both = np.kron(down.weight, along.weight).astype(kernel.dtype)
+    weights = jnp.matmul(both * factor, kernel.reshape(both.shape[1], -1))
+    return keep(weights.reshape(down.n * along.n, channels, parts * features))
 
 
-def _winograd_products(x, weights, transform, precision):
+def _parts(rows, transform):
+    """Into how many windows of the transform a window of so many rows is split."""
+    return -(-rows // transform.r)
+
+
+def _winograd_products(x, weights, transforms, precision, parts=1):
     """Outputs of whole tiles of padded inputs, and these inputs transformed."""
-    m, r, n = transform.m, transform.r, transform.n
+    down, along = transforms
     batch, *ends, channels = x.shape
-    tiles = [(end - r + 1) // m for end in ends]
-    features = weights.shape[-1]
+    tiles = [(end - t.r + 1) // t.m for end, t in zip(ends, transforms, strict=True)]
+    products, features = down.n * along.n, weights.shape[-1] // parts
     # Width first, then height, and each transformed axis in front:
     # [column, batch, ...], [row, column, batch, ...].
-    x = [_every(x, 2, j, tiles[1], m) for j in range(n)]
-    x = keep(jnp.stack(_combine(transform.input, x)))
-    x = [_every(x, 2, i, tiles[0], m) for i in range(n)]
-    x = keep(jnp.stack(_combine(transform.input, x)).reshape(n * n, -1, channels))
+    x = [_every(x, 2, j, tiles[1], along.m) for j in range(along.n)]
+    x = keep(jnp.stack(_combine(along.input, x)))
+    x = [_every(x, 2, i, tiles[0], down.m) for i in range(down.n)]
+    x = keep(jnp.stack(_combine(down.input, x)).reshape(products, -1, channels))
     y = keep(jnp.matmul(x, weights, precision=precision))
-    y = y.reshape(n, n, batch, *tiles, features)
-    y = jnp.stack(_combine(transform.output.T, y), 3)
-    y = keep(y.reshape(n, batch, tiles[0] * m, tiles[1], features))
-    y = jnp.stack(_combine(transform.output.T, y), 3)
-    return y.reshape(batch, tiles[0] * m, tiles[1] * m, features), x
+    y = y.reshape(down.n, along.n, batch, *tiles, parts * features)
+    if parts > 1:
+        tiles[0] -= parts - 1
+        split = jnp.split(y, parts, -1)
+        y = [lax.slice_in_dim(p, i, i + tiles[0], axis=3) for i, p in enumerate(split)]
+        y = functools.reduce(jnp.add, y)
+    y = jnp.stack(_combine(down.output.T, y), 3)
+    y = keep(y.reshape(along.n, batch, tiles[0] * down.m, tiles[1], features))
+    y = jnp.stack(_combine(along.output.T, y), 3)
+    return y.reshape(batch, tiles[0] * down.m, tiles[1] * along.m, features), x
 
 
 def _winograd_backward(geometry, precision, residuals, gradient):
@@ -752,45 +800,82 @@ _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _winograd_strips(inputs, kernel, geometry, precision):
-    transform, sizes, tiles = _tiling(inputs, kernel, geometry)
-    batch, channels, features = inputs.shape[0], *kernel.shape[2:]
-    itemsize = inputs.dtype.itemsize
-    row = transform.n**2 * tiles[1] * (channels + features) * itemsize
-    weight_bytes = transform.n**2 * channels * features * itemsize
+    if inputs.ndim == 3:  # One axis is the height of two.
+        geometry = Geometry(
+            (1, 1), (*geometry.padding, (0, 0)), (*geometry.dilation, 1), 1
+        )
+        y = _strips_of_rows(inputs[:, :, None], kernel[:, None], geometry, precision)
+        return y[:, :, 0]
+    return _strips_of_rows(inputs, kernel, geometry, precision)
+
+
+def _strips_of_rows(inputs, kernel, geometry, precision):
+    down, along = transforms = [_axis_transform(r) for r in kernel.shape[:2]]
+    parts = _parts(kernel.shape[0], down)
+    batch, height, width, channels = inputs.shape
+    features = kernel.shape[-1]
+    sizes = geometry.out_sizes((height, width), kernel.shape[:2])
+    # Rows that a dilated window sees are `apart`; those between stand beside them.
+    apart = geometry.dilation[0]
+    step = down.m * apart
+    tiles = [-(-sizes[0] // step), -(-sizes[1] // along.m)]
+    products, itemsize = down.n * along.n, inputs.dtype.itemsize
+    row = products * tiles[1] * apart * (channels + parts * features) * itemsize
+    weight_bytes = products * channels * parts * features * itemsize
     at_once = max(_STRIP_BYTES, weight_bytes) // row
     examples, rows = _strips(batch, tiles[0], at_once)
-    tiles[0] += -tiles[0] % rows
     # Always 1, but known only with the inputs: XLA would transform the weights of a
     # whole network at its start, and hold four times their memory to its end.
     one = jnp.where(inputs[0, 0, 0, 0] > jnp.inf, 0, 1).astype(kernel.dtype)
-    weights = _winograd_weights(kernel, transform, one)
-    strips = tiles[0] // rows
-    m, r = transform.m, transform.r
+    weights = _winograd_weights(kernel, transforms, one)
+    strips = -(-tiles[0] // rows)
+    made = min(rows * step, sizes[0])
     (top, _), (left, _) = geometry.padding
-    height, width = inputs.shape[1:3]
-    tall = rows * m + r - 1
+    tall = ((rows + parts - 1) * down.m + down.r - 1) * apart
     read = min(tall, height)
     # Each strip is padded by itself: a padded copy of the inputs would be large.
-    below = max(0, tiles[0] * m + r - 1 - top - height)
-    edges = {1: (top, below), 2: (left, tiles[1] * m + r - 1 - left - width)}
+    below = max(0, sizes[0] - made + tall - top - height)
+    wide = tiles[1] * along.m + along.r - 1
+    edges = {1: (top, below), 2: (left, wide - left - width)}
 
     def strip(number):
+        """Some rows of outputs, and where they begin."""
         example, place = lax.div(number, strips), lax.rem(number, strips)
-        start = place * (rows * m) - top
+        # The last strip of an example begins where whole tiles end with it.
+        first = jnp.minimum(place * (rows * step), sizes[0] - made)
+        start = first - top
         inside = jnp.clip(start, 0, height - read)
         begin = (example * examples, inside, 0, 0)
         part = lax.dynamic_slice(inputs, begin, (examples, read, width, channels))
         part = _pad(part, edges)
         part = lax.dynamic_slice_in_dim(part, start - inside + top, tall, 1)
-        return _winograd_products(part, weights, transform, precision)[0]
+        part = part.reshape(examples, tall // apart, apart * wide, channels)
+        y = _winograd_products(part, weights, transforms, precision, parts)[0]
+        y = y.reshape(examples, rows * step, -1, features)
+        return y[:, :made, : sizes[1]], (example * examples, first, 0, 0)
 
-    numbers = jnp.arange(batch // examples * strips)
-    y = lax.map(strip, numbers) if len(numbers) > 1 else strip(numbers[0])
-    y = y.reshape(batch, tiles[0] * m, tiles[1] * m, features)
-    return y[:, : sizes[0], : sizes[1]]
+    count = batch // examples * strips
+    if count == 1:
+        return strip(jnp.arange(1)[0])[0]
+    y = jnp.zeros((batch, *sizes, features), inputs.dtype)
+    return lax.fori_loop(
+        0, count, lambda number, y: lax.dynamic_update_slice(y, *strip(number)), y
+    )
 
 
-_winograd_strips.defvjp(_winograd_forward, _winograd_backward)
+def _strips_forward(inputs, kernel, geometry, precision):
+    winograd = not _winograd_obstacle(inputs, kernel, geometry)
+    forward = _winograd_forward if winograd else _patches_forward
+    y, residuals = forward(inputs, kernel, geometry, precision)
+    return y, residuals
+
+
+def _strips_backward(geometry, precision, residuals, gradient):
+    backward = _winograd_backward if len(residuals[0].sizes) == 4 else _patches_backward
+    return backward(geometry, precision, residuals, gradient)
+
+
+_winograd_strips.defvjp(_strips_forward, _strips_backward)
 
 
 def _strips(batch, rows, at_once):
