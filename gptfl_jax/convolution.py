@@ -824,10 +824,11 @@ def _strips_of_rows(inputs, kernel, geometry, precision):
     weight_bytes = products * channels * parts * features * itemsize
     at_once = max(_STRIP_BYTES, weight_bytes) // row
     examples, rows = _strips(batch, tiles[0], at_once)
-    # Always 1, but known only with the inputs: XLA would transform the weights of a
-    # whole network at its start, and hold four times their memory to its end.
-    one = jnp.where(inputs[0, 0, 0, 0] > jnp.inf, 0, 1).astype(kernel.dtype)
-    weights = _winograd_weights(kernel, transforms, one)
+    # Always 0, but known only with the inputs: XLA would transform the weights of a
+    # whole network at its start, and hold four times their memory to its end; and make
+    # room for the outputs of all layers.
+    zero = jnp.where(inputs[0, 0, 0, 0] > jnp.inf, 1, 0).astype(kernel.dtype)
+    weights = _winograd_weights(kernel, transforms, 1 - zero)
     strips = -(-tiles[0] // rows)
     made = min(rows * step, sizes[0])
     (top, _), (left, _) = geometry.padding
@@ -857,7 +858,7 @@ def _strips_of_rows(inputs, kernel, geometry, precision):
     count = batch // examples * strips
     if count == 1:
         return strip(jnp.arange(1)[0])[0]
-    y = jnp.zeros((batch, *sizes, features), inputs.dtype)
+    y = jnp.broadcast_to(zero, (batch, *sizes, features))
     return lax.fori_loop(
         0, count, lambda number, y: lax.dynamic_update_slice(y, *strip(number)), y
     )
