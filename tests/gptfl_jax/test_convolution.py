@@ -240,6 +240,49 @@ def test_winograd_in_strips_is_winograd(monkeypatch, shape, strips):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "dilation", "padding"),
+    # A window of one part, and of several; strips that end with the outputs and do not.
+    [(40, 3, 1, 1), (47, 7, 3, 9), (53, 11, 5, ((25, 20),)), (9, 4, 2, 3)],
+)
+def test_winograd_in_strips_on_one_axis(
+    monkeypatch, length, window, dilation, padding
+):
+    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    inputs, kernel = random(2, length, 3), random(window, 3, 4, seed=1)
+    options = dict(padding=padding, dilation=dilation)
+    with convolution.form("lax"):
+        expected = nn.conv(inputs, kernel, **options)
+    with convolution.form("winograd_strips"):
+        outputs, pull = jax.vjp(lambda x: nn.conv(x, kernel, **options), inputs)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-12)
+    # The convolution is linear: <y, conv(x)> = <conv^T(y), x>.
+    (gradient,) = pull(expected)
+    np.testing.assert_allclose(
+        jnp.vdot(gradient, inputs), jnp.vdot(expected, expected), rtol=1e-12
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA holds on a CPU")
+def test_strips_of_many_layers_hold_few_maps(monkeypatch):
+    """And not the outputs of each, which do not depend on the inputs before they are
+    written."""
+    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    x = jax.ShapeDtypeStruct((1, 64, 64, 32), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 32, 32), jnp.float32)
+
+    def layers(x, kernel):
+        for _ in range(8):
+            x = jnp.tanh(nn.conv(x, kernel))
+        return x
+
+    with convolution.form("winograd_strips"):
+        lowered = jax.jit(layers).lower(x, kernel)
+    options = {"xla_backend_optimization_level": 0}
+    held = lowered.compile(options).memory_analysis().temp_size_in_bytes
+    assert held < 4 * 64 * 64 * 32 * 4
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
 @pytest.mark.parametrize(
     ("case", "reason"),
