@@ -45,7 +45,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,30 @@ class Geometry(NamedTuple):
         )
 
 
+@runtime_checkable
+class Before(Protocol):
+    """What inputs go through before a convolution: element by element, once numbers of
+    each example are known. A PyTree, by whose leaves a convolution is differentiated.
+    """
+
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        """All of it."""
+
+    def numbers(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> PyTree[Float[Array, "batch ..."]]:
+        """Those of each example, which broadcast with a part of it."""
+
+    def part(
+        self,
+        inputs: Float[Array, "batch *part channels"],
+        numbers: PyTree[Float[Array, "batch ..."]],
+    ) -> Float[Array, "batch *part channels"]:
+        """The same for some places of the examples that `numbers` belong to."""
+
+
 def conv(
     inputs: Float[Array, "batch *spatial in_channels"],
     kernel: Float[Array, "*window group_channels out_channels"],
@@ -135,6 +159,9 @@ def conv(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     precision: lax.PrecisionLike = None,
+    bias: Float[Array, " out_channels"] | None = None,
+    before: Before | None = None,
+    plus: Float[Array, "#batch *#out_spatial out_channels"] | None = None,
 ) -> Float[Array, "batch *out_spatial out_channels"]:
     """Cross-correlates `inputs` with `kernel`, over any number of spatial axes.
 
@@ -148,6 +175,10 @@ def conv(
         groups: the channels are split into this many groups, convolved apart.
         dilation: distance between the elements of a window.
         precision: of the matrix products, as in `jax.lax`.
+        bias: is added to the outputs.
+        before: what the inputs go through first.
+        plus: is added to the outputs. What stands here or in `before` is, in strips,
+            done while these are in the processor's cache.
 
     Raises:
         ValueError: for shapes that do not fit together.
@@ -174,18 +205,31 @@ def conv(
     pads = padding_widths(padding, inputs.shape[1:-1], extent, stride)
     geometry = Geometry(stride, pads, dilation, groups)
     chosen = choose(inputs, kernel, geometry, precision)
+    if chosen == "winograd_strips":
+        operands = inputs, kernel, bias, before, plus
+        return _traced_winograd_strips(*operands, geometry, precision)
+    if before is not None:
+        inputs = before(inputs)
     if chosen in _CPU_FORMS:
-        return _CPU_FORMS[chosen](inputs, kernel, geometry, precision)
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        stride,
-        pads,
-        rhs_dilation=dilation,
-        dimension_numbers=_channels_last(rank),
-        feature_group_count=groups,
-        precision=precision,
-    )
+        outputs = _CPU_FORMS[chosen](inputs, kernel, geometry, precision)
+    else:
+        outputs = lax.conv_general_dilated(
+            inputs,
+            kernel,
+            stride,
+            pads,
+            rhs_dilation=dilation,
+            dimension_numbers=_channels_last(rank),
+            feature_group_count=groups,
+            precision=precision,
+        )
+    return _with(outputs, bias, plus)
+
+
+def _with(outputs, bias, plus):
+    if bias is not None:
+        outputs = outputs + bias
+    return outputs if plus is None else outputs + plus
 
 
 def choose(
@@ -798,18 +842,37 @@ def _winograd_backward(geometry, precision, residuals, gradient):
 _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _winograd_strips(inputs, kernel, geometry, precision):
-    if inputs.ndim == 3:  # One axis is the height of two.
-        geometry = Geometry(
-            (1, 1), (*geometry.padding, (0, 0)), (*geometry.dilation, 1), 1
-        )
-        y = _strips_of_rows(inputs[:, :, None], kernel[:, None], geometry, precision)
-        return y[:, :, 0]
-    return _strips_of_rows(inputs, kernel, geometry, precision)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _winograd_strips(inputs, kernel, bias, before, plus, geometry, precision):
+    if inputs.ndim == 4:
+        return _strips_of_rows(inputs, kernel, bias, before, plus, geometry, precision)
+    # One axis is the height of two.
+    geometry = Geometry((1, 1), (*geometry.padding, (0, 0)), (*geometry.dilation, 1), 1)
+    plus = None if plus is None else plus[:, :, None]
+    operands = inputs[:, :, None], kernel[:, None], bias, before, plus
+    return _strips_of_rows(*operands, geometry, precision)[:, :, 0]
 
 
-def _strips_of_rows(inputs, kernel, geometry, precision):
+def _strips_forward(inputs, kernel, bias, before, plus, geometry, precision):
+    winograd = not _winograd_obstacle(inputs, kernel, geometry)
+
+    def plainly(inputs, kernel, bias, before, plus):
+        if before is not None:
+            inputs = before(inputs)
+        form = _winograd if winograd else _patches
+        return _with(form(inputs, kernel, geometry, precision), bias, plus)
+
+    return jax.vjp(plainly, inputs, kernel, bias, before, plus)
+
+
+def _strips_backward(geometry, precision, pull, gradient):
+    return pull(gradient)
+
+
+_winograd_strips.defvjp(_strips_forward, _strips_backward)
+
+
+def _strips_of_rows(inputs, kernel, bias, before, plus, geometry, precision):
     down, along = transforms = [_axis_transform(r) for r in kernel.shape[:2]]
     parts = _parts(kernel.shape[0], down)
     batch, height, width, channels = inputs.shape
@@ -838,6 +901,7 @@ def _strips_of_rows(inputs, kernel, geometry, precision):
     below = max(0, sizes[0] - made + tall - top - height)
     wide = tiles[1] * along.m + along.r - 1
     edges = {1: (top, below), 2: (left, wide - left - width)}
+    numbers = None if before is None else before.numbers(inputs)
 
     def strip(number):
         """Some rows of outputs, and where they begin."""
@@ -848,12 +912,25 @@ def _strips_of_rows(inputs, kernel, geometry, precision):
         inside = jnp.clip(start, 0, height - read)
         begin = (example * examples, inside, 0, 0)
         part = lax.dynamic_slice(inputs, begin, (examples, read, width, channels))
+        if before is not None:
+            part = before.part(
+                part, jax.tree.map(functools.partial(of, begin), numbers)
+            )
         part = _pad(part, edges)
         part = lax.dynamic_slice_in_dim(part, start - inside + top, tall, 1)
         part = part.reshape(examples, tall // apart, apart * wide, channels)
         y = _winograd_products(part, weights, transforms, precision, parts)[0]
-        y = y.reshape(examples, rows * step, -1, features)
-        return y[:, :made, : sizes[1]], (example * examples, first, 0, 0)
+        y = y.reshape(examples, rows * step, -1, features)[:, :made, : sizes[1]]
+        begin = example * examples, first, 0, 0
+        return _with(y, bias, None if plus is None else of(begin, plus)), begin
+
+    def of(begin, array):
+        """What `array` holds for a strip that begins there."""
+        sizes = examples, made, *array.shape[2:]
+        sizes = [min(size, most) for size, most in zip(array.shape, sizes, strict=True)]
+        whole = [size == most for size, most in zip(array.shape, sizes, strict=True)]
+        begin = [0 if w else b for w, b in zip(whole, begin, strict=True)]
+        return lax.dynamic_slice(array, begin, sizes)
 
     count = batch // examples * strips
     if count == 1:
@@ -862,21 +939,6 @@ def _strips_of_rows(inputs, kernel, geometry, precision):
     return lax.fori_loop(
         0, count, lambda number, y: lax.dynamic_update_slice(y, *strip(number)), y
     )
-
-
-def _strips_forward(inputs, kernel, geometry, precision):
-    winograd = not _winograd_obstacle(inputs, kernel, geometry)
-    forward = _winograd_forward if winograd else _patches_forward
-    y, residuals = forward(inputs, kernel, geometry, precision)
-    return y, residuals
-
-
-def _strips_backward(geometry, precision, residuals, gradient):
-    backward = _winograd_backward if len(residuals[0].sizes) == 4 else _patches_backward
-    return backward(geometry, precision, residuals, gradient)
-
-
-_winograd_strips.defvjp(_strips_forward, _strips_backward)
 
 
 def _strips(batch, rows, at_once):
@@ -935,5 +997,5 @@ _CPU_FORMS = {
     "shifts": jax.jit(_shifts, static_argnums=(2, 3)),
     "row_split": jax.jit(_row_split_in_blocks, static_argnums=(2, 3)),
     "winograd": jax.jit(_winograd, static_argnums=(2, 3)),
-    "winograd_strips": jax.jit(_winograd_strips, static_argnums=(2, 3)),
 }
+_traced_winograd_strips = jax.jit(_winograd_strips, static_argnums=(5, 6))

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 from jaxtyping import Array, Float
 
-from gptfl_jax.convolution import Padding, conv
+from gptfl_jax.convolution import Before, Padding, conv
 
 
 class Conv(flax.linen.Module):
@@ -38,9 +38,15 @@ class Conv(flax.linen.Module):
 
     @flax.linen.compact
     def __call__(
-        self, inputs: Float[Array, "*batch_spatial channels"]
+        self,
+        inputs: Float[Array, "*batch_spatial channels"],
+        before: Before | None = None,
+        plus: Float[Array, "*batch_out_spatial features"] | None = None,
     ) -> Float[Array, "*batch_out_spatial features"]:
-        """Convolves `inputs` [*batch, *spatial, channels]; any number of batch axes."""
+        """Convolves `inputs` [*batch, *spatial, channels]; any number of batch axes.
+
+        `before` and `plus` are those of `conv`.
+        """
         window = self.kernel_size
         window = (window,) if isinstance(window, int) else tuple(window)
         groups, channels = self.feature_group_count, inputs.shape[-1]
@@ -62,17 +68,20 @@ class Conv(flax.linen.Module):
             )
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         batch = inputs.shape[: -len(window) - 1]
+        if plus is not None:
+            plus = plus.reshape(-1, *plus.shape[len(batch) :])
         outputs = conv(
             inputs.reshape(-1, *inputs.shape[len(batch) :]),
             kernel,
             self.strides,
             self.padding,
-            groups,
+            self.feature_group_count,
             self.kernel_dilation,
             self.precision,
+            bias,
+            before,
+            plus,
         )
-        if bias is not None:
-            outputs = outputs + bias
         return outputs.reshape(*batch, *outputs.shape[1:])
 
 

@@ -5,8 +5,10 @@ The variance is the mean squared distance from the mean, computed in a second pa
 least, and epsilon has no default, because the ported models differ in it.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen
@@ -20,6 +22,10 @@ from jaxtyping import Array, Bool, Float
 from gptfl_jax import convolution
 
 Norm = Literal["batch", "group", "instance", "none"]
+
+# Into how many parts the positions are split whose sums are made in one loop.
+_PARTS = 16
+_static = functools.partial(dataclasses.field, metadata={"static": True})
 
 
 class GroupNorm(flax.linen.Module):
@@ -37,16 +43,89 @@ class GroupNorm(flax.linen.Module):
     scale_init: Initializer = initializers.ones
     bias_init: Initializer = initializers.zeros
 
-    @flax.linen.compact
     def __call__(
         self, inputs: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial channels"]:
+        return self.then(inputs, _unchanged)(inputs)
+
+    @flax.linen.compact
+    def then(
+        self,
+        inputs: Float[Array, "batch *spatial channels"],
+        activation: Callable[[Array], Array],
+    ) -> "GroupNormThen":
+        """The norm and `activation` after it, for a convolution of `inputs`."""
         channels = inputs.shape[-1]
         if channels % self.num_groups:
             raise ValueError(
                 f"{channels} channels cannot be split into {self.num_groups} groups"
             )
-        return _normalise_groups(self, inputs, self.num_groups)
+        x = jax.eval_shape(lambda x: x.astype(_statistics_dtype(x.dtype)), inputs)
+        scale, bias = _scale_and_bias(self, x)
+        options = activation, self.num_groups, self.epsilon, self.dtype
+        return GroupNormThen(scale, bias, *options)
+
+
+def _unchanged(x):
+    return x
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupNormThen:
+    """A group norm and an activation, of `GroupNorm.then`.
+
+    A convolution that takes it as its `before` has no normalised copy of the inputs.
+    """
+
+    scale: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    activation: Callable[[Array], Array] = _static()
+    groups: int = _static()
+    epsilon: float = _static()
+    dtype: Dtype | None = _static()
+
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        """The activation of the normalised inputs."""
+        x = _normalise_groups(inputs, self.scale, self.bias, self.groups, self.epsilon)
+        return self.activation(x.astype(self.dtype or inputs.dtype))
+
+    def numbers(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        """Of each example and channel what is subtracted, and the factor after it."""
+        x = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        mean = _group_mean(_mean_over_positions(x), self.groups)
+        variance = _mean_over_positions(x, lambda part: jnp.square(part - mean))
+        variance = _group_mean(variance, self.groups)
+        factor = lax.rsqrt(variance + self.epsilon) * self.scale
+        shape = len(x), *[1] * (inputs.ndim - 2), -1
+        return mean.reshape(shape), factor.reshape(shape)
+
+    def part(
+        self,
+        inputs: Float[Array, "batch *part channels"],
+        numbers: tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]],
+    ) -> Float[Array, "batch *part channels"]:
+        """The activation of some normalised inputs."""
+        mean, factor = numbers
+        x = (inputs - mean) * factor + self.bias
+        return self.activation(x.astype(self.dtype or inputs.dtype))
+
+
+def _mean_over_positions(x, function=lambda part: part):
+    """Mean of function(x [batch, positions, channels]) over the positions.
+
+    XLA for CPUs reduces by a library, for which it stores what is reduced. Sums of a
+    few parts become one loop over x, and only these are reduced so.
+    """
+    positions = x.shape[1]
+    count = math.gcd(positions, _PARTS)
+    parts = jnp.split(x, count, 1)
+    total = functools.reduce(jnp.add, [function(part) for part in parts])
+    return total.sum(1, keepdims=True) / positions
 
 
 class InstanceNorm(flax.linen.Module):
@@ -67,16 +146,19 @@ class InstanceNorm(flax.linen.Module):
     def __call__(
         self, inputs: Float[Array, "batch *spatial channels"]
     ) -> Float[Array, "batch *spatial channels"]:
-        return _normalise_groups(self, inputs, inputs.shape[-1])
+        x = inputs.astype(_statistics_dtype(inputs.dtype))
+        scale, bias = _scale_and_bias(self, x)
+        x = _normalise_groups(x, scale, bias, x.shape[-1], self.epsilon)
+        return x.astype(self.dtype or inputs.dtype)
 
 
-def _normalise_groups(module, inputs, groups):
-    """Group norm with the parameters of a module; one channel a group is instance
+def _normalise_groups(inputs, scale, bias, groups, epsilon):
+    """Group norm of examples of any number of axes; one channel a group is instance
     norm."""
     x = inputs.astype(_statistics_dtype(inputs.dtype))
     x = x.reshape(inputs.shape[0], -1, inputs.shape[-1])
-    x = _traced_group_norm(x, *_scale_and_bias(module, x), groups, module.epsilon)
-    return x.reshape(inputs.shape).astype(module.dtype or inputs.dtype)
+    x = _traced_group_norm(x, scale, bias, groups, epsilon)
+    return x.reshape(inputs.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -73,9 +73,9 @@ class ResnetBlock(linen.Module):
             module = nn.GroupNorm(
                 self.num_groups, self.epsilon, dtype=self.dtype, name=name
             )
-            return jax.nn.silu(module(x))
+            return module.then(x, jax.nn.silu)
 
-        def conv(name, x, size=3):
+        def conv(name, x, size=3, **options):
             module = nn.Conv(
                 self.features,
                 (size, size),
@@ -83,16 +83,16 @@ class ResnetBlock(linen.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            return module(x)
+            return module(x, **options)
 
-        x = conv("conv1", norm("norm1", inputs))
+        shift = None
         if time_embedding is not None:
             shift = linen.Dense(self.features, dtype=self.dtype, name="time_emb_proj")
-            x += shift(jax.nn.silu(time_embedding))[:, None, None, :]
-        x = conv("conv2", norm("norm2", x))
+            shift = shift(jax.nn.silu(time_embedding))[:, None, None, :]
+        x = conv("conv1", inputs, before=norm("norm1", inputs), plus=shift)
         if inputs.shape[-1] != self.features:
             inputs = conv("conv_shortcut", inputs, size=1)
-        return inputs + x
+        return conv("conv2", x, before=norm("norm2", x), plus=inputs)
 
 
 class Downsample(linen.Module):
