@@ -28,7 +28,8 @@ And outside of loops, where networks are large and seldom differentiated:
 
 - "winograd_strips": "winograd", a few rows of the outputs at a time, so that what is
   between inputs and outputs stays in the processor's cache and takes little memory.
-- "patches", where the windows are fewer than the output channels, or are single pixels.
+- "product": windows of single pixels, without any rearrangement.
+- "patches", where the windows are fewer than the output channels.
 - "lax": everything else.
 
 Rounding, as the largest error over the largest value against float64, in float32 with
@@ -53,7 +54,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-Form = Literal["lax", "patches", "shifts", "row_split", "winograd", "winograd_strips"]
+Form = Literal[
+    "lax", "patches", "product", "shifts", "row_split", "winograd", "winograd_strips"
+]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 # Up to this many numbers a window, gathering whole windows moves less memory than
@@ -267,6 +270,8 @@ def choose(
         obstacle = _row_split_obstacle(inputs, kernel, geometry)
     elif asked == "shifts":
         obstacle = _shifts_obstacle(inputs, kernel, geometry)
+    elif asked == "product":
+        obstacle = _product_obstacle(inputs, kernel, geometry)
     if not obstacle:
         return asked
     _logger.info(
@@ -288,10 +293,10 @@ def _choose_outside(inputs, kernel, geometry, precision) -> Form:
         return "lax"
     if windows >= _MANY_WINDOWS and _winograd_pays(inputs, kernel, geometry, precision):
         return "winograd_strips"
-    # One product without any rearrangement; or one before which "lax" would rearrange
-    # the weights, which are more than what all windows see.
-    single = math.prod(window) == 1 and set(geometry.stride) == {1}
-    return "patches" if single or windows <= features else "lax"
+    if not _product_obstacle(inputs, kernel, geometry):
+        return "product"
+    # "lax" would rearrange the weights, which are more than what all windows see.
+    return "patches" if windows <= features else "lax"
 
 
 def each_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -451,6 +456,26 @@ def _overlaid(seen, window, geometry, sizes):
         zero = jnp.zeros((), seen[t].dtype)
         parts.append(lax.pad(seen[t], zero, [*config, (0, 0, 0)]))
     return functools.reduce(jnp.add, parts)
+
+
+# --- product --------------------------------------------------------------------------
+
+
+def _product_obstacle(inputs, kernel, geometry) -> str:
+    """Why this form does not apply; empty if it does."""
+    if math.prod(kernel.shape[:-2]) != 1:
+        return f"window {kernel.shape[:-2]}"
+    if set(geometry.stride) != {1}:
+        return f"stride {geometry.stride}"
+    return f"{geometry.groups} groups" if geometry.groups != 1 else ""
+
+
+def _product(inputs, kernel, geometry, precision):
+    x = _pad(inputs, {axis + 1: pad for axis, pad in enumerate(geometry.padding)})
+    channels, features = kernel.shape[-2:]
+    flat = kernel.reshape(channels, features)
+    y = jnp.matmul(x.reshape(-1, channels), flat, precision=precision)
+    return y.reshape(*x.shape[:-1], features)
 
 
 # --- shifts ---------------------------------------------------------------------------
@@ -994,6 +1019,7 @@ def _overlap_add(parts, axis, m, start, size):
 # Under `jit`, layers of one shape share what one of them has traced.
 _CPU_FORMS = {
     "patches": jax.jit(_patches, static_argnums=(2, 3)),
+    "product": jax.jit(_product, static_argnums=(2, 3)),
     "shifts": jax.jit(_shifts, static_argnums=(2, 3)),
     "row_split": jax.jit(_row_split_in_blocks, static_argnums=(2, 3)),
     "winograd": jax.jit(_winograd, static_argnums=(2, 3)),

@@ -23,8 +23,8 @@ from gptfl_jax import convolution
 
 Norm = Literal["batch", "group", "instance", "none"]
 
-# Into how many parts the positions are split whose sums are made in one loop.
-_PARTS = 16
+# What the parts hold that are added up, in bytes: they stay in a processor's cache.
+_PART_BYTES = 2**20
 _static = functools.partial(dataclasses.field, metadata={"static": True})
 
 
@@ -118,13 +118,17 @@ class GroupNormThen:
 def _mean_over_positions(x, function=lambda part: part):
     """Mean of function(x [batch, positions, channels]) over the positions.
 
-    XLA for CPUs reduces by a library, for which it stores what is reduced. Sums of a
-    few parts become one loop over x, and only these are reduced so.
+    XLA for CPUs reduces by a library, which takes nothing but whole arrays: what is
+    reduced would be stored. So parts of x are added up, and only their sum is reduced.
     """
     positions = x.shape[1]
-    count = math.gcd(positions, _PARTS)
-    parts = jnp.split(x, count, 1)
-    total = functools.reduce(jnp.add, [function(part) for part in parts])
+    most = max(1, _PART_BYTES // (x[:, 0].size * x.dtype.itemsize))
+    size = next(n for n in range(min(most, positions), 0, -1) if positions % n == 0)
+
+    def add(number, total):
+        return total + function(lax.dynamic_slice_in_dim(x, number * size, size, 1))
+
+    total = lax.fori_loop(1, positions // size, add, function(x[:, :size]))
     return total.sum(1, keepdims=True) / positions
 
 
