@@ -946,8 +946,7 @@ def _strips_of_rows(inputs, kernel, bias, before, plus, geometry, precision):
         part = part.reshape(examples, tall // apart, apart * wide, channels)
         y = _winograd_products(part, weights, transforms, precision, parts)[0]
         y = y.reshape(examples, rows * step, -1, features)[:, :made, : sizes[1]]
-        begin = example * examples, first, 0, 0
-        return _with(y, bias, None if plus is None else of(begin, plus)), begin
+        return _with(y, bias, None), place, (example * examples, first, 0, 0)
 
     def of(begin, array):
         """What `array` holds for a strip that begins there."""
@@ -957,13 +956,26 @@ def _strips_of_rows(inputs, kernel, bias, before, plus, geometry, precision):
         begin = [0 if w else b for w, b in zip(whole, begin, strict=True)]
         return lax.dynamic_slice(array, begin, sizes)
 
+    def add(number, outputs):
+        """Adds a strip in the place of what it is added to."""
+        y, place, begin = strip(number)
+        there = lax.dynamic_slice(outputs, begin, y.shape)
+        if strips * rows * step > sizes[0] > made:
+            row = jnp.arange(made)[:, None, None]
+            y = jnp.where(row + begin[1] < place * (rows * step), 0, y)
+        return lax.dynamic_update_slice(outputs, there + y, begin)
+
+    def write(number, outputs):
+        y, _, begin = strip(number)
+        return lax.dynamic_update_slice(outputs, y if plus is None else y + of(begin, plus), begin)
+
+    shape = batch, *sizes, features
     count = batch // examples * strips
     if count == 1:
-        return strip(jnp.arange(1)[0])[0]
-    y = jnp.broadcast_to(zero, (batch, *sizes, features))
-    return lax.fori_loop(
-        0, count, lambda number, y: lax.dynamic_update_slice(y, *strip(number)), y
-    )
+        return _with(strip(jnp.arange(1)[0])[0], None, plus)
+    if plus is not None and plus.shape == shape:
+        return lax.fori_loop(0, count, add, plus)
+    return lax.fori_loop(0, count, write, jnp.broadcast_to(zero, shape))
 
 
 def _strips(batch, rows, at_once):

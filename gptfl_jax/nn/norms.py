@@ -96,13 +96,10 @@ class GroupNormThen:
         self, inputs: Float[Array, "batch *spatial channels"]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """Of each example and channel what is subtracted, and the factor after it."""
-        x = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-        mean = _group_mean(_mean_over_positions(x), self.groups)
-        variance = _mean_over_positions(x, lambda part: jnp.square(part - mean))
-        variance = _group_mean(variance, self.groups)
-        factor = lax.rsqrt(variance + self.epsilon) * self.scale
-        shape = len(x), *[1] * (inputs.ndim - 2), -1
-        return mean.reshape(shape), factor.reshape(shape)
+        mean = _group_mean(_mean_over_positions(inputs), self.groups)
+        squares = _mean_over_positions(inputs, lambda part: jnp.square(part - mean))
+        variance = _group_mean(squares, self.groups)
+        return mean, lax.rsqrt(variance + self.epsilon) * self.scale
 
     def part(
         self,
@@ -116,20 +113,24 @@ class GroupNormThen:
 
 
 def _mean_over_positions(x, function=lambda part: part):
-    """Mean of function(x [batch, positions, channels]) over the positions.
+    """Mean of function(x) [batch, *spatial, channels] over the positions, which stay
+    as axes of length 1.
 
     XLA for CPUs reduces by a library, which takes nothing but whole arrays: what is
     reduced would be stored. So parts of x are added up, and only their sum is reduced.
     """
-    positions = x.shape[1]
-    most = max(1, _PART_BYTES // (x[:, 0].size * x.dtype.itemsize))
-    size = next(n for n in range(min(most, positions), 0, -1) if positions % n == 0)
+    rows = x.shape[1]
+    size = min(rows, max(1, _PART_BYTES // (x[:, 0].size * x.dtype.itemsize)))
+    axes = tuple(range(1, x.ndim - 1))
 
     def add(number, total):
         return total + function(lax.dynamic_slice_in_dim(x, number * size, size, 1))
 
-    total = lax.fori_loop(1, positions // size, add, function(x[:, :size]))
-    return total.sum(1, keepdims=True) / positions
+    total = lax.fori_loop(1, rows // size, add, function(x[:, :size]))
+    total = total.sum(axes, keepdims=True)
+    if rows % size:
+        total += function(x[:, -(rows % size) :]).sum(axes, keepdims=True)
+    return total / math.prod(x.shape[1:-1])
 
 
 class InstanceNorm(flax.linen.Module):
