@@ -105,6 +105,12 @@ def outside_loops() -> Iterator[None]:
         yield
 
 
+def in_parts() -> bool:
+    """Whether what is traced here is quicker in parts that fit a processor's cache: on
+    a CPU, outside of loops."""
+    return _is_outside.value and jax.default_backend() == "cpu"
+
+
 @contextlib.contextmanager
 def side_by_side() -> Iterator[None]:
     """Says that `vmap` gives what is traced inside the block each client's kernels."""
@@ -967,7 +973,9 @@ def _strips_of_rows(inputs, kernel, bias, before, plus, geometry, precision):
 
     def write(number, outputs):
         y, _, begin = strip(number)
-        return lax.dynamic_update_slice(outputs, y if plus is None else y + of(begin, plus), begin)
+        return lax.dynamic_update_slice(
+            outputs, y if plus is None else y + of(begin, plus), begin
+        )
 
     shape = batch, *sizes, features
     count = batch // examples * strips

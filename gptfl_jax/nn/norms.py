@@ -96,10 +96,8 @@ class GroupNormThen:
         self, inputs: Float[Array, "batch *spatial channels"]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """Of each example and channel what is subtracted, and the factor after it."""
-        mean = _group_mean(_mean_over_positions(inputs), self.groups)
-        squares = _mean_over_positions(inputs, lambda part: jnp.square(part - mean))
-        variance = _group_mean(squares, self.groups)
-        return mean, lax.rsqrt(variance + self.epsilon) * self.scale
+        mean, inverse = _group_moments(inputs, self.groups, self.epsilon)
+        return mean, inverse * self.scale
 
     def part(
         self,
@@ -110,27 +108,6 @@ class GroupNormThen:
         mean, factor = numbers
         x = (inputs - mean) * factor + self.bias
         return self.activation(x.astype(self.dtype or inputs.dtype))
-
-
-def _mean_over_positions(x, function=lambda part: part):
-    """Mean of function(x) [batch, *spatial, channels] over the positions, which stay
-    as axes of length 1.
-
-    XLA for CPUs reduces by a library, which takes nothing but whole arrays: what is
-    reduced would be stored. So parts of x are added up, and only their sum is reduced.
-    """
-    rows = x.shape[1]
-    size = min(rows, max(1, _PART_BYTES // (x[:, 0].size * x.dtype.itemsize)))
-    axes = tuple(range(1, x.ndim - 1))
-
-    def add(number, total):
-        return total + function(lax.dynamic_slice_in_dim(x, number * size, size, 1))
-
-    total = lax.fori_loop(1, rows // size, add, function(x[:, :size]))
-    total = total.sum(axes, keepdims=True)
-    if rows % size:
-        total += function(x[:, -(rows % size) :]).sum(axes, keepdims=True)
-    return total / math.prod(x.shape[1:-1])
 
 
 class InstanceNorm(flax.linen.Module):
@@ -175,9 +152,7 @@ def _group_norm(x, scale, bias, groups, epsilon):
 
 def _group_norm_forward(x, scale, bias, groups, epsilon):
     x = convolution.keep(x)
-    mean = _group_mean(x.mean(1, keepdims=True), groups)
-    variance = _group_mean(jnp.square(x - mean).mean(1, keepdims=True), groups)
-    inverse = lax.rsqrt(variance + epsilon)
+    mean, inverse = _group_moments(x, groups, epsilon)
     factor = convolution.keep(inverse * scale)
     return (x - mean) * factor + bias, (x, mean, inverse, factor, scale)
 
@@ -201,6 +176,14 @@ _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 _traced_group_norm = jax.jit(_group_norm, static_argnums=(3, 4))
 
 
+def _group_moments(x, groups, epsilon):
+    """Mean of each group, and what scales it, for each of its channels."""
+    mean_of = _mean_in_parts if convolution.in_parts() else _mean
+    mean = _group_mean(mean_of(x), groups)
+    variance = _group_mean(mean_of(x, lambda part: jnp.square(part - mean)), groups)
+    return mean, lax.rsqrt(variance + epsilon)
+
+
 def _group_mean(x, groups):
     """Mean over the channels of each group, repeated for each of them."""
     if groups == x.shape[-1]:
@@ -208,6 +191,34 @@ def _group_mean(x, groups):
     grouped = x.reshape(*x.shape[:-1], groups, -1)
     mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)
     return mean.reshape(x.shape)
+
+
+def _mean(x, function=lambda part: part):
+    """Mean of function(x) [batch, *spatial, channels] over the positions, which stay
+    as axes of length 1."""
+    return function(x).mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+
+
+def _mean_in_parts(x, function=lambda part: part):
+    """As `_mean`, without anything as large as x.
+
+    XLA for CPUs reduces by a library, which takes nothing but whole arrays: what is
+    reduced would be stored. So parts of x are added up, and only their sum is reduced.
+    """
+    rows = x.shape[1]
+    size = max(1, _PART_BYTES // (x[:, 0].size * x.dtype.itemsize))
+    if size >= rows:
+        return _mean(x, function)
+    axes = tuple(range(1, x.ndim - 1))
+
+    def add(number, total):
+        return total + function(lax.dynamic_slice_in_dim(x, number * size, size, 1))
+
+    total = lax.fori_loop(1, rows // size, add, function(x[:, :size]))
+    total = total.sum(axes, keepdims=True)
+    if rows % size:
+        total += function(x[:, -(rows % size) :]).sum(axes, keepdims=True)
+    return total / math.prod(x.shape[1:-1])
 
 
 class LayerNorm(flax.linen.Module):
