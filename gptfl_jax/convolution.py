@@ -297,7 +297,7 @@ def _choose_outside(inputs, kernel, geometry, precision) -> Form:
     windows = inputs.shape[0] * math.prod(out)
     if geometry.groups != 1:
         return "lax"
-    if windows >= _MANY_WINDOWS and _winograd_pays(inputs, kernel, geometry, precision):
+    if windows >= _MANY_WINDOWS and _strips_pay(inputs, kernel, geometry, precision):
         return "winograd_strips"
     if not _product_obstacle(inputs, kernel, geometry):
         return "product"
@@ -754,6 +754,15 @@ def _winograd_pays(inputs, kernel, geometry, precision) -> bool:
     sizes = geometry.out_sizes(inputs.shape[1:-1], (r, r))
     tiles = math.prod(-(-size // m) for size in sizes)
     return tiles * (m + r - 1) ** 2 <= 0.6 * math.prod(sizes) * r * r
+
+
+def _strips_pay(inputs, kernel, geometry, precision) -> bool:
+    if kernel.ndim != 3:
+        return _winograd_pays(inputs, kernel, geometry, precision)
+    # On one axis half as many multiplications are saved.
+    if _strips_obstacle(inputs, kernel, geometry) or min(kernel.shape[1:]) < 64:
+        return False
+    return _default(precision)
 
 
 def _default(precision) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen
 import jax
@@ -78,8 +78,8 @@ class GroupNormThen:
     A convolution that takes it as its `before` has no normalised copy of the inputs.
     """
 
-    scale: Float[Array, " channels"]
-    bias: Float[Array, " channels"]
+    scale: Any  # [channels]; or whatever JAX puts in the place of a leaf.
+    bias: Any
     activation: Callable[[Array], Array] = _static()
     groups: int = _static()
     epsilon: float = _static()

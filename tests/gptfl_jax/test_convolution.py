@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import convolution, nn
 
-FORMS = ("patches", "row_split", "winograd", "winograd_strips")
+FORMS = ("patches", "product", "row_split", "winograd", "winograd_strips")
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_choice_on_a_cpu():
             (1, 1),
             {"padding": ((0, 0),) * 2},
             "row_split",
-            "patches",
+            "product",
         ),
         ((32, 32), (320, 320), (3, 3), {"stride": (2, 2)}, "patches", "lax"),
         ((8, 8), (1280, 1280), (3, 3), {"stride": (2, 2)}, "patches", "patches"),
@@ -162,7 +162,12 @@ def test_choice_on_a_cpu():
         # Of the autoencoder, in half precision, and of HiFi-GAN.
         ((256, 256), (128, 128), (3, 3), {}, "winograd", "winograd_strips"),
         ((256, 256), (128, 128), (3, 3), {"dtype": jnp.bfloat16}, "patches", "lax"),
-        ((3200,), (64, 64), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
+        (
+            *((3200,), (64, 64), (7,)),
+            {"padding": ((3, 3),)},
+            *("patches", "winograd_strips"),
+        ),
+        ((3200,), (32, 32), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
         ((32,), (512, 512), (7,), {"padding": ((3, 3),)}, "patches", "patches"),
         ((32, 32), (320, 320), (3, 3), {"groups": 2}, "patches", "lax"),
         # Of MobileNetV2.
@@ -245,9 +250,7 @@ def test_winograd_in_strips_is_winograd(monkeypatch, shape, strips):
     # A window of one part, and of several; strips that end with the outputs and do not.
     [(40, 3, 1, 1), (47, 7, 3, 9), (53, 11, 5, ((25, 20),)), (9, 4, 2, 3)],
 )
-def test_winograd_in_strips_on_one_axis(
-    monkeypatch, length, window, dilation, padding
-):
+def test_winograd_in_strips_on_one_axis(monkeypatch, length, window, dilation, padding):
     monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
     inputs, kernel = random(2, length, 3), random(window, 3, 4, seed=1)
     options = dict(padding=padding, dilation=dilation)
@@ -261,6 +264,37 @@ def test_winograd_in_strips_on_one_axis(
     np.testing.assert_allclose(
         jnp.vdot(gradient, inputs), jnp.vdot(expected, expected), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "plus"),
+    # The last strip of nine rows makes three again.
+    [((9, 8), (2, 9, 8)), ((9, 8), (2, 1, 1)), ((23,), (2, 23)), ((8, 3), None)],
+)
+def test_what_strips_do_before_and_after_a_convolution(monkeypatch, sizes, plus):
+    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    inputs, kernel = random(2, *sizes, 4), random(*[3] * len(sizes), 4, 6, seed=1)
+    weights = {"scale": random(4, seed=2), "bias": random(4, seed=3)}
+    plus = None if plus is None else random(*plus, 6, seed=4)
+    operands = inputs, kernel, weights, random(6, seed=5), plus
+
+    def run(form, inputs, kernel, weights, bias, plus):
+        norm = nn.GroupNorm(2, 0.1).bind({"params": weights})
+        before = norm.then(inputs, jnp.tanh)
+        with convolution.form(form):
+            return nn.conv(inputs, kernel, bias=bias, before=before, plus=plus)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def values_and_gradients(form, cotangent):
+        outputs, pull = jax.vjp(functools.partial(run, form), *operands)
+        return run(form, *operands), outputs, pull(cotangent)
+
+    results = [
+        values_and_gradients(form, random(2, *sizes, 6, seed=6))
+        for form in ("lax", "winograd_strips")
+    ]
+    check = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    jax.tree.map(check, *results)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA holds on a CPU")

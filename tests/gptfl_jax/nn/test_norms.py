@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptfl_jax import nn
+from gptfl_jax import convolution, nn
+from gptfl_jax.nn import norms
 
 
 def random(*shape, seed=0):
@@ -70,6 +71,19 @@ def test_norms_in_other_types(norm):
     bare = layer.clone(use_scale=False, use_bias=False)
     assert not bare.init(jax.random.key(0), x)
     np.testing.assert_allclose(bare.apply({}, x), formula(x), atol=1e-13)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="parts are for CPUs")
+def test_group_norm_in_parts(monkeypatch):
+    """Outside of loops, here of two positions, and one that is left over."""
+    monkeypatch.setattr(norms, "_PART_BYTES", 2 * 2 * 6 * 8)
+    x, params = random(2, 7, 3, 6) + 3, {"scale": jnp.ones(6), "bias": jnp.zeros(6)}
+    layer = nn.GroupNorm(2, 0.1)
+    run = functools.partial(layer.apply, {"params": params})
+    with convolution.outside_loops():
+        assert "while" in str(jax.make_jaxpr(run)(x))
+        outputs = run(x)
+    np.testing.assert_allclose(outputs, group_norm(x, 2, 0.1), rtol=0, atol=1e-12)
 
 
 def test_group_norm_refuses_groups_that_do_not_divide():
