@@ -81,7 +81,7 @@ def test_group_norm_in_parts(monkeypatch):
     layer = nn.GroupNorm(2, 0.1)
     run = functools.partial(layer.apply, {"params": params})
     with convolution.outside_loops():
-        assert "while" in str(jax.make_jaxpr(run)(x))
+        assert "scan" in str(jax.make_jaxpr(run)(x))
         outputs = run(x)
     np.testing.assert_allclose(outputs, group_norm(x, 2, 0.1), rtol=0, atol=1e-12)
 
