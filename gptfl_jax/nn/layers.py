@@ -41,7 +41,7 @@ class Conv(flax.linen.Module):
         self,
         inputs: Float[Array, "*batch_spatial channels"],
         before: Before | None = None,
-        plus: Float[Array, "*batch_out_spatial features"] | None = None,
+        plus: Float[Array, "*#batch_out_spatial features"] | None = None,
     ) -> Float[Array, "*batch_out_spatial features"]:
         """Convolves `inputs` [*batch, *spatial, channels]; any number of batch axes.
 
