@@ -85,7 +85,7 @@ METHODS = {
 STARTS = {
     "random": {
         **dict.fromkeys(("fedavg", "fedprox", "scaffold"), (1.0,)),
-        "fedopt": (0.1, 0.01),
+        "fedopt": (1.0, 0.03),
         "local": (0.3,),
         "clients": (1.0,),
         "server": (0.3,),
