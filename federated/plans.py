@@ -209,7 +209,7 @@ def _smaller_training(federated: ConfigDict) -> str:
         return f"lower config.federated.batch_size{fewer}"
     return (
         "lower config.federated.client_lanes, clients side by side on a device (0: "
-        "eight), or config.federated.batch_size"
+        "eight, of large networks one), or config.federated.batch_size"
     )
 
 
