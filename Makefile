@@ -17,7 +17,7 @@
 # make lint     ruff, without changes; make format lets it change files
 #
 # Each makes .venv when it is missing, and installs what it needs again when
-# pyproject.toml has changed. All it takes is Python 3.11 or newer and a package index.
+# pyproject.toml has changed. All it takes is Python 3.11 or newer and a package index; `make starts` takes bash.
 # Where no GPU is meant to be used, torch's CPU build saves parity some gigabytes:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make parity
 
@@ -67,9 +67,10 @@ starts-speech: GENERATOR = generate.speech
 starts-speech: CONFIG = configs/fsdd.py:starts=True,samples=1x
 starts-speech: WORKDIR = runs/starts/fsdd
 
-# Each line begins with whose it is. The stage alone hears Ctrl-C, and is read to its end.
-named = set -o pipefail; $(call stage,$(1)) $(2) 2>&1 | (trap '' INT; \
-	exec awk '{ print "$(notdir $(WORKDIR)): " $$0; fflush() }')
+# Each line begins with whose it is. The stage takes the shell's place, so that signals
+# and exit codes are its own, and is read to its end.
+named = exec $(call stage,$(1)) $(2) > >(trap '' INT TERM; \
+	while IFS= read -r line; do printf '%s: %s\n' $(notdir $(WORKDIR)) "$$line"; done) 2>&1
 
 starts-digits starts-speech: SHELL = bash
 starts-digits starts-speech: $(VENV)/.installed

@@ -457,7 +457,7 @@ def _client_tests(
         state: composition.ServerState, round: int
     ) -> personalisation.ClientCounts:
         key = jax.random.fold_in(rounds.key_of(config.seed, rounds.FINE_TUNING), round)
-        rate = config.federated.client_learning_rate
+        rate = float(config.federated.client_learning_rate)
         return setting.test_clients(state, train, held_out, chosen, key, rate)
 
     return test, chosen

@@ -132,8 +132,8 @@ class Algorithm(NamedTuple):
     init: Callable[[Variables, int], ServerState]
     """(variables, number of clients) -> state before the first round."""
     round: Callable[..., tuple[ServerState, RoundMetrics]]
-    """(state, data, cohort, key) -> (state after the round, its metrics); where the
-    clients' optimizer takes its rate, (state, data, cohort, key, rate) or as `at`.
+    """(state, data, cohort, key) -> (state after the round, its metrics); where it
+    `takes_rate`, (state, data, cohort, key, rate), or as of `at`.
 
     Compiled once for a cohort size, whichever clients are in it (and for each length of
     rows that `gptfl_jax.fl.streaming` sends). Where clients keep state, the cohort is
@@ -149,9 +149,18 @@ class Algorithm(NamedTuple):
     aggregates: bool = True
     """Whether rounds change the server's weights; False: each client has its own."""
 
+    takes_rate: bool = False
+    """Whether rounds take the clients' learning rate; False: their optimizer has it."""
+
     def at(self, rate: float) -> "Algorithm":
-        """Whose rounds take this learning rate of the clients, compiled or not."""
-        return self._replace(round=functools.partial(self.round, rate=rate))
+        """With rounds at this learning rate of the clients, where they take one.
+
+        No other rate compiles anything anew.
+        """
+        if not self.takes_rate:
+            return self
+        # A float: of a numpy scalar or an int other programs would be compiled.
+        return self._replace(round=functools.partial(self.round, rate=float(rate)))
 
 
 def _combination(weighting: str | None, aggregation: Aggregation | None) -> Aggregation:
@@ -401,7 +410,8 @@ def compose(
         key = jax.eval_shape(jax.random.key, 0)
         rate = None
         if local.takes_rate:
-            rate = jax.ShapeDtypeStruct((), jnp.result_type(float))
+            # As a Python number, which rounds are given.
+            rate = jax.ShapeDtypeStruct((), jnp.result_type(float), weak_type=True)
         sent = bare.variables, bare.shared, bare.round, rows
         train = train_part if mesh is None else on_mesh
         part, own, known = jax.eval_shape(train, *sent, data, cohort, key, rate)
@@ -446,7 +456,7 @@ def compose(
             own = jax.tree.map(lambda x, y: jnp.where(known, x, y), row, own)
         return rule.begin(Context(state.variables, state.shared, own))
 
-    return Algorithm(init, round, lower, start)
+    return Algorithm(init, round, lower, start, takes_rate=local.takes_rate)
 
 
 @jax.jit

@@ -72,7 +72,7 @@ class LocalTraining(NamedTuple):
     @property
     def takes_rate(self) -> bool:
         """Whether `optimizer` is still to be given its learning rate."""
-        return not isinstance(self.optimizer, optax.GradientTransformation)
+        return callable(self.optimizer)
 
     def at(self, rate: Float[Array, ""] | float | None) -> "LocalTraining":
         """With the optimizer of this learning rate; None: it has its own.
@@ -81,7 +81,11 @@ class LocalTraining(NamedTuple):
             ValueError: it takes one and there is none, or the other way round.
         """
         if self.takes_rate and rate is None:
-            raise ValueError("rate None: LocalTraining.optimizer takes one, as 0.1")
+            raise ValueError(
+                "rate None: LocalTraining.optimizer takes one: give it to a round, as "
+                "algorithm.at(0.1) does, or take an optimizer with a rate, as "
+                "optax.sgd(0.1)"
+            )
         if rate is not None and not self.takes_rate:
             raise ValueError(
                 f"rate {rate}: LocalTraining.optimizer has its own; give a function of "

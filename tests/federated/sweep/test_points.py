@@ -110,15 +110,17 @@ def test_runs_of_one_program_are_neighbours():
     config = sweep_of(
         "federated.init=random,synthetic",
         "federated.client_learning_rate=0.1,0.3",
+        "federated.batch_size=8,9",
         seeds=(4, 7),
     )
     configs = sweep.runs(config, points(config))
-    assert [
-        (each.federated.client_learning_rate, each.federated.init, each.seed)
+    found = [
+        (
+            *(each.federated.batch_size, each.federated.init),
+            *(each.federated.client_learning_rate, each.seed),
+        )
         for each in configs
-    ] == [
-        (rate, init, seed)
-        for rate in (0.1, 0.3)
-        for init in ("random", "synthetic")
-        for seed in (4, 7)
+    ]
+    assert found == [
+        *itertools.product((8, 9), ("random", "synthetic"), (0.1, 0.3), (4, 7))
     ]

@@ -80,6 +80,7 @@ def test_the_rate_as_an_argument(problem, make, rates, options):
             once = len(traced)
         assert len(traced) == once > 0
         fixed = make(problem.learner, local._replace(optimizer=given), **options)
+        assert fixed.at(0.2) is fixed
         _, expected, _ = run(problem, fixed)
         assert_close(state.variables["params"], expected.variables["params"], 1e-12)
     with pytest.raises(ValueError, match="rate None: LocalTraining.optimizer takes"):
