@@ -27,16 +27,20 @@ inside a loop:
 And outside of loops, where networks are large and seldom differentiated:
 
 - "winograd_strips": "winograd", a few rows of the outputs at a time, so that what is
-  between inputs and outputs stays in the processor's cache and takes little memory.
+  between inputs and outputs stays in the processor's cache and takes little memory; so
+  does what goes before the convolution (`Before`) and is added after it. On one axis,
+  dilated or not, F(4, 3) for windows of 3 and else F(4, 4) for each 4 of a window: half
+  as many multiplications; of HiFi-GAN's layers of 64 channels or more, 0.9 to 1.8 times
+  the speed of "lax", 1.5 times in the middle.
 - "product": windows of single pixels, without any rearrangement.
 - "patches", where the windows are fewer than the output channels.
 - "lax": everything else.
 
 Rounding, as the largest error over the largest value against float64, in float32 with
 128 channels: 4e-7 (row_split), 2e-6 (3x3 winograd), 5e-6 (5x5 winograd), the same for
-both gradients. Where a precision above JAX's default is asked for, "winograd" is not
-taken. Gradients, `vmap`, `jit`, loops and `shard_map` work with every form, forward
-mode (`jax.jvp`) with "lax" only.
+both gradients; 2e-6 on one axis. Where a precision above JAX's default is asked for,
+"winograd" is not taken. Gradients, `vmap`, `jit`, loops and `shard_map` work with every
+form, forward mode (`jax.jvp`) with "lax" only.
 """
 
 import contextlib
@@ -45,7 +49,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
@@ -158,6 +162,30 @@ class Before(Protocol):
         numbers: PyTree[Float[Array, "batch ..."]],
     ) -> Float[Array, "batch *part channels"]:
         """The same for some places of the examples that `numbers` belong to."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+    """A `Before` that is a function of each element alone."""
+
+    function: Callable[[Array], Array] = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self, inputs: Float[Array, "batch *spatial channels"]
+    ) -> Float[Array, "batch *spatial channels"]:
+        """The function of all."""
+        return self.function(inputs)
+
+    def numbers(self, inputs: Float[Array, "batch *spatial channels"]) -> tuple[()]:
+        """None are needed."""
+        return ()
+
+    def part(
+        self, inputs: Float[Array, "batch *part channels"], numbers: tuple[()]
+    ) -> Float[Array, "batch *part channels"]:
+        """The function of some."""
+        return self.function(inputs)
 
 
 def conv(

@@ -5,6 +5,7 @@ Speech Synthesis" (arXiv 2010.05646).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -90,6 +91,12 @@ def _upsampled(length, rate, window):
     return (length - 1) * rate + window - 2 * ((window - rate) // 2)
 
 
+@functools.cache
+def _leaky_relu(slope):
+    """The same for all layers, which share what is traced with it."""
+    return nn.Elementwise(lambda x: jax.nn.leaky_relu(x, slope))
+
+
 def _cut(x, lengths):
     """`x` with zeros in place of what lies beyond each item's length."""
     if lengths is None:
@@ -150,7 +157,9 @@ class _ResidualBlock(linen.Module):
 
     @linen.compact
     def __call__(self, x, lengths):
-        def conv(name, dilation, x):
+        before = _leaky_relu(self.slope)
+
+        def conv(name, dilation, x, plus=None):
             module = nn.Conv(
                 x.shape[-1],
                 self.window,
@@ -159,10 +168,10 @@ class _ResidualBlock(linen.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            return _cut(module(jax.nn.leaky_relu(x, self.slope)), lengths)
+            return _cut(module(x, before, plus), lengths)
 
         for i, dilation in enumerate(self.dilations):
-            x += conv(f"convs2_{i}", 1, conv(f"convs1_{i}", dilation, x))
+            x = conv(f"convs2_{i}", 1, conv(f"convs1_{i}", dilation, x), plus=x)
         return x
 
 
