@@ -30,8 +30,8 @@ And outside of loops, where networks are large and seldom differentiated:
   between inputs and outputs stays in the processor's cache and takes little memory; so
   does what goes before the convolution (`Before`) and is added after it. On one axis,
   dilated or not, F(4, 3) for windows of 3 and else F(4, 4) for each 4 of a window: half
-  as many multiplications; of HiFi-GAN's layers of 64 channels or more, 0.9 to 1.8 times
-  the speed of "lax", 1.5 times in the middle.
+  as many multiplications; of HiFi-GAN's layers that are computed so, 1.2 to 1.8 times
+  the speed of "lax".
 - "product": windows of single pixels, without any rearrangement.
 - "patches", where the windows are fewer than the output channels.
 - "lax": everything else.
@@ -70,6 +70,9 @@ _NARROW_WINDOW = 64
 # Outside of loops, from this many windows on winograd's transform of the weights costs
 # less than the multiplications that it saves.
 _MANY_WINDOWS = 1000
+
+# Outside of loops, from so many numbers a window of one axis on winograd pays.
+_LONG_WINDOW = 768
 
 # What a strip of winograd's holds at least, in bytes; more where the weights, which are
 # read for each strip, are more themselves.
@@ -787,10 +790,11 @@ def _winograd_pays(inputs, kernel, geometry, precision) -> bool:
 def _strips_pay(inputs, kernel, geometry, precision) -> bool:
     if kernel.ndim != 3:
         return _winograd_pays(inputs, kernel, geometry, precision)
-    # On one axis half as many multiplications are saved.
-    if _strips_obstacle(inputs, kernel, geometry) or min(kernel.shape[1:]) < 64:
+    # On one axis half of the multiplications are saved; with few of them, hardly time,
+    # and a loop takes longer to compile, and more memory, than "lax".
+    if _strips_obstacle(inputs, kernel, geometry) or not _default(precision):
         return False
-    return _default(precision)
+    return kernel.shape[0] * min(kernel.shape[1:]) >= _LONG_WINDOW
 
 
 def _default(precision) -> bool:

@@ -163,11 +163,11 @@ def test_choice_on_a_cpu():
         ((256, 256), (128, 128), (3, 3), {}, "winograd", "winograd_strips"),
         ((256, 256), (128, 128), (3, 3), {"dtype": jnp.bfloat16}, "patches", "lax"),
         (
-            *((3200,), (64, 64), (7,)),
+            *((3200,), (128, 128), (7,)),
             {"padding": ((3, 3),)},
             *("patches", "winograd_strips"),
         ),
-        ((3200,), (32, 32), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
+        ((3200,), (64, 64), (7,), {"padding": ((3, 3),)}, "patches", "lax"),
         ((32,), (512, 512), (7,), {"padding": ((3, 3),)}, "patches", "patches"),
         ((32, 32), (320, 320), (3, 3), {"groups": 2}, "patches", "lax"),
         # Of MobileNetV2.
