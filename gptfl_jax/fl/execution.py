@@ -36,7 +36,7 @@ AXIS = "clients"
 
 LANES = 8
 """Clients side by side on a device, where nobody says how many and a step of their
-network keeps little (`Client.is_small`). Of 4, 8 and whole cohorts of 10 to 100 the
+network keeps little (`Client.small`). Of 4, 8 and whole cohorts of 10 to 100 the
 fastest or within 13 % of it, in five workloads on an H200 (docs/performance.md): more
 wait for the longest of them, and take more memory."""
 
@@ -192,7 +192,8 @@ def make_cohort_trainer(
         one = Context(variables, shared, jax.tree.map(_first, own))
         width, client = 1, asked
         if execution == "vmap":
-            width = lanes or (LANES if asked.is_small(one, data) else 1)
+            client = asked.with_its_size(one, data)
+            width = lanes or (LANES if client.small else 1)
             width = min(width, slots)
         elif row_block is None:
             client = asked.with_suited_block(one, data)
@@ -208,7 +209,7 @@ def make_cohort_trainer(
             context=Context(variables, shared, own),
             data=data,
             cohort=cohort,
-            rate=None if local.schedule is None else local.schedule(round),
+            factor=None if local.schedule is None else local.schedule(round),
             positions=positions,
             places=places,
         )
@@ -282,10 +283,11 @@ def make_local_trainer(
             trained = joined(progress.params, progress.model_state, context.variables)
             return measure(rule.begin(context._replace(own=own)), trained, more)
 
-        if not packed:
-            progress = asked.train_lanes(context, data, entries, None)
-            return jax.vmap(finish)(context.own, progress, extra)
         first = context._replace(own=jax.tree.map(_first, context.own))
+        if not packed:
+            client = asked.with_its_size(first, data)
+            progress = client.train_lanes(context, data, entries, None)
+            return jax.vmap(finish)(context.own, progress, extra)
         client = asked.with_suited_block(first, data)
 
         def alone(of_client):
@@ -326,8 +328,8 @@ class _Turn(NamedTuple):
     context: Context
     data: FederatedData
     cohort: Cohort
-    rate: Array | None
-    """Factor on the learning rate in this round."""
+    factor: Array | None
+    """On the learning rate in this round."""
     positions: Int32[Array, " slots"]
     places: Int32[Array, " slots"]
 
@@ -375,10 +377,10 @@ class _Turn(NamedTuple):
     def _trained(self, entries, contexts) -> Progress:
         """Of `width` clients, every leaf [width, ...]."""
         if self.width > 1:
-            return self.client.train_lanes(contexts, self.data, entries, self.rate)
+            return self.client.train_lanes(contexts, self.data, entries, self.factor)
         own, entry = jax.tree.map(lambda x: x[0], (contexts.own, entries))
         context = contexts._replace(own=own)
-        progress = self.client.train(context, self.data, entry, self.rate)
+        progress = self.client.train(context, self.data, entry, self.factor)
         return jax.tree.map(lambda x: x[None], progress)
 
     def _add_chunk(self, position, place, weights, part, own) -> tuple[Part, PyTree]:

@@ -114,6 +114,8 @@ class Client(NamedTuple):
     local: LocalTraining
     row_block: int
     """Rows whose gradient is computed at once; 0: those of a batch."""
+    small: bool = False
+    """Whether a step keeps so little that several clients fit side by side."""
 
     def with_suited_block(self, context: Context, data: FederatedData) -> "Client":
         """Computes as many rows at once as `gptfl_jax.fl.microbatches` finds suited.
@@ -127,15 +129,15 @@ class Client(NamedTuple):
         size = rows_at_once(*self._gradient_of_batch(start, context, data))
         return self._replace(row_block=size)
 
-    def is_small(self, context: Context, data: FederatedData) -> bool:
-        """Whether a step keeps so little that several clients fit side by side.
+    def with_its_size(self, context: Context, data: FederatedData) -> "Client":
+        """Knows whether it is `small`.
 
         Args:
             context: of one client, as arrays or their shapes.
         """
         start = jax.eval_shape(self.start, context)
         kept = kept_bytes(*self._gradient_of_batch(start, context, data))
-        return kept <= _SMALL_BYTES
+        return self._replace(small=kept <= _SMALL_BYTES)
 
     def _gradient_of_batch(self, start, context, data):
         """What `gptfl_jax.fl.microbatches` takes: loss, params, batch, key, context."""
@@ -184,7 +186,7 @@ class Client(NamedTuple):
         context = context._replace(own=own)
         return self.finish(context, self.start(context))[0]
 
-    def train(self, context, data, entry, rate) -> Progress:
+    def train(self, context, data, entry, factor) -> Progress:
         """One client by itself."""
         progress = self.start(context)
         if self.rule.start_gradient:
@@ -195,9 +197,9 @@ class Client(NamedTuple):
                 progress,
             )
         steps = self._steps_of_blocks if self.row_block else self._steps_of_batches
-        return steps(context, data, entry, rate, progress)
+        return steps(context, data, entry, factor, progress)
 
-    def _steps_of_blocks(self, context, data, entry, rate, progress) -> Progress:
+    def _steps_of_blocks(self, context, data, entry, factor, progress) -> Progress:
         """All steps in one loop: a step computes no more blocks than it has rows."""
 
         def step(s, progress):
@@ -206,11 +208,11 @@ class Client(NamedTuple):
             rows = self._rows(entry, shuffle, s - epoch * entry.batches)
             key = jax.random.fold_in(entry.step_key, s)
             share = self._share(s, entry.steps)
-            return self._step(context, data, progress, *rows, key, rate, share)
+            return self._step(context, data, progress, *rows, key, factor, share)
 
         return lax.fori_loop(0, entry.steps, step, progress)
 
-    def _steps_of_batches(self, context, data, entry, rate, progress) -> Progress:
+    def _steps_of_batches(self, context, data, entry, factor, progress) -> Progress:
         """Whole batches in a loop, then the rest of an epoch in the smallest bucket.
 
         A rest that only the last bucket holds, a whole batch, goes with the loop: one
@@ -229,7 +231,7 @@ class Client(NamedTuple):
                 key = jax.random.fold_in(entry.step_key, before + b)
                 share = self._share(before + b, entry.steps)
                 return self._step(
-                    context, data, progress, index, mask, key, rate, share
+                    context, data, progress, index, mask, key, factor, share
                 )
 
             def whole(b, progress):
@@ -252,15 +254,14 @@ class Client(NamedTuple):
         epochs = lax.div(entry.steps + entry.batches - 1, entry.batches)
         return lax.fori_loop(0, epochs, epoch, progress)
 
-    def train_lanes(self, contexts, data, entries, rate) -> Progress:
+    def train_lanes(self, contexts, data, entries, factor) -> Progress:
         """Several clients side by side, every argument [lanes, ...]."""
-        one = contexts._replace(own=jax.tree.map(lambda x: x[0], contexts.own))
-        if not self.is_small(one, data):
-            return self._train_lanes(contexts, data, entries, rate)
+        if not self.small:
+            return self._train_lanes(contexts, data, entries, factor)
         with convolution.side_by_side():
-            return self._train_lanes(contexts, data, entries, rate)
+            return self._train_lanes(contexts, data, entries, factor)
 
-    def _train_lanes(self, contexts, data, entries, rate):
+    def _train_lanes(self, contexts, data, entries, factor):
         in_context = Context(None, None, 0)
 
         def one(context, entry, progress, s):
@@ -269,7 +270,7 @@ class Client(NamedTuple):
             rows = self._rows(entry, shuffle, s - epoch * entry.batches)
             key = jax.random.fold_in(entry.step_key, s)
             share = self._share(s, jnp.maximum(entry.steps, 1))
-            new = self._step(context, data, progress, *rows, key, rate, share)
+            new = self._step(context, data, progress, *rows, key, factor, share)
             active = s < entry.steps
             return jax.tree.map(lambda x, y: jnp.where(active, x, y), new, progress)
 
@@ -373,7 +374,7 @@ class Client(NamedTuple):
         steps = self.local.local_schedule_steps or steps
         return step.astype(jnp.result_type(float)) / steps
 
-    def _step(self, context, data, progress, index, mask, key, rate, share):
+    def _step(self, context, data, progress, index, mask, key, factor, share):
         """One step on the rows of `index`; `share` of the client's steps are done."""
         if self.row_block:
             (value, model_state), gradient = self._gradient_of_blocks(
@@ -385,21 +386,21 @@ class Client(NamedTuple):
                 context, progress, batch, key
             )
         if self.local.local_schedule is not None:
-            factor = self.local.local_schedule(share)
-            rate = factor if rate is None else rate * factor
+            of_step = self.local.local_schedule(share)
+            factor = of_step if factor is None else factor * of_step
         gradient = self.rule.correct(gradient, progress.params, context)
         params, state = _apply(
             self._optimizer(),
             gradient,
             progress.optimizer_state,
             progress.params,
-            rate,
+            factor,
         )
         shadow = progress.shadow
         if self.rule.shadow is not None:
             x, shadow_state = shadow
             pull = jnp.asarray(self.rule.shadow(x), x.dtype)
-            shadow = _apply(self.local.optimizer, pull, shadow_state, x, rate)
+            shadow = _apply(self.local.optimizer, pull, shadow_state, x, factor)
         loss_sum = progress.loss + value.astype(mask.dtype) * mask.sum()
         return Progress(
             params, model_state, state, shadow, progress.start_gradient, loss_sum
@@ -420,10 +421,10 @@ def _take(data: FederatedData, index: Array, mask: Array) -> Batch:
     return Batch(jax.tree.map(rows, data.inputs), rows(data.labels), mask)
 
 
-def _apply(optimizer, gradient, state, params, rate):
+def _apply(optimizer, gradient, state, params, factor):
     updates, state = optimizer.update(gradient, state, params)
-    if rate is not None:
-        updates = scale(updates, jnp.asarray(rate))
+    if factor is not None:
+        updates = scale(updates, jnp.asarray(factor))
     return optax.apply_updates(params, updates), state
 
 
