@@ -33,7 +33,7 @@ class BidirectionalGRU(nn.Module):
     n = tanh(W_n x + r * U_n h), h' = (1 - z) * n + z * h, biases in every W and U.
 
     Parameters have torch's names and layout: [3 features, inputs], gates in the order
-    r, z, n. Both directions run in one scan, and only `U h` is inside of it.
+    r, z, n. Both directions run in one loop, and only `U h` is inside of it.
 
     Attributes:
         features: of the state of one direction.
@@ -52,22 +52,17 @@ class BidirectionalGRU(nn.Module):
         Where `mask` is False the state stays as it is: behind a clip's end, so that the
         backward direction begins, with zeros, at its last frame.
         """
-        channels = inputs.shape[-1]
+        frames = inputs.swapaxes(0, 1)
         gates, recurrent = [], []
         for ending in ("", "_reverse"):
-            weight, bias = self._weight_and_bias(f"ih_l0{ending}", channels)
-            weight, bias = weight.astype(inputs.dtype), bias.astype(inputs.dtype)
-            projected = (inputs @ weight.T + bias).swapaxes(0, 1)
-            gates.append(projected[::-1] if ending else projected)
+            weight, bias = self._weight_and_bias(f"ih_l0{ending}", frames.shape[-1])
+            weight, bias = weight.astype(frames.dtype), bias.astype(frames.dtype)
+            gates.append(frames @ weight.T + bias)
             weight, bias = self._weight_and_bias(f"hh_l0{ending}", self.features)
-            weight, bias = weight.astype(inputs.dtype), bias.astype(inputs.dtype)
-            recurrent.append((weight.T, bias))
-        if mask is not None:
-            mask = mask.T[..., None]
-            mask = (mask, mask[::-1])
-        forward, backward = _recurrence(tuple(gates), tuple(recurrent), mask)
-        states = jnp.concatenate([forward, backward[::-1]], -1)
-        return states.swapaxes(0, 1)
+            recurrent.append((weight.astype(frames.dtype), bias.astype(frames.dtype)))
+        real = None if mask is None else mask.T[..., None]
+        states = _recurrence(tuple(gates), tuple(recurrent), real)
+        return jnp.concatenate(states, -1).swapaxes(0, 1)
 
     def _weight_and_bias(self, name, inputs):
         # Torch draws all of them from U(-1 / sqrt(features), 1 / sqrt(features)).
@@ -85,70 +80,112 @@ class BidirectionalGRU(nn.Module):
 
 @jax.custom_vjp
 def _recurrence(gates, recurrent, real):
-    """States after each frame, from zeros, of recurrences that have nothing in common.
+    """States after each frame, from zeros, of a recurrence along the frames and of one
+    against them.
 
-    Every argument is a tuple with an entry for each of them: gates from the inputs
-    [frames, batch, 3 features], (U, its bias), and which frames are real [frames,
-    batch, 1], or None in place of the last tuple. The gradient of U is one product over
-    all frames, not a sum of one a frame.
+    Args:
+        gates: of each, what the inputs give them [frames, batch, 3 features].
+        recurrent: of each, (U [3 features, features], its bias).
+        real: which frames are [frames, batch, 1], or None: all.
     """
     return _recurrence_forward(gates, recurrent, real)[0]
 
 
 def _recurrence_forward(gates, recurrent, real):
-    def step(states, frame):
-        gates, real = frame
-        new, kept = [], []
-        for i, (weight, bias) in enumerate(recurrent):
-            reset, update, candidate = jnp.split(gates[i], 3, -1)
-            reset_, update_, from_state = jnp.split(states[i] @ weight + bias, 3, -1)
+    count, features = gates[0].shape[0], recurrent[0][0].shape[1]
+    across = [(weight.T, bias) for weight, bias in recurrent]
+
+    def step(t, carry):
+        states, kept = carry
+        new, written = [], []
+        for i, (weight, bias) in enumerate(across):
+            at = t if i == 0 else count - 1 - t
+            reset, update, candidate = _gates(_frame(gates[i], at))
+            reset_, update_, from_state = _gates(states[i] @ weight + bias)
             reset = jax.nn.sigmoid(reset + reset_)
             update = jax.nn.sigmoid(update + update_)
+            if real is not None:
+                update = jnp.where(_frame(real, at), update, 1)
             candidate = jnp.tanh(candidate + reset * from_state)
             state = (1 - update) * candidate + update * states[i]
-            if real is not None:
-                state = jnp.where(real[i], state, states[i])
             new.append(state)
-            kept.append((states[i], reset, update, candidate, from_state))
-        return tuple(new), (tuple(new), tuple(kept))
+            all_states, *others = kept[i]
+            # Behind the one that the recurrence begins with.
+            place = at + 1 if i == 0 else at
+            numbers = reset, update, candidate, from_state
+            written.append(
+                (
+                    _with_frame(all_states, state, place),
+                    *(
+                        _with_frame(rows, x, at)
+                        for rows, x in zip(others, numbers, strict=True)
+                    ),
+                )
+            )
+        return tuple(new), tuple(written)
 
-    features = recurrent[0][0].shape[0]
-    start = tuple(jnp.zeros((*x.shape[1:-1], features), x.dtype) for x in gates)
-    _, (states, kept) = lax.scan(step, start, (gates, real))
-    return states, (kept, recurrent, real)
+    zeros = jnp.zeros((count + 1, *gates[0].shape[1:-1], features), gates[0].dtype)
+    kept = (zeros, *[zeros[1:]] * 4)
+    start = (zeros[0], zeros[0]), (kept, kept)
+    _, kept = lax.fori_loop(0, count, step, start)
+    return (kept[0][0][1:], kept[1][0][:-1]), (kept, recurrent)
 
 
 def _recurrence_backward(residuals, gradient):
-    kept, recurrent, real = residuals
+    """The gradient of a state passes a frame as `d * update + (d * slopes) @ U`. The
+    slopes, and the products over all frames, stand outside of the loop."""
+    kept, recurrent = residuals
+    count = gradient[0].shape[0]
+    before, slopes, of_candidate = [], [], []
+    for i in range(2):
+        states, reset, update, candidate, from_state = kept[i]
+        before.append(states[1:] if i else states[:-1])
+        slope = (1 - update) * (1 - candidate**2)
+        to_reset = slope * from_state * reset * (1 - reset)
+        to_update = (before[i] - candidate) * update * (1 - update)
+        slopes.append(jnp.stack([to_reset, to_update, slope * reset], -2))
+        of_candidate.append(slope)
 
-    def step(d_states, frame):
-        gradient, kept, real = frame
-        new, d_gates, d_from_state = [], [], []
+    def step(t, carry):
+        d_states, written = carry
+        new, rows = [], []
         for i, (weight, _) in enumerate(recurrent):
-            state, reset, update, candidate, from_state = kept[i]
-            d_state = passed = d_states[i] + gradient[i]
-            if real is not None:
-                d_state = jnp.where(real[i], d_state, 0)
-            d_candidate = d_state * (1 - update) * (1 - candidate**2)
-            d_update = d_state * (state - candidate) * update * (1 - update)
-            d_reset = d_candidate * from_state * reset * (1 - reset)
-            both = d_reset, d_update
-            d_gates.append(jnp.concatenate([*both, d_candidate], -1))
-            d_from_state.append(jnp.concatenate([*both, d_candidate * reset], -1))
-            before = d_state * update + d_from_state[i] @ weight.T
-            if real is not None:
-                before += passed - d_state
-            new.append(before)
-        return tuple(new), (tuple(d_gates), tuple(d_from_state))
+            at = t if i else count - 1 - t
+            d_state = d_states[i] + _frame(gradient[i], at)
+            d_gates = d_state[:, None] * _frame(slopes[i], at)
+            passed = d_gates.reshape(d_state.shape[0], -1) @ weight
+            new.append(d_state * _frame(kept[i][2], at) + passed)
+            rows.append(_with_frame(written[i], d_state, at))
+        return tuple(new), tuple(rows)
 
+    zeros = tuple(jnp.zeros_like(x) for x in gradient)
     start = tuple(jnp.zeros_like(x[0]) for x in gradient)
-    frames = gradient, kept, real
-    _, (d_gates, d_from_state) = lax.scan(step, start, frames, reverse=True)
-    d_recurrent = tuple(
-        (jnp.tensordot(states, d, ((0, 1), (0, 1))), d.sum((0, 1)))
-        for (states, *_), d in zip(kept, d_from_state, strict=True)
-    )
-    return d_gates, d_recurrent, None
+    _, d_states = lax.fori_loop(0, count, step, (start, zeros))
+    d_gates, d_recurrent = [], []
+    for i in range(2):
+        d = d_states[i][..., None, :] * slopes[i]
+        flat = d.reshape(-1, recurrent[i][0].shape[0])
+        # The product whose transposed factor is the smaller one.
+        d_weight = before[i].reshape(-1, before[i].shape[-1]).T @ flat
+        d_recurrent.append((d_weight.T, flat.sum(0)))
+        # A candidate takes its part from the inputs whole, not times reset.
+        to_candidate = (d_states[i] * of_candidate[i])[..., None, :]
+        d_input = jnp.concatenate([d[..., :2, :], to_candidate], -2)
+        d_gates.append(d_input.reshape(*d.shape[:-2], -1))
+    return tuple(d_gates), tuple(d_recurrent), None
+
+
+def _frame(rows, at):
+    return lax.dynamic_index_in_dim(rows, at, 0, keepdims=False)
+
+
+def _with_frame(rows, row, at):
+    return lax.dynamic_update_index_in_dim(rows, row, at, 0)
+
+
+def _gates(x):
+    """[batch, 3 features] -> reset, update, candidate."""
+    return jnp.split(x, 3, -1)
 
 
 _recurrence.defvjp(_recurrence_forward, _recurrence_backward)

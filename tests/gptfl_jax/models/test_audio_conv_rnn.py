@@ -42,29 +42,28 @@ def test_gradients_of_the_gru_are_those_of_its_equations(masked):
     keys = jax.random.split(jax.random.key(0), 6)
     gates = tuple(jax.random.normal(k, (frames, batch, 3 * size)) for k in keys[:2])
     recurrent = tuple(
-        (jax.random.normal(k, (size, 3 * size)), jax.random.normal(k, (3 * size,)))
+        (jax.random.normal(k, (3 * size, size)), jax.random.normal(k, (3 * size,)))
         for k in keys[2:4]
     )
     pulls = [jax.random.normal(k, (frames, batch, size)) for k in keys[4:]]
     real = None
     if masked:
         real = jnp.arange(frames)[:, None, None] < jnp.array([5, 2, 4])[:, None]
-        real = (real, real[::-1])
 
     def known(gates, recurrent):
         results = []
         for i, (gate, (weight, bias)) in enumerate(zip(gates, recurrent, strict=True)):
             state, states = jnp.zeros((batch, size)), []
-            for t in range(frames):
-                h = state @ weight + bias
+            for t in reversed(range(frames)) if i else range(frames):
+                h = state @ weight.T + bias
                 reset, update = jnp.split(
                     jax.nn.sigmoid(gate[t, :, : 2 * size] + h[:, : 2 * size]), 2, -1
                 )
                 new = jnp.tanh(gate[t, :, 2 * size :] + reset * h[:, 2 * size :])
                 new = (1 - update) * new + update * state
-                state = jnp.where(real[i][t], new, state) if masked else new
+                state = jnp.where(real[t], new, state) if masked else new
                 states.append(state)
-            results.append(jnp.stack(states))
+            results.append(jnp.stack(states[::-1] if i else states))
         return tuple(results)
 
     def ours(gates, recurrent):
