@@ -15,13 +15,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from gptfl_jax import devices, planning
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import sampling
 from gptfl_jax.fl.aggregation import mean
 from gptfl_jax.fl.client_rules import Context, LocalRule, split
+from gptfl_jax.fl.client_states import ClientStates, stack, unstack
 from gptfl_jax.fl.cohorts import describe
 from gptfl_jax.fl.diagnostics import (
     Diversity,
@@ -62,46 +63,6 @@ class ServerState(NamedTuple):
     """Rounds done."""
     own: Any
     """`ClientStates` of an algorithm whose clients keep state; () of others."""
-
-
-class ClientStates(NamedTuple):
-    """What clients keep between their rounds, for those that have taken part.
-
-    A checkpoint holds `pack()`, and is read with `packed_like(known)` as its template.
-    """
-
-    rows: dict[int, PyTree]
-    """Client -> row. Never changed in place: states of successive rounds share the rows
-    of clients that were not in the cohort."""
-    empty: PyTree
-    """Row of a client that has not taken part: (False, zeros)."""
-
-    def pack(self) -> "PackedClientStates":
-        """As numpy arrays."""
-        ids = sorted(self.rows)
-        rows = [self.rows[client] for client in ids] or [self.empty]
-        stacked = jax.tree.map(lambda *xs: np.stack(xs)[: len(ids)], *rows)
-        return PackedClientStates(np.asarray(ids, np.int32), stacked)
-
-    def packed_like(self, known: int) -> "PackedClientStates":
-        """Arrays of the shapes that `pack` gives for so many known clients."""
-        rows = jax.tree.map(lambda x: np.zeros((known, *x.shape), x.dtype), self.empty)
-        return PackedClientStates(np.zeros(known, np.int32), rows)
-
-    def unpack(self, packed: "PackedClientStates") -> "ClientStates":
-        """The states that were packed."""
-        rows = {
-            client: jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), packed.rows)
-            for i, client in enumerate(np.asarray(packed.ids).tolist())
-        }
-        return self._replace(rows=rows)
-
-
-class PackedClientStates(NamedTuple):
-    """`ClientStates` as arrays."""
-
-    ids: Int32[np.ndarray, " known"]
-    rows: PyTree[Shaped[np.ndarray, "known ..."]]
 
 
 def takes_repeats(state: ServerState) -> bool:
@@ -391,10 +352,10 @@ def compose(
                 "a client is twice in the cohort, and would change the server's state "
                 "twice but its own once: draw without replacement for this algorithm"
             )
-        rows = _stack([own.rows.get(client, own.empty) for client in ids])
+        rows = stack([own.rows.get(client, own.empty) for client in ids])
         bare = state._replace(own=())
         new, rows, metrics = run(bare, rows, data, cohort, key, rate)
-        known = own.rows | dict(zip(ids, _unstack(rows), strict=True))
+        known = own.rows | dict(zip(ids, unstack(rows), strict=True))
         return new._replace(own=own._replace(rows=known)), metrics
 
     def lower(
@@ -457,34 +418,6 @@ def compose(
         return rule.begin(Context(state.variables, state.shared, own))
 
     return Algorithm(init, round, lower, start, takes_rate=local.takes_rate)
-
-
-@jax.jit
-def _stack(rows: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
-
-
-# Rows that one program takes apart: each is a kernel to compile for every array.
-_APART = 16
-
-
-def _unstack(rows: PyTree) -> list[PyTree]:
-    count = jax.tree.leaves(rows)[0].shape[0]
-    size, apart = min(count, _APART), []
-    for first in range(0, count, _APART):
-        # One shape for all: the last ones come with some that are there already.
-        start = min(first, count - size)
-        apart += _some(rows, start, size)[first - start :]
-    return apart
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def _some(rows: PyTree, start: Int[Array, ""], size: int) -> list[PyTree]:
-    """Rows from `start` on, one by one."""
-    some = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=0), rows
-    )
-    return [jax.tree.map(lambda x, i=i: x[i], some) for i in range(size)]
 
 
 def _column(flags: Bool[Array, " cohort"], like: Array) -> Bool[Array, "cohort ..."]:

@@ -31,6 +31,7 @@ from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.errors import UserError
 from gptfl_jax.fl import cohorts, sampling
 from gptfl_jax.fl.client_rules import Context, plain_rule
+from gptfl_jax.fl.client_states import stack
 from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated, resolved
 from gptfl_jax.fl.local_training import LocalTraining
@@ -279,7 +280,7 @@ def make_evaluation(
             ]
             server, own = starts[0], ()
             if not _the_same(starts):
-                server, own = frozen(server), _stack([moving(each) for each in starts])
+                server, own = frozen(server), stack([moving(each) for each in starts])
             if not together:
                 server, own = devices.replicate((server, own), mesh)
             counts = evaluate(
@@ -300,11 +301,6 @@ def _the_same(trees: list[PyTree]) -> bool:
     """Whether all are made of the very same arrays, as the server's weights are."""
     first, *others = map(jax.tree.leaves, trees)
     return all(x is y for other in others for x, y in zip(first, other, strict=True))
-
-
-@jax.jit
-def _stack(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptfl_jax.fl import algorithms, composition, sampling
+from gptfl_jax.fl import algorithms, sampling
 from gptfl_jax.fl.cohorts import example_order
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.training import make_learner
@@ -270,17 +270,6 @@ def test_a_round_is_compiled_once_for_all_cohorts(problem, caplog):
             key = jax.random.key(number)
             state, _ = algorithm.round(state, problem.data, cohort, key)
     assert caplog.text.count("Compiling jit(round_of_all)") == 1
-
-
-@pytest.mark.parametrize("count", [1, 5, 16, 17, 37])
-def test_own_states_are_taken_apart_by_one_small_program(count, caplog):
-    rows = {"a": jnp.arange(2.0 * count).reshape(count, 2), "b": jnp.arange(count)}
-    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
-        apart = composition._unstack(rows)
-    assert caplog.text.count("Compiling jit(_some)") == 1
-    assert len(apart) == count
-    for i, row in enumerate(apart):
-        assert row["a"].tolist() == [2.0 * i, 2.0 * i + 1] and row["b"] == i
 
 
 def test_a_client_twice_in_a_cohort_trains_in_two_orders(problem):
