@@ -54,6 +54,7 @@ GEOMETRIES = {
     "dilated": (2, (9, 10), 3, 4, (3, 3), dict(dilation=(1, 3))),
     "dilated, padded": (1, (9, 8), 2, 3, (2, 3), dict(dilation=2, padding=3)),
     "one axis": (2, (11,), 3, 4, (5,), {}),
+    "one axis, uneven": (1, (10,), 3, 4, (3,), dict(padding=((0, 3),))),
     "three axes": (1, (5, 6, 4), 2, 3, (3, 2, 1), dict(stride=(1, 2, 1))),
     "negative padding": (2, (6, 6), 2, 2, (3, 3), dict(padding=((-1, 0), (0, 2)))),
     "no window fits": (2, (2, 2), 3, 4, (3, 3), dict(padding="VALID")),
@@ -135,7 +136,8 @@ def test_choice_on_a_cpu():
     assert chosen(sizes=square, channels=(3, 128)) == "patches"
     assert chosen(sizes=square, channels=wide, stride=(2, 2)) == "patches"
     assert chosen(sizes=square, channels=wide, dtype=jnp.bfloat16) == "patches"
-    assert chosen(sizes=(16,), channels=wide, window=(3,)) == "patches"
+    assert chosen(sizes=(16,), channels=wide, window=(3,)) == "winograd"
+    assert chosen(sizes=(16,), channels=wide, window=(7,)) == "patches"
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
@@ -326,7 +328,7 @@ def test_strips_of_many_layers_hold_few_maps(monkeypatch):
             "which takes no stride (2, 2)",
         ),
         ({"sizes": (8, 8), "dtype": jnp.bfloat16}, "which takes no bfloat16"),
-        ({"sizes": (8,), "window": (3,)}, "which takes no 1 spatial axes"),
+        ({"sizes": (8,), "window": (7,)}, "which takes no 1 spatial axes"),
         ({"sizes": (1, 8), "padding": ((0, 0),) * 2}, "no inputs smaller than the wi"),
     ],
 )
