@@ -12,7 +12,6 @@ CODE = ("gptfl_jax", *PROGRAMS)
 
 # Files of more than 600 lines, and why they are not parted.
 _LONG = {
-    "gptfl_jax/convolution.py": "the forms of one operation, and the choice of one",
     "tests/references/torch_references.py": "what was recorded, and with what",
 }
 _MOST_LINES = 600

@@ -211,7 +211,7 @@ def test_a_compiled_function_follows_the_place():
 
     @jax.jit
     def function(x, kernel):
-        places.append(convolution._is_outside.value)
+        places.append(convolution.places.is_outside.value)
         return nn.conv(x, kernel)
 
     x, kernel = random(4, 16, 16, 16), random(3, 3, 16, 16, seed=1)
@@ -233,10 +233,12 @@ def test_winograd_in_strips_is_winograd(monkeypatch, shape, strips):
     cotangent = random(*shape, 12, seed=2)
     whole = values_and_gradients("winograd", {}, inputs, kernel, cotangent)
     given = []
-    split = convolution._strips
-    monkeypatch.setattr(convolution, "_STRIP_BYTES", 16 * 36 * (8 + 12) * 8)
+    split = convolution.strips._strips
+    monkeypatch.setattr(convolution.strips, "_STRIP_BYTES", 16 * 36 * (8 + 12) * 8)
     monkeypatch.setattr(
-        convolution, "_strips", lambda *args: given.append(split(*args)) or given[-1]
+        convolution.strips,
+        "_strips",
+        lambda *args: given.append(split(*args)) or given[-1],
     )
     with convolution.form("winograd_strips"):
         outputs = nn.conv(inputs, kernel)
@@ -253,7 +255,7 @@ def test_winograd_in_strips_is_winograd(monkeypatch, shape, strips):
     [(40, 3, 1, 1), (47, 7, 3, 9), (53, 11, 5, ((25, 20),)), (9, 4, 2, 3)],
 )
 def test_winograd_in_strips_on_one_axis(monkeypatch, length, window, dilation, padding):
-    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(convolution.strips, "_STRIP_BYTES", 1)
     inputs, kernel = random(2, length, 3), random(window, 3, 4, seed=1)
     options = dict(padding=padding, dilation=dilation)
     with convolution.form("lax"):
@@ -274,7 +276,7 @@ def test_winograd_in_strips_on_one_axis(monkeypatch, length, window, dilation, p
     [((9, 8), (2, 9, 8)), ((9, 8), (2, 1, 1)), ((23,), (2, 23)), ((8, 3), None)],
 )
 def test_what_strips_do_before_and_after_a_convolution(monkeypatch, sizes, plus):
-    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(convolution.strips, "_STRIP_BYTES", 1)
     inputs, kernel = random(2, *sizes, 4), random(*[3] * len(sizes), 4, 6, seed=1)
     weights = {"scale": random(4, seed=2), "bias": random(4, seed=3)}
     plus = None if plus is None else random(*plus, 6, seed=4)
@@ -303,7 +305,7 @@ def test_what_strips_do_before_and_after_a_convolution(monkeypatch, sizes, plus)
 def test_strips_of_many_layers_hold_few_maps(monkeypatch):
     """And not the outputs of each, which do not depend on the inputs before they are
     written."""
-    monkeypatch.setattr(convolution, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(convolution.strips, "_STRIP_BYTES", 1)
     x = jax.ShapeDtypeStruct((1, 64, 64, 32), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 32, 32), jnp.float32)
 
@@ -382,7 +384,7 @@ def test_large_batches_are_split_by_rows_in_blocks(monkeypatch, batch):
     """Of three rows, or of all where nothing divides them."""
     inputs, kernel = random(batch, 5, 6, 2), random(3, 3, 2, 3, seed=1)
     cotangent = random(batch, 5, 6, 3, seed=2)
-    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 3 * inputs[0].nbytes)
+    monkeypatch.setattr(convolution.row_split, "_BLOCK_BYTES", 3 * inputs[0].nbytes)
     run = functools.partial(values_and_gradients, "row_split", {})
     jaxpr = jax.make_jaxpr(run)(inputs, kernel, cotangent)
     assert ("length=2" in str(jaxpr)) == (batch == 6)

@@ -21,7 +21,7 @@ def test_lanes_are_traced_as_clients_side_by_side(problem, options):
     seen = set()
 
     def loss(*arguments):
-        seen.add(convolution._is_side_by_side.value)
+        seen.add(convolution.places.is_side_by_side.value)
         return problem.learner.loss(*arguments)
 
     learner = problem.learner._replace(loss=loss)
@@ -34,7 +34,7 @@ def test_large_networks_are_not(problem, monkeypatch, options):
     seen = set()
 
     def loss(*arguments):
-        seen.add(convolution._is_side_by_side.value)
+        seen.add(convolution.places.is_side_by_side.value)
         return problem.learner.loss(*arguments)
 
     monkeypatch.setattr(local_training, "_SMALL_BYTES", 10)

@@ -53,12 +53,12 @@ def test_programs_are_outside_of_loops():
     places = []
 
     def function(x):
-        places.append(convolution._is_outside.value)
+        places.append(convolution.places.is_outside.value)
         return x + 1
 
     program = placement.compiled(function, placement.mesh(), (SPLIT,))
     np.testing.assert_array_equal(program(np.zeros(2)), [1, 1])
-    assert places == [True] and not convolution._is_outside.value
+    assert places == [True] and not convolution.places.is_outside.value
     assert EVERYWHERE != SPLIT
 
 
