@@ -197,7 +197,9 @@ class _Pace:
             return ""
         self._left.remove(name)
         self._seconds.append(seconds)
-        left = len(self._left) * statistics.mean(self._seconds)
+        # The first has waited for programs that most of the others share.
+        pace = statistics.mean(self._seconds[1:] or self._seconds)
+        left = len(self._left) * pace
         if not self._left or left < _WORTH_SAYING_S:
             return ""
         return f"; about {interval(left)} left for {len(self._left)} runs"

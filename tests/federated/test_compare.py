@@ -251,3 +251,14 @@ def test_a_failed_method_does_not_stop_the_comparison(
     with pytest.raises(UserError, match="1 of 2 runs failed: bad-s0"):
         compare.run(config, tmp_path)
     assert "good-s0: accuracy 0.5000" in capsys.readouterr().out
+
+
+def test_the_pace_of_runs_leaves_the_first_out(tmp_path, capsys):
+    configs = [make_config(rounds=2, run=name) for name in "abcd"]
+    pace = series._Pace(configs, tmp_path)
+    assert capsys.readouterr().out == f"4 runs: {tmp_path}\n"
+    assert pace.after("a", 100.0) == "; about 05:00 left for 3 runs"
+    assert pace.after("b", 20.0) == "; about 00:40 left for 2 runs"
+    # Half a minute on average, of which nothing is said.
+    assert pace.after("c", 38.0) == ""
+    assert pace.after("d", 20.0) == pace.after("d", 20.0) == ""
