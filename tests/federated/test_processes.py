@@ -63,9 +63,17 @@ class Processes:
             process.wait()
 
     def outputs(self) -> list[list[str]]:
-        """Lines that each of them wrote, but for those of JAX's transport on CPUs."""
+        """Lines that each of them wrote, but for those of JAX's transport on CPUs.
+
+        It writes one in pieces, between which another line may come.
+        """
+        pieces = "[Gloo]", "connected peer ranks"
         return [
-            [line for line in log.read_text().splitlines() if "[Gloo]" not in line]
+            [
+                line
+                for line in log.read_text().splitlines()
+                if not any(piece in line for piece in pieces)
+            ]
             for log in self.logs
         ]
 
