@@ -77,7 +77,8 @@ def resnet50(dtype: str):
     variables = learner.init(jax.random.key(0))
     state = algorithm.init(variables, 1)
     lowered = algorithm.lower(variables, data, 1).programs["a round"]
-    arguments = state, (), data, jnp.zeros(1, jnp.int32), jax.random.key(1)
+    cohort, key = jnp.zeros(1, jnp.int32), jax.random.key(1)
+    arguments = state, (), data, cohort, key, None  # the optimizer has its rate
     gradient, _ = training.operations(learner, variables, example, 32)
     return lowered, arguments, 3 * gradient
 
