@@ -17,7 +17,8 @@
 # make lint     ruff, without changes; make format lets it change files
 #
 # Each makes .venv when it is missing, and installs what it needs again when
-# pyproject.toml has changed. All it takes is Python 3.11 or newer and a package index; `make starts` takes bash.
+# pyproject.toml has changed. All it takes is Python 3.11 or newer and a package
+# index; `make starts` takes bash.
 # Where no GPU is meant to be used, torch's CPU build saves parity some gigabytes:
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make parity
 

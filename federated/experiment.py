@@ -218,29 +218,33 @@ def _test_set(source: datasets.Source, mesh: Mesh | None):
 
 def shared_by(config: ConfigDict, source: datasets.Source) -> str:
     """What the programs of `prepare` are made from, as text."""
-    fields = plain(config)
     fields = {
         "model": configuration.model_identity(config),
-        "federated": fields["federated"],
+        "federated": compiled(config),
     }
     example = training.example_of(source.train.inputs)
     fields["data"] = [
         str(jax.tree.leaves(example)),
         *(source.train.num_classes, source.mean, source.std, source.sounds is None),
     ]
+    return json.dumps(fields, sort_keys=True)
+
+
+def compiled(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `config.federated` that a program is compiled for, as of JSON."""
+    fields = plain(config)["federated"]
     not_compiled = (
-        *("run", "init", "init_checkpoint"),
-        "client_learning_rate",
+        *("run", "init", "init_checkpoint", "client_learning_rate"),
         *("eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints"),
         *("client_test_fraction", "personalisation_every", "personalisation_clients"),
         *("data_placement", "synthetic_per_client", "synthetic_allocation"),
         *("server_steps", "server_batch_size", "server_step_rate"),
     )
     for name in not_compiled:
-        del fields["federated"][name]
+        del fields[name]
     if config.federated.learning_rate_schedule != "cosine":
-        del fields["federated"]["rounds"]
-    return json.dumps(fields, sort_keys=True)
+        del fields["rounds"]
+    return fields
 
 
 def local_training(federated: ConfigDict) -> LocalTraining:

@@ -89,10 +89,8 @@ def runs(config: ConfigDict, found: Sequence[Point]) -> list[ConfigDict]:
         # Of the program all but the data, which a process has not read yet.
         fields = experiment.plain(each)
         which = [fields["data"], fields["model"]]
-        not_compiled = dict.fromkeys(("run", "init", "client_learning_rate"))
-        method = {**fields["federated"], **not_compiled}
         of_data = order.setdefault(json.dumps(which, sort_keys=True), len(order))
-        key = json.dumps([which, method], sort_keys=True)
+        key = json.dumps([which, experiment.compiled(each)], sort_keys=True)
         return of_data, order.setdefault(key, len(order))
 
     return sorted(configs, key=program)

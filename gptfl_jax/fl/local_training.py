@@ -27,7 +27,7 @@ from gptfl_jax.fl.client_rules import (
     joined,
     split,
 )
-from gptfl_jax.fl.microbatches import kept_bytes, rows_at_once
+from gptfl_jax.fl.microbatches import Differentiated, kept_bytes, rows_at_once
 from gptfl_jax.fl.sums import accumulator, flat, scale
 from gptfl_jax.training import Batch
 
@@ -126,7 +126,7 @@ class Client(NamedTuple):
         start = jax.eval_shape(self.start, context)
         if jax.tree.leaves(start.model_state):
             return self._replace(row_block=0)
-        size = rows_at_once(*self._gradient_of_batch(start, context, data))
+        size = rows_at_once(self._gradient_of_batch(start, context, data))
         return self._replace(row_block=size)
 
     def with_its_size(self, context: Context, data: FederatedData) -> "Client":
@@ -136,11 +136,10 @@ class Client(NamedTuple):
             context: of one client, as arrays or their shapes.
         """
         start = jax.eval_shape(self.start, context)
-        kept = kept_bytes(*self._gradient_of_batch(start, context, data))
+        kept = kept_bytes(self._gradient_of_batch(start, context, data))
         return self._replace(small=kept <= _SMALL_BYTES)
 
     def _gradient_of_batch(self, start, context, data):
-        """What `gptfl_jax.fl.microbatches` takes: loss, params, batch, key, context."""
         index = jax.ShapeDtypeStruct((self.local.batch_size,), jnp.int32)
         mask = jax.ShapeDtypeStruct(index.shape, jnp.result_type(float))
         batch = jax.eval_shape(_take, data, index, mask)
@@ -151,7 +150,7 @@ class Client(NamedTuple):
             return self.rule.loss(variables, batch, key, context)
 
         more = context, start.model_state
-        return loss, start.params, batch, jax.random.key(0), more
+        return Differentiated(loss, start.params, batch, jax.random.key(0), more)
 
     def start(self, context: Context) -> Progress:
         params, model_state = split(self.rule.begin(context))

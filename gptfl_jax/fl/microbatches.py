@@ -8,7 +8,7 @@ an example), and one compiled shape serves every batch.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
@@ -26,48 +26,38 @@ _KEPT_BYTES = 8 * 2**20
 _KEPT_TIMES_WEIGHTS = 16
 
 
-def kept_bytes(
-    loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
-    params: PyTree,
-    batch: Batch,
-    key: PRNGKeyArray,
-    context: Any,
-) -> int:
-    """What a batch keeps for its backward pass, the weights not counted.
+class Differentiated(NamedTuple):
+    """A loss and where its gradient is taken; arrays or their shapes."""
 
-    Args:
-        loss: as of `rows_at_once`, the others too.
-    """
-    (kept, _), _ = _forward(loss, params, batch, key, context)
-    return _bytes(kept) - _bytes(params)
+    loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]]
+    """(params, batch, key, context) -> (mean loss of the real rows, model state)."""
+    params: PyTree
+    batch: Batch
+    """Of the full size."""
+    key: PRNGKeyArray
+    """What the loss would draw with."""
+    context: Any
+    """What else the loss depends on."""
 
 
-def rows_at_once(
-    loss: Callable[[PyTree, Batch, PRNGKeyArray, Any], tuple[Array, PyTree]],
-    params: PyTree,
-    batch: Batch,
-    key: PRNGKeyArray,
-    context: Any,
-) -> int:
+def kept_bytes(of: Differentiated) -> int:
+    """What a batch keeps for its backward pass, the weights not counted."""
+    (kept, _), _ = _forward(of)
+    return _bytes(kept) - _bytes(of.params)
+
+
+def rows_at_once(of: Differentiated) -> int:
     """Rows of a block, or 0 for a batch that should be differentiated as a whole.
 
     It should if the loss is no mean over rows (it has model state, as batch statistics)
     or draws random numbers (a block would draw others), and if all of it is small
     enough anyway: beside a cache, or beside the weights, which every block reads and
     whose gradient it writes, where these are large themselves.
-
-    Args:
-        loss: (params, batch, key, context) -> (mean loss of the real rows, model
-            state).
-        params: or their shapes, as with batch and context.
-        batch: of the full size.
-        key: what the loss would draw with.
-        context: what else the loss depends on.
     """
-    (kept, state), jaxpr = _forward(loss, params, batch, key, context)
+    (kept, state), jaxpr = _forward(of)
     if jax.tree.leaves(state) or _depends(jaxpr, jaxpr.outvars[0], jaxpr.invars[-1]):
         return 0
-    rows, weights = batch.mask.shape[0], _bytes(params)
+    rows, weights = of.batch.mask.shape[0], _bytes(of.params)
     # The weights are kept for the backward pass as well.
     large = 2 * weights > _KEPT_BYTES
     most = _KEPT_TIMES_WEIGHTS * weights if large else _KEPT_BYTES
@@ -79,16 +69,16 @@ def rows_at_once(
     return min(sizes, key=lambda size: math.ceil(rows / size) * (size + 0.25))
 
 
-def _forward(loss, params, batch, key, context):
+def _forward(of):
     """((what is kept for the backward pass, model state), the jaxpr; key is last)."""
 
     def forward(params, batch, context, key):
         return jax.vjp(
-            lambda params: loss(params, batch, key, context), params, has_aux=True
+            lambda params: of.loss(params, batch, key, context), params, has_aux=True
         )
 
     jaxpr, (_, kept, state) = jax.make_jaxpr(forward, return_shape=True)(
-        params, batch, context, key
+        of.params, of.batch, of.context, of.key
     )
     return (kept, state), jaxpr.jaxpr
 

@@ -75,7 +75,7 @@ class Conv(flax.linen.Module):
             kernel,
             self.strides,
             self.padding,
-            self.feature_group_count,
+            groups,
             self.kernel_dilation,
             self.precision,
             bias,

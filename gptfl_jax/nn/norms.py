@@ -60,7 +60,7 @@ class GroupNorm(flax.linen.Module):
             raise ValueError(
                 f"{channels} channels cannot be split into {self.num_groups} groups"
             )
-        x = jax.eval_shape(lambda x: x.astype(_statistics_dtype(x.dtype)), inputs)
+        x = jax.ShapeDtypeStruct(inputs.shape, _statistics_dtype(inputs.dtype))
         scale, bias = _scale_and_bias(self, x)
         options = activation, self.num_groups, self.epsilon, self.dtype
         return GroupNormThen(scale, bias, *options)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from gptfl_jax import augmentation, training
-from gptfl_jax.fl.microbatches import rows_at_once
+from gptfl_jax.fl.microbatches import Differentiated, rows_at_once
 from gptfl_jax.models import cnn, convnet, resnet
 
 
@@ -24,7 +24,8 @@ def rows(model, shape, batch_size, **options):
     def loss(params, batch, key, context):
         return learner.loss({"params": params, **state}, batch, key)
 
-    return rows_at_once(loss, params, batch, jax.random.key(0), ())
+    key = jax.random.key(0)
+    return rows_at_once(Differentiated(loss, params, batch, key, ()))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="sizes on a CPU")
