@@ -7,12 +7,12 @@ forms are in `unfolded`, `row_split`, `winograd` and `strips`.
 exactly that, except on a GPU where networks of many clients stand side by side under
 `vmap` (`side_by_side`): of kernels that differ by client JAX makes one convolution with
 a group for each, which an H200 ran 2 to 6 times slower than "patches", one product for
-each. On a CPU, XLA runs `lax.conv` inside `scan`, `fori_loop` or `while_loop`
-15 to 20 times slower than outside (jax issue 12868), and local training is such a
-loop; there it is written with shifted slices around matrix products. `choose` decides
-among the forms, by the place and by the shapes. A place counts as inside a loop unless
-the code that traces it says otherwise (`outside_loops`), as the generators do. Forms
-inside a loop:
+each. On a CPU, XLA runs the gradients of `lax.conv` inside `scan`, `fori_loop` or
+`while_loop` 3 to 70 times slower than outside (jax 0.10.2; jax issue 12868), and local
+training is such a loop; there convolutions are mostly written with shifted slices
+around matrix products. `choose` decides among the forms, by the place and by the
+shapes. A place counts as inside a loop unless the code that traces it says otherwise
+(`outside_loops`), as the generators do. Forms inside a loop:
 
 - "winograd": 3x3 and 5x5 windows without stride, F(4x4, 3x3) and F(4x4, 5x5) of Lavin
   and Gray (arXiv 1509.09308): 4 and 6.25 times fewer multiplications; along one axis
@@ -24,6 +24,10 @@ inside a loop:
   inputs, each times its weight, which XLA makes one loop of. A 3x3 on 32x32x32 with its
   gradient took a fifth of the time of "patches", MobileNetV2 an eighth, and a third of
   that of "lax" outside of loops.
+- "direct": XLA's convolution, and each gradient as another with the channels last,
+  which a loop does not slow down: a few channels to 32 or 64 outputs, and large windows
+  of a few channels. Of 7x7 windows with stride 2 on 224 pixels it took 73 ms forward
+  and for the kernel's gradient, "patches" 134, and none of their memory.
 - "patches": everything else (strides, groups, narrow inputs, one or three spatial axes,
   half precision): windows unfolded along all axes, then one product a group. Where
   another form was meant, the logger of this module says at level INFO why not.
@@ -41,8 +45,9 @@ And outside of loops, where networks are large and seldom differentiated:
 - "lax": everything else.
 
 Rounding, as the largest error over the largest value against float64, in float32 with
-128 channels: 4e-7 (row_split), 2e-6 (3x3 winograd), 5e-6 (5x5 winograd), the same for
-both gradients; 2e-6 on one axis. Where a precision above JAX's default is asked for,
+128 channels: 4e-7 (row_split), 7e-7 (direct), 2e-6 (3x3 winograd), 5e-6 (5x5
+winograd), the same for both gradients (of direct's kernel, on 64 x 64 pixels, 3e-6);
+2e-6 on one axis. Where a precision above JAX's default is asked for,
 "winograd" is not taken. Gradients, `vmap`, `jit`, loops and `shard_map` work with every
 form, forward mode (`jax.jvp`) with "lax" only.
 """
@@ -53,7 +58,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
-from gptfl_jax.convolution import row_split, strips, unfolded, winograd
+from gptfl_jax.convolution import direct, row_split, strips, unfolded, winograd
 from gptfl_jax.convolution.before import Before, Elementwise, with_added
 from gptfl_jax.convolution.choice import choose
 from gptfl_jax.convolution.geometry import (
@@ -173,6 +178,7 @@ def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
 
 # Under `jit`, layers of one shape share what one of them has traced.
 _CPU_FORMS = {
+    "direct": jax.jit(direct.direct, static_argnums=(2, 3)),
     "patches": jax.jit(unfolded.patches, static_argnums=(2, 3)),
     "product": jax.jit(unfolded.product, static_argnums=(2, 3)),
     "shifts": jax.jit(unfolded.shifts, static_argnums=(2, 3)),

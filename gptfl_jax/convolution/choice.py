@@ -7,6 +7,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from gptfl_jax.convolution.direct import direct_obstacle, direct_pays
 from gptfl_jax.convolution.geometry import Geometry
 from gptfl_jax.convolution.places import (
     Form,
@@ -51,6 +52,9 @@ def choose(
             return "shifts"
         if winograd_pays(inputs, kernel, geometry, precision):
             return "winograd"
+        # Of kernels of many clients JAX would make one with a group for each.
+        if not is_side_by_side.value and direct_pays(inputs, kernel, geometry):
+            return "direct"
         asked = "row_split"
         if math.prod(kernel.shape[:-1]) <= _NARROW_WINDOW:
             asked = "patches"
@@ -63,6 +67,8 @@ def choose(
         obstacle = strips_obstacle(inputs, kernel, geometry)
     elif asked == "row_split":
         obstacle = row_split_obstacle(inputs, kernel, geometry)
+    elif asked == "direct":
+        obstacle = direct_obstacle(inputs, kernel, geometry)
     elif asked == "shifts":
         obstacle = shifts_obstacle(inputs, kernel, geometry)
     elif asked == "product":

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 
 Form = Literal[
-    "lax", "patches", "product", "shifts", "row_split", "winograd", "winograd_strips"
+    "lax", "direct", "patches", "product", "shifts", "row_split", "winograd", "winograd_strips"
 ]
 
 
@@ -40,7 +40,8 @@ def form(name: str) -> Iterator[None]:
 def outside_loops() -> Iterator[None]:
     """Says that no loop of XLA's runs what is traced inside the block.
 
-    In a loop on a CPU it would be 15 to 20 times slower than without this.
+    In a loop on a CPU, gradients would be 3 to 70 times slower than without this, and
+    strided convolutions 1.7 times.
     """
     with is_outside(True):
         yield

@@ -55,7 +55,7 @@ def _patches_backward(geometry, precision, residuals, gradient):
         d_flat = jnp.einsum("rtgc,rgo->tcgo", columns, gradient, precision=precision)
         d_columns = jnp.einsum("rgo,tcgo->rtgc", gradient, flat, precision=precision)
     d_columns = d_columns.reshape(*rows, math.prod(window), shape.sizes[-1])
-    d_inputs = _fold(d_columns, window, geometry, shape.sizes[1:-1])
+    d_inputs = fold(d_columns, window, geometry, shape.sizes[1:-1])
     return d_inputs, d_flat.reshape(kernel_shape.sizes)
 
 
@@ -81,7 +81,7 @@ def _views(inputs, window, geometry):
     return views
 
 
-def _fold(columns, window, geometry, sizes):
+def fold(columns, window, geometry, sizes):
     """Transpose of `_unfold`: every position sums over the windows that saw it."""
     seen = [columns[..., t, :] for t in range(columns.shape[-2])]
     return _overlaid(seen, window, geometry, sizes)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptfl_jax import convolution, nn
 
-FORMS = ("patches", "product", "row_split", "winograd", "winograd_strips")
+FORMS = ("direct", "patches", "product", "row_split", "winograd", "winograd_strips")
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +134,14 @@ def test_choice_on_a_cpu():
     # A single output a tile: nothing saved.
     assert chosen(sizes=(1, 1), channels=wide) == "row_split"
     assert chosen(sizes=square, channels=(3, 128)) == "patches"
+    assert chosen(sizes=square, channels=(3, 64)) == "direct"
+    assert chosen(sizes=square, channels=(1, 32)) == "direct"
+    assert chosen(sizes=square, channels=(3, 32)) == "patches"
+    assert chosen(sizes=square, channels=(3, 16), window=(7, 7)) == "direct"
+    assert chosen(sizes=square, channels=(3, 128), window=(5, 5)) == "direct"
+    assert chosen(sizes=square, channels=(3, 64), dtype=jnp.bfloat16) == "patches"
+    with convolution.side_by_side():
+        assert chosen(sizes=square, channels=(3, 64)) == "patches"
     assert chosen(sizes=square, channels=wide, stride=(2, 2)) == "patches"
     assert chosen(sizes=square, channels=wide, dtype=jnp.bfloat16) == "patches"
     assert chosen(sizes=(16,), channels=wide, window=(3,)) == "winograd"
@@ -352,6 +360,7 @@ def test_other_backends_use_lax_conv(monkeypatch):
 @pytest.mark.parametrize(
     ("form", "window", "tolerance"),
     [
+        ("direct", 3, 1.5e-6),
         ("row_split", 3, 1e-6),
         ("winograd", 3, 4e-6),
         ("row_split", 5, 1e-6),

@@ -470,7 +470,7 @@ def _programs(model, vocoder, mesh) -> _Programs:
     """The compiled parts of speaking, each split over the devices of `mesh`.
 
     Devices wait for each other only where a part ends. Convolutions stand outside of
-    the loop: inside they are 15 to 20 times slower on a CPU.
+    the loop, where their forms are those that are fastest for large networks.
     """
     speak, refine = _functions(model)
 
