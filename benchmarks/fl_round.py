@@ -45,7 +45,7 @@ from jax.extend import core
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from gptfl_jax import convolution, training
+from gptfl_jax import convolution, launch, training
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.fl import algorithms, streaming
 from gptfl_jax.fl.execution import clients_mesh, place
@@ -65,8 +65,11 @@ def main() -> None:
     """Runs the rounds and prints the line."""
     arguments = _parse()
     memory = measure.Memory()
-    devices = arguments.cpu_devices or len(os.sched_getaffinity(0))
-    jax.config.update("jax_num_cpu_devices", devices)
+    if arguments.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
+    # From nothing: what an earlier run has compiled would shorten the first round.
+    jax.config.update("jax_enable_compilation_cache", arguments.compilation_cache)
+    launch.setup()
     if arguments.form:
         with convolution.form(arguments.form):
             report = _run(arguments, memory)
@@ -98,6 +101,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cpu-devices", type=int, help="default: one a core")
     parser.add_argument(
         "--no-diagnostics", action="store_true", help="leave the round's metrics out"
+    )
+    parser.add_argument(
+        "--compilation-cache", action="store_true", help="that of the programs"
     )
     parser.add_argument(
         "--in-turn", action="store_true", help="after round 0, wait for a line of stdin"

@@ -17,6 +17,7 @@ flags of its own (`launch_function`).
 import contextlib
 import errno
 import functools
+import gc
 import io
 import json
 import os
@@ -174,6 +175,7 @@ def _run(
     if command.distributed:
         go_on_in_a_child(program)
     with interruption.watched(program):
+        _trace_sooner()
         _start_jax(command, config)
         kept_in = _start_compilation_cache(command)
         with stopping_together(program, command.heartbeat_timeout_s):
@@ -210,6 +212,7 @@ def prepare(config: ConfigDict) -> None:
     if "float64" in dtypes:
         jax.config.update("jax_enable_x64", True)
     _use_all_cores()
+    _compile_sooner()
 
 
 def setup() -> None:
@@ -217,10 +220,13 @@ def setup() -> None:
 
     A CPU has a device of every core, so that a cohort or a batch is split over them,
     and what XLA compiles is kept on disk for the next start. For this to count, JAX
-    must not have been used before; devices it has already made stay as they are.
+    must not have been used before; devices it has already made stay as they are. Nor is
+    compilation then quicker, as `XLA_FLAGS` makes it.
     """
     _quieten()
     _use_all_cores()
+    _compile_sooner()
+    _trace_sooner()
     compilation_cache.start()
 
 
@@ -229,6 +235,32 @@ def _use_all_cores() -> None:
     if jax.config.jax_num_cpu_devices < 1 and not forced:
         with contextlib.suppress(RuntimeError):  # JAX has started
             jax.config.update("jax_num_cpu_devices", _usable_cores())
+
+
+def _compile_sooner() -> None:
+    """Has XLA leave loops as they are, if it has not started.
+
+    Unrolling them took a quarter of the time in which training programs are compiled,
+    and their steps are as fast without. An XLA that knows no such option passes over
+    it, as its name begins with "xla_".
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _EXTRA_OPTIONS not in flags:
+        option = f"{_EXTRA_OPTIONS}=xla_cpu_disable_loop_unrolling"
+        os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()
+
+
+_EXTRA_OPTIONS = "--xla_backend_extra_options"
+
+
+def _trace_sooner() -> None:
+    """Has Python look through less, and less often, for garbage.
+
+    While JAX traced, which makes many small objects, a fifth of the time went into
+    looking through all that was imported, again and again.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, *gc.get_threshold()[1:])
 
 
 def _quieten() -> None:

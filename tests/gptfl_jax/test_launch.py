@@ -198,6 +198,43 @@ def test_xla_flags_have_the_say_over_devices(folder):
     assert "on 5 CPU devices" in output
 
 
+@pytest.mark.parametrize("of_user", ["", "--xla_backend_extra_options=xla_cpu_theirs"])
+def test_xla_is_told_before_it_starts_to_leave_loops_as_they_are(of_user):
+    """What it makes of such a loop is shorter then."""
+    program = """
+import os, sys
+import jax, jax.numpy as jnp
+from gptfl_jax import launch
+jax.config.update("jax_enable_compilation_cache", False)
+if sys.argv[1:]:
+    launch.setup()
+x = jax.ShapeDtypeStruct((4096, 33), jnp.float32)
+differences = lambda x: jnp.concatenate([x[1:] * 2 + x[:-1], x[2:] - x[:-2]])
+compiled = jax.jit(differences).lower(x).compile()
+print(len(compiled.runtime_executable().serialize()))
+print(os.environ["XLA_FLAGS"])
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": of_user}
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        size, flags = done.stdout.splitlines()
+        return int(size), flags
+
+    before, _ = run()
+    after, flags = run("set up")
+    if of_user:
+        assert (after, flags) == (before, of_user)
+    else:
+        assert after < 0.95 * before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
