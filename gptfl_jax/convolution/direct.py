@@ -110,9 +110,7 @@ def _gradient_of_inputs(shape, kernel, geometry, precision, gradient):
         )
     ]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _convolution(
-        gradient, turned, (1, 1), padding, geometry.dilation, precision
-    )
+    return _convolution(gradient, turned, (1, 1), padding, geometry.dilation, precision)
 
 
 def _gradient_of_kernel(inputs, kernel_shape, geometry, precision, gradient):

@@ -7,7 +7,14 @@ from typing import Literal, get_args
 import jax
 
 Form = Literal[
-    "lax", "direct", "patches", "product", "shifts", "row_split", "winograd", "winograd_strips"
+    "lax",
+    "direct",
+    "patches",
+    "product",
+    "shifts",
+    "row_split",
+    "winograd",
+    "winograd_strips",
 ]
 
 
