@@ -12,7 +12,8 @@ import zlib
 
 import filelock
 import jax
-import platformdirs
+
+from gptfl_jax.cache_folder import cache_folder
 
 LIMIT_BYTES = 2 * 2**30
 """All that is kept for one kind of processor."""
@@ -34,7 +35,7 @@ def start() -> str:
         return "off, by JAX_ENABLE_COMPILATION_CACHE"
     if jax.config.jax_compilation_cache_dir:
         return jax.config.jax_compilation_cache_dir
-    folder = platformdirs.user_cache_path("gptfl-jax") / "compiled" / _processor()
+    folder = cache_folder("compiled") / _processor()
     try:
         _prepare(folder)
     except (OSError, filelock.Timeout) as error:

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 import PIL
-import platformdirs
 import threadpoolctl
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, devices, user_files
+from gptfl_jax.cache_folder import cache_folder
 from gptfl_jax.data import images
 from gptfl_jax.data.stored_rows import Part, Rows, StoredRows, digest
 from gptfl_jax.errors import UserError
@@ -97,9 +97,7 @@ class _Block(NamedTuple):
 
 def folder() -> pathlib.Path:
     """Where decoded pictures are kept."""
-    named = os.environ.get("GPTFL_CACHE_DIR")
-    root = pathlib.Path(named) if named else platformdirs.user_cache_path("gptfl-jax")
-    return root.expanduser().absolute() / "pictures"
+    return cache_folder("pictures")
 
 
 def decode_files(

@@ -57,7 +57,8 @@ def define_flags() -> flags.FlagValues:
         "compilation_cache",
         True,
         "Keep what is compiled for the next start, in the user's cache folder or that "
-        "of JAX_COMPILATION_CACHE_DIR; --nocompilation_cache: do not.",
+        "of GPTFL_CACHE_DIR or JAX_COMPILATION_CACHE_DIR; --nocompilation_cache: do "
+        "not.",
         flag_values=values,
     )
     flags.DEFINE_bool(

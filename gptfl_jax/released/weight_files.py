@@ -10,9 +10,8 @@ import pathlib
 import re
 import urllib.parse
 
-import platformdirs
-
 from gptfl_jax import web_files
+from gptfl_jax.cache_folder import cache_folder
 from gptfl_jax.errors import UserError
 from gptfl_jax.released import hub
 
@@ -94,7 +93,7 @@ def download(address: str) -> pathlib.Path:
         digits = in_name["digits"] if in_name else ""
     # The digits are part of the place: another file under the same address is another.
     place = hashlib.sha256(f"{url}#{digits.lower()}".encode()).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("gptfl-jax") / "weights" / place
+    folder = cache_folder("weights") / place
     return web_files.download(url, folder / file, digits)
 
 

@@ -100,7 +100,7 @@ def test_initial_weights_of_another_model_are_refused(tmp_path, setting):
 def test_a_federation_starts_from_what_init_names(
     tmp_path, setting, web_server, monkeypatch
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(web_files, "_FIRST_PAUSE_S", 0.0)
     released = jax.tree.map(np.asarray, setting.learner.init(jax.random.key(7)))
     folder = tmp_path / "vgg"

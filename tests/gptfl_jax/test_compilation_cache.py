@@ -35,7 +35,9 @@ print(len(hits) - before)
 
 
 def start(cache, count=3, first=1, limit=2**30, largest_file=0, **environment):
-    known = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    known = {
+        k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "GPTFL_"))
+    }
     numbers = map(str, (count, first, limit, largest_file))
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *numbers],
@@ -67,6 +69,14 @@ def test_a_later_start_finds_what_an_earlier_one_compiled(tmp_path):
     times[1].write_bytes(b"")
     assert finish(start(tmp_path)) == (folder, 1)
     assert sorted(kept.glob("*-cache")) == entries
+
+
+def test_a_folder_for_all_that_is_kept(tmp_path):
+    folder, _ = finish(
+        start(tmp_path / "unused", GPTFL_CACHE_DIR=str(tmp_path / "all"))
+    )
+    assert pathlib.Path(folder).parent == tmp_path / "all" / "compiled"
+    assert not (tmp_path / "unused").exists()
 
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path):

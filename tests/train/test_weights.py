@@ -21,7 +21,7 @@ NAME = "resnet20_cifar10"
 @pytest.fixture
 def released(tmp_path, web_server, monkeypatch):
     """The weights that the server's archive has in the place of the authors'."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
     release = gptfl.RELEASES[NAME]
     learner = description.make_learner(weights.describe(release))
     shapes = jax.eval_shape(learner.init, jax.random.key(0))

@@ -20,9 +20,9 @@ FILE = gptfl.RELEASES[NAME].file
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(web_files, "_FIRST_PAUSE_S", 0.0)
-    return tmp_path / "cache" / "gptfl-jax" / "weights"
+    return tmp_path / "cache" / "weights"
 
 
 def zipped(files, method=zipfile.ZIP_DEFLATED):

@@ -14,8 +14,8 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "gptfl-jax" / "weights"
+    monkeypatch.setenv("GPTFL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
 
 
 def test_an_address_is_downloaded_once(web_server, cache):
