@@ -1,6 +1,6 @@
 """What is kept from one run of a program to the next, and may be deleted any time.
 
-Decoded pictures, released weights, and what XLA has compiled have a folder each.
+Decoded pictures, released weights, what XLA has compiled: a folder for each kind.
 """
 
 import os

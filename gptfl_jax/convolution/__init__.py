@@ -66,6 +66,7 @@ from gptfl_jax.convolution.geometry import (
     Padding,
     Shape,
     each_axis,
+    extents,
     keep,
     padding_widths,
 )
@@ -144,10 +145,8 @@ def conv(
             f"inputs are {inputs.dtype}, the kernel is {kernel.dtype}: cast one of them"
         )
     stride, dilation = each_axis(stride, rank), each_axis(dilation, rank)
-    extent = [
-        (k - 1) * d + 1 for k, d in zip(kernel.shape[:rank], dilation, strict=True)
-    ]
-    pads = padding_widths(padding, inputs.shape[1:-1], extent, stride)
+    seen = extents(kernel.shape[:rank], dilation)
+    pads = padding_widths(padding, inputs.shape[1:-1], seen, stride)
     geometry = Geometry(stride, pads, dilation, groups)
     chosen = choose(inputs, kernel, geometry, precision)
     if chosen == "winograd_strips":
@@ -158,22 +157,8 @@ def conv(
     if chosen in _CPU_FORMS:
         outputs = _CPU_FORMS[chosen](inputs, kernel, geometry, precision)
     else:
-        outputs = lax.conv_general_dilated(
-            inputs,
-            kernel,
-            stride,
-            pads,
-            rhs_dilation=dilation,
-            dimension_numbers=_channels_last(rank),
-            feature_group_count=groups,
-            precision=precision,
-        )
+        outputs = direct.xla_convolution(inputs, kernel, geometry, precision)
     return with_added(outputs, bias, plus)
-
-
-def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
-    inputs = (0, rank + 1, *range(1, rank + 1))
-    return lax.ConvDimensionNumbers(inputs, (rank + 1, rank, *range(rank)), inputs)
 
 
 # Under `jit`, layers of one shape share what one of them has traced.

@@ -28,6 +28,16 @@ _NARROW_WINDOW = 64
 # less than the multiplications that it saves.
 _MANY_WINDOWS = 1000
 
+# What says why a form does not apply.
+_OBSTACLES = {
+    "direct": direct_obstacle,
+    "product": product_obstacle,
+    "row_split": row_split_obstacle,
+    "shifts": shifts_obstacle,
+    "winograd": winograd_obstacle,
+    "winograd_strips": strips_obstacle,
+}
+
 _logger = logging.getLogger(__name__)
 
 
@@ -60,19 +70,8 @@ def choose(
             asked = "patches"
     elif asked == "lax":
         return "lax"
-    obstacle = ""
-    if asked == "winograd":
-        obstacle = winograd_obstacle(inputs, kernel, geometry)
-    elif asked == "winograd_strips":
-        obstacle = strips_obstacle(inputs, kernel, geometry)
-    elif asked == "row_split":
-        obstacle = row_split_obstacle(inputs, kernel, geometry)
-    elif asked == "direct":
-        obstacle = direct_obstacle(inputs, kernel, geometry)
-    elif asked == "shifts":
-        obstacle = shifts_obstacle(inputs, kernel, geometry)
-    elif asked == "product":
-        obstacle = product_obstacle(inputs, kernel, geometry)
+    find = _OBSTACLES.get(asked)  # None: "patches", which takes everything.
+    obstacle = find(inputs, kernel, geometry) if find else ""
     if not obstacle:
         return asked
     _logger.info(

@@ -12,27 +12,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gptfl_jax.convolution.geometry import every, keep
+from gptfl_jax.convolution.geometry import (
+    Geometry,
+    every,
+    extents,
+    keep,
+    plain_obstacle,
+)
 from gptfl_jax.convolution.unfolded import fold
-
-_CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 
 def direct_obstacle(inputs, kernel, geometry) -> str:
     """Why this form does not apply; empty if it does."""
     if kernel.ndim != 4:
         return f"{kernel.ndim - 2} spatial axes"
-    if geometry.groups != 1:
-        return f"{geometry.groups} groups"
-    if inputs.dtype not in (jnp.float32, jnp.float64):
-        return str(inputs.dtype)
-    extents = _extents(kernel.shape[:2], geometry)
-    for pair, extent in zip(geometry.padding, extents, strict=True):
-        if min(pair) < 0 or max(pair) >= extent:
+    seen = extents(kernel.shape[:2], geometry.dilation)
+    for pair, extent in zip(geometry.padding, seen, strict=True):
+        if max(pair) >= extent:
             return f"padding {geometry.padding}"
-    if 0 in geometry.out_sizes(inputs.shape[1:-1], kernel.shape[:-2]):
-        return "inputs smaller than the window"
-    return ""
+    return plain_obstacle(inputs, kernel, geometry)
 
 
 def direct_pays(inputs, kernel, geometry) -> bool:
@@ -55,23 +53,23 @@ def direct_pays(inputs, kernel, geometry) -> bool:
     return taps >= 49 or (taps >= 25 and features >= 32)
 
 
-def _convolution(
-    inputs, kernel, stride=(1, 1), padding="SAME", dilation=(1, 1), precision=None
-):
+def xla_convolution(inputs, kernel, geometry, precision):
+    """`lax.conv_general_dilated`, with the channels last, on any number of axes."""
+    rank = inputs.ndim - 2
+    last = (0, rank + 1, *range(1, rank + 1))
+    stride, padding, dilation, groups = geometry
     return lax.conv_general_dilated(
         inputs,
         kernel,
         stride,
         padding,
         rhs_dilation=dilation,
-        dimension_numbers=_CHANNELS_LAST,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            last, (rank + 1, rank, *range(rank)), last
+        ),
+        feature_group_count=groups,
         precision=precision,
     )
-
-
-def _extents(window, geometry):
-    """Positions from the first to the last that a window sees."""
-    return [(k - 1) * d + 1 for k, d in zip(window, geometry.dilation, strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -82,9 +80,7 @@ def direct(inputs, kernel, geometry, precision):
 
 def _direct_forward(inputs, kernel, geometry, precision):
     inputs = keep(inputs)
-    stride, padding, dilation, _ = geometry
-    outputs = _convolution(inputs, kernel, stride, padding, dilation, precision)
-    return outputs, (inputs, kernel)
+    return xla_convolution(inputs, kernel, geometry, precision), (inputs, kernel)
 
 
 def _direct_backward(geometry, precision, residuals, gradient):
@@ -103,14 +99,14 @@ def _gradient_of_inputs(shape, kernel, geometry, precision, gradient):
         columns = jnp.matmul(gradient, flat.T, precision=precision)
         columns = columns.reshape(*columns.shape[:-1], -1, channels)
         return fold(columns, window, geometry, shape[1:-1])
+    seen = extents(window, geometry.dilation)
     padding = [
         (extent - 1 - lo, extent - 1 - hi)
-        for extent, (lo, hi) in zip(
-            _extents(window, geometry), geometry.padding, strict=True
-        )
+        for extent, (lo, hi) in zip(seen, geometry.padding, strict=True)
     ]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _convolution(gradient, turned, (1, 1), padding, geometry.dilation, precision)
+    back = geometry._replace(padding=padding)
+    return xla_convolution(gradient, turned, back, precision)
 
 
 def _gradient_of_kernel(inputs, kernel_shape, geometry, precision, gradient):
@@ -120,18 +116,16 @@ def _gradient_of_kernel(inputs, kernel_shape, geometry, precision, gradient):
     of the other.
     """
     padding = []
-    for axis, extent in enumerate(_extents(kernel_shape[:2], geometry), 1):
+    for axis, extent in enumerate(extents(kernel_shape[:2], geometry.dilation), 1):
         lo = geometry.padding[axis - 1][0]
         reach = (gradient.shape[axis] - 1) * geometry.stride[axis - 1] + extent
         seen = min(inputs.shape[axis], reach - lo)  # What no window sees is cut off.
         inputs = every(inputs, axis, 0, seen, 1)
         padding.append((lo, reach - lo - seen))
-    d_kernel = _convolution(
+    d_kernel = xla_convolution(
         inputs.transpose(3, 1, 2, 0),
         gradient.transpose(1, 2, 0, 3),
-        geometry.dilation,
-        padding,
-        geometry.stride,
+        Geometry(geometry.dilation, padding, geometry.stride, 1),
         precision,
     )
     return d_kernel.transpose(1, 2, 0, 3)

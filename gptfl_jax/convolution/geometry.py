@@ -23,11 +23,20 @@ class Geometry(NamedTuple):
     def out_sizes(self, sizes: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
         """Windows along each axis."""
         return tuple(
-            max(0, (n + lo + hi - (k - 1) * d - 1) // s + 1)
-            for n, (lo, hi), k, d, s in zip(
-                sizes, self.padding, window, self.dilation, self.stride, strict=True
+            max(0, (n + lo + hi - seen) // s + 1)
+            for n, (lo, hi), seen, s in zip(
+                sizes,
+                self.padding,
+                extents(window, self.dilation),
+                self.stride,
+                strict=True,
             )
         )
+
+
+def extents(window: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Places from the first to the last that a window sees, along each axis."""
+    return tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
 
 
 def each_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -94,6 +103,11 @@ def dense_obstacle(inputs, kernel, geometry) -> str:
     """Why no form applies that makes outputs of all places at once."""
     if set(geometry.stride) != {1}:
         return f"stride {geometry.stride}"
+    return plain_obstacle(inputs, kernel, geometry)
+
+
+def plain_obstacle(inputs, kernel, geometry) -> str:
+    """Why no form applies that knows neither groups nor half precision nor cuts."""
     if geometry.groups != 1:
         return f"{geometry.groups} groups"
     if inputs.dtype not in (jnp.float32, jnp.float64):

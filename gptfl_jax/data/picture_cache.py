@@ -95,11 +95,6 @@ class _Block(NamedTuple):
     notes: list[list]
 
 
-def folder() -> pathlib.Path:
-    """Where decoded pictures are kept."""
-    return cache_folder("pictures")
-
-
 def decode_files(
     files: Sequence[pathlib.Path | images.Embedded],
     read: Callable[[Any], images.Picture],
@@ -207,7 +202,7 @@ def contents_of(
         return [_digest_of_file(file) for file in files]
     status = [_status(file) for file in files]
     name = hashlib.sha256(json.dumps(status).encode()).hexdigest()
-    path = folder() / "known" / name[:2] / f"{name}.json"
+    path = cache_folder("pictures") / "known" / name[:2] / f"{name}.json"
     with contextlib.suppress(FileNotFoundError, UserError):
         known = artifacts.read_json(path, ["text"], "")
         if len(known) == len(files):
@@ -262,7 +257,7 @@ class _Store:
 
     def __init__(self, count: int, options: Sequence[Any], description: str):
         self._left, self._options, self._description = count, options, description
-        self._folder = folder()
+        self._folder = cache_folder("pictures")
         self._written = self._held = 0
         self._refused = ""
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gptfl_jax import artifacts, user_files
-from gptfl_jax.data import picture_cache
+from gptfl_jax.cache_folder import cache_folder
 from gptfl_jax.data.datasets import Dataset, Source, contents, hold_out, select
 from gptfl_jax.errors import UserError
 from gptfl_jax.labels import label_set
@@ -55,7 +55,7 @@ def femnist(
     letters.
 
     LEAF's files, which take long to read, are kept as arrays beside decoded pictures
-    (`gptfl_jax.data.picture_cache`).
+    (`gptfl_jax.cache_folder`).
 
     Args:
         folder: holds `emnist_all.sqlite`; or `train/*.json` and `test/*.json`; or
@@ -180,7 +180,7 @@ def _in_file(file: pathlib.Path) -> Iterable[Writer]:
     if len(content) < _SMALL_BYTES:
         return _parsed(file, content)
     digest = hashlib.sha256(content).hexdigest()
-    kept = picture_cache.folder().parent / "femnist" / f"{digest}.npz"
+    kept = cache_folder("femnist") / f"{digest}.npz"
     writers = _from_cache(kept)
     if writers is None:
         writers = list(_parsed(file, content))
