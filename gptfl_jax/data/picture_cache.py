@@ -8,7 +8,8 @@ decode the same set share the blocks between them.
 
     $GPTFL_CACHE_DIR/pictures/      or gptfl-jax/pictures in the user's cache folder
 
-It may be deleted at any time.
+It may be deleted at any time. When a set is added, blocks are deleted that no run has
+used for a month, and where the disk is full, those used longest ago.
 """
 
 import concurrent.futures
@@ -18,6 +19,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +45,11 @@ BLOCK = 512
 _VERSION = ("1", PIL.__version__)
 # A file changed so lately may change again and look the same to the file system.
 _SETTLED_S = 10.0
+# So long a block is kept that no run uses, and where the disk has no room for others.
+# Who has mapped one reads it after it was deleted, too.
+_KEPT_S, _DAY_S = 30 * 24 * 3600.0, 24 * 3600.0
+# A block's files, and those of `contents_of`, are named by a digest.
+_NAME = re.compile(r"[0-9a-f]{64}")
 _NOTED = {"digests": [("text", "null")], "notes": [["anything"]]}
 
 Read = Callable[[Any], tuple[np.ndarray | None, list]]
@@ -206,6 +213,7 @@ def contents_of(
     with contextlib.suppress(FileNotFoundError, UserError):
         known = artifacts.read_json(path, ["text"], "")
         if len(known) == len(files):
+            _mark_used(path)
             return known
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_digest_of_file, files))
@@ -258,7 +266,7 @@ class _Store:
     def __init__(self, count: int, options: Sequence[Any], description: str):
         self._left, self._options, self._description = count, options, description
         self._folder = cache_folder("pictures")
-        self._written = self._held = 0
+        self._written = self._held = self._deleted = 0
         self._refused = ""
 
     def get(
@@ -310,6 +318,8 @@ class _Store:
         """Puts a block on disk, and gives it as it lies there."""
         need = block.pixels.nbytes // len(block.pixels) * self._left
         try:
+            if shutil.disk_usage(path.parent).free < need:
+                self._deleted += _delete_unused(self._folder, _DAY_S, need)
             if (free := shutil.disk_usage(path.parent).free) < need:
                 raise UserError(f"it has {_size(free)} free, of {_size(need)} needed")
             artifacts.remove_leftovers(path.parent)
@@ -342,7 +352,14 @@ class _Store:
             )
 
     def report(self) -> None:
-        """Says what was put on disk."""
+        """Says what was put on disk, and what is no longer there."""
+        if self._written:
+            self._deleted += _delete_unused(self._folder, _KEPT_S)
+        if self._deleted:
+            say(
+                f"{self._description}: {_size(self._deleted)} of decoded pictures that "
+                f"no run has used lately were deleted from {self._folder}"
+            )
         if self._written:
             say(
                 f"{self._description}: {_size(self._written)} of decoded pictures are "
@@ -363,7 +380,41 @@ def _load(path: pathlib.Path, count: int) -> _Block | None:
     pictures = sum(each is not None for each in digests)
     if not fits or pixels.ndim != 4 or len(pixels) != pictures or not pictures:
         return None
+    _mark_used(path.with_suffix(".json"))
     return _Block(pixels, digests, notes)
+
+
+def _mark_used(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _delete_unused(folder: pathlib.Path, age: float, need: int | None = None) -> int:
+    """Deletes what no run has used for so many seconds, the oldest first.
+
+    Args:
+        need: enough is deleted when the disk has so many bytes free.
+
+    Returns:
+        how many bytes.
+    """
+    now, found, deleted = time.time(), [], 0
+    for path in folder.glob("**/*.json"):
+        if _NAME.fullmatch(path.stem):
+            with contextlib.suppress(OSError):
+                found.append((path.lstat().st_mtime, path))
+    for used, path in sorted(found):
+        if now - used < age:
+            break
+        if need is not None and shutil.disk_usage(folder).free >= need:
+            break
+        # In this order: who finds the first finds the second.
+        for file in (path, path.with_suffix(".npy")):
+            with contextlib.suppress(OSError):
+                size = file.lstat().st_size
+                file.unlink()
+                deleted += size
+    return deleted
 
 
 def _npy(pixels: np.ndarray) -> bytes:

@@ -94,6 +94,71 @@ def test_pictures_are_decoded_once_and_mapped(files, tmp_path, cache, capsys):
     assert sorted(other.read) == list(range(10))
 
 
+def _age(cache, days, names="*"):
+    for file in cache.rglob(f"{names}.json"):
+        then = file.stat().st_mtime - days * 86400
+        os.utime(file, (then, then))
+
+
+def test_what_no_run_has_used_for_a_month_makes_room(files, cache, capsys):
+    decode(files)
+    mine = cache / "notes.json"
+    mine.write_text("{}")
+    old = set(cache.rglob("*.npy"))
+    assert len(old) == 3
+    _age(cache, 31)
+    # What is found is in use again.
+    again = Reader()
+    decode(files, again)
+    assert not again.read
+    decode(files, options=(3,))
+    assert old < set(cache.rglob("*.npy"))
+    assert "were deleted" not in capsys.readouterr().out
+    # Of two sets one is used.
+    _age(cache, 31)
+    decode(files)
+    decode(files, options=(4,))
+    left = set(cache.rglob("*.npy"))
+    assert old < left and len(left) == 6 and mine.exists()
+    assert {file.with_suffix(".json") for file in left} < set(cache.rglob("*.json"))
+    out = capsys.readouterr().out
+    assert f"that no run has used lately were deleted from {cache}" in out
+    other = Reader()
+    assert grey(decode(files, other, options=(3,))) == VALUES
+    assert sorted(other.read) == list(range(10))
+
+
+def test_on_a_full_disk_what_was_used_longest_ago_makes_room(
+    files, cache, capsys, monkeypatch
+):
+    decode(files)
+    first = set(cache.rglob("*.npy"))
+    _age(cache, 1)
+    decode(files, options=(3,))
+    second = set(cache.rglob("*.npy")) - first
+    _age(cache, 2)
+    room = 3 * 4 * 12  # bytes of pixels of a set's blocks of four
+
+    def disk_usage(path):
+        there = len(list(cache.rglob("*.npy")))
+        return types.SimpleNamespace(free=room - 24 * max(0, there - 4))
+
+    # Six blocks lie there and the set to come needs 120 bytes: one must go.
+    monkeypatch.setattr(picture_cache.shutil, "disk_usage", disk_usage)
+    decode(files, options=(4,))
+    left = set(cache.rglob("*.npy"))
+    assert second < left and len(left & first) == 2
+    assert "were deleted" in capsys.readouterr().out
+    # What was used today stays, and the disk's being full is said.
+    monkeypatch.setattr(
+        picture_cache.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10)
+    )
+    _age(cache, -10)
+    decode(files, options=(5,))
+    assert left == set(cache.rglob("*.npy"))
+    assert "held in memory and not kept" in capsys.readouterr().out
+
+
 def test_a_set_of_a_block_is_an_array(files, cache, monkeypatch):
     monkeypatch.setattr(picture_cache, "BLOCK", 10)
     rows = decode(files)
