@@ -7,7 +7,7 @@ from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float, Int
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, hide_padding, max_pool, mean_over_time
+from gptfl_jax.nn import Conv, Dense, hide_padding, max_pool, mean_over_time
 
 
 class Model(nn.Module):
@@ -52,4 +52,4 @@ class Model(nn.Module):
                 lengths = jnp.maximum(lengths // 2, 1)
         x = mean_over_time(x, lengths)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="classifier")(x)
+        return Dense(self.num_classes, name="classifier")(x)

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, frame_mask, hide_padding, max_pool, mean_over_time
+from gptfl_jax.nn import Conv, Dense, frame_mask, hide_padding, max_pool, mean_over_time
 from gptfl_jax.released import hub, torch_weights
 
 Inputs = (
@@ -53,11 +53,13 @@ class BidirectionalGRU(nn.Module):
         backward direction begins, with zeros, at its last frame.
         """
         frames = inputs.swapaxes(0, 1)
+        rows = frames.reshape(-1, frames.shape[-1])  # One batch axis: see `nn.Dense`.
         gates, recurrent = [], []
         for ending in ("", "_reverse"):
             weight, bias = self._weight_and_bias(f"ih_l0{ending}", frames.shape[-1])
             weight, bias = weight.astype(frames.dtype), bias.astype(frames.dtype)
-            gates.append(frames @ weight.T + bias)
+            of_inputs = rows @ weight.T + bias
+            gates.append(of_inputs.reshape(*frames.shape[:2], -1))
             weight, bias = self._weight_and_bias(f"hh_l0{ending}", self.features)
             recurrent.append((weight.astype(frames.dtype), bias.astype(frames.dtype)))
         real = None if mask is None else mask.T[..., None]
@@ -244,10 +246,10 @@ class Model(nn.Module):
         real = None if lengths is None else frame_mask(lengths, x.shape[1])
         x = BidirectionalGRU(self.features, name="rnn")(x, real)
         x = mean_over_time(x, lengths)
-        x = nn.Dense(self.hidden, kernel_init=_torch_uniform, name="dense")(x)
-        return nn.Dense(
-            self.num_classes, kernel_init=_torch_uniform, name="classifier"
-        )(jax.nn.relu(x))
+        x = Dense(self.hidden, kernel_init=_torch_uniform, name="dense")(x)
+        return Dense(self.num_classes, kernel_init=_torch_uniform, name="classifier")(
+            jax.nn.relu(x)
+        )
 
 
 # U(-1 / sqrt(inputs), 1 / sqrt(inputs)): what torch's layers begin with.

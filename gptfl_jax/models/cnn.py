@@ -6,7 +6,7 @@ from flax.linen.initializers import he_normal
 from jaxtyping import Array, Float
 
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, max_pool
+from gptfl_jax.nn import Conv, Dense, max_pool
 
 FLATTENED = {"dense": "conv1"}
 """The dense layer takes a picture of as many channels as `conv1` makes."""
@@ -42,5 +42,5 @@ class Model(nn.Module):
             # The largest value first: relu, which keeps the order, has a quarter left.
             x = jax.nn.relu(max_pool(x, 2))
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dense(self.hidden, kernel_init=he_normal(), name="dense")(x)
-        return nn.Dense(self.num_classes, name="classifier")(jax.nn.relu(x))
+        x = Dense(self.hidden, kernel_init=he_normal(), name="dense")(x)
+        return Dense(self.num_classes, name="classifier")(jax.nn.relu(x))

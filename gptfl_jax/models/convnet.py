@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, GroupNorm, LayerNorm, avg_pool, max_pool, norm
+from gptfl_jax.nn import Conv, Dense, GroupNorm, LayerNorm, avg_pool, max_pool, norm
 
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -88,7 +88,7 @@ class Model(nn.Module):
             x = self._normalised(x, train, mask, f"norm{i}")
             x = _POOLS[self.pool](_ACTIVATIONS[self.activation](x), 2)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, name="classifier")(x)
+        return Dense(self.num_classes, name="classifier")(x)
 
     def _normalised(self, x, train, mask, name):
         if self.norm == "layer":

@@ -13,7 +13,7 @@ from flax.linen.initializers import normal, variance_scaling
 from jaxtyping import Array, Float
 
 from gptfl_jax import rules
-from gptfl_jax.nn import Conv, Norm, norm
+from gptfl_jax.nn import Conv, Dense, Norm, norm
 from gptfl_jax.released import classifiers, weight_files
 
 RELEASED = {"classifier.1": "classifier"}
@@ -169,9 +169,7 @@ class Model(nn.Module):
             x, train, mask
         )
         x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
-        return nn.Dense(self.num_classes, kernel_init=normal(0.01), name="classifier")(
-            x
-        )
+        return Dense(self.num_classes, kernel_init=normal(0.01), name="classifier")(x)
 
 
 def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:

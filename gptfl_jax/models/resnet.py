@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, Norm, norm
+from gptfl_jax.nn import Conv, Dense, Norm, norm
 
 RELEASED = {
     "conv1": "conv",
@@ -147,4 +147,4 @@ class Model(nn.Module):
                     norm=make_norm,
                     name=f"stage{stage}_block{i}",
                 )(x, train, mask)
-        return nn.Dense(self.num_classes, name="classifier")(x.mean((1, 2)))
+        return Dense(self.num_classes, name="classifier")(x.mean((1, 2)))

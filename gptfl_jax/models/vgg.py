@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, Norm, adaptive_avg_pool, flatten, max_pool, norm
+from gptfl_jax.nn import Conv, Dense, Norm, adaptive_avg_pool, flatten, max_pool, norm
 from gptfl_jax.released import classifiers, weight_files
 
 RELEASED = {
@@ -109,11 +109,9 @@ class Model(nn.Module):
         x = adaptive_avg_pool(x, self.pooled)
         x = flatten(x)
         for i in range(2 if self.hidden else 0):
-            x = nn.Dense(self.hidden, kernel_init=normal(0.01), name=f"dense_{i}")(x)
+            x = Dense(self.hidden, kernel_init=normal(0.01), name=f"dense_{i}")(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.relu(x))
-        return nn.Dense(self.num_classes, kernel_init=normal(0.01), name="classifier")(
-            x
-        )
+        return Dense(self.num_classes, kernel_init=normal(0.01), name="classifier")(x)
 
 
 def read_weights(path: str | os.PathLike) -> tuple[Model, dict[str, Any]]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gptfl_jax import rules
 from gptfl_jax.errors import UserError
-from gptfl_jax.nn import Conv, LayerNorm, torch_uniform
+from gptfl_jax.nn import Conv, Dense, LayerNorm, torch_uniform
 from gptfl_jax.released import classifiers, weight_files
 
 _LAYER = "encoder.layers.encoder_layer_*"
@@ -59,7 +59,7 @@ _initial = truncated_normal(0.02)
 
 
 def _dense(features, name):
-    return nn.Dense(features, kernel_init=_initial, name=name)
+    return Dense(features, kernel_init=_initial, name=name)
 
 
 class Attention(nn.Module):

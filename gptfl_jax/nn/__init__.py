@@ -1,7 +1,14 @@
 """Layers that classifiers and generators share. Channels are last everywhere."""
 
 from gptfl_jax.convolution import Elementwise, conv
-from gptfl_jax.nn.layers import Conv, channel_shuffle, dense, flatten, torch_uniform
+from gptfl_jax.nn.layers import (
+    Conv,
+    Dense,
+    channel_shuffle,
+    dense,
+    flatten,
+    torch_uniform,
+)
 from gptfl_jax.nn.norms import (
     BatchNorm,
     GroupNorm,
@@ -16,6 +23,7 @@ from gptfl_jax.nn.sequences import frame_mask, hide_padding, mean_over_time
 __all__ = [
     "BatchNorm",
     "Conv",
+    "Dense",
     "Elementwise",
     "GroupNorm",
     "InstanceNorm",

@@ -1,5 +1,6 @@
 """Convolutions and linear layers."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen
@@ -85,6 +86,41 @@ class Conv(flax.linen.Module):
         return outputs.reshape(*batch, *outputs.shape[1:])
 
 
+class Dense(flax.linen.Module):
+    """`flax.linen.Dense`, for which any number of batch axes are one.
+
+    Of several, XLA for CPUs would write what the gradient of the weights multiplies
+    anew, transposed: from 192 to 768 channels of 8 x 65 tokens it took 2.5 times as
+    long. The parameters `kernel` [channels, features] and `bias` [features], their
+    initial values and the meaning of every attribute are those of `flax.linen.Dense`.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    precision: lax.PrecisionLike = None
+    kernel_init: Initializer = initializers.lecun_normal()
+    bias_init: Initializer = initializers.zeros
+
+    @flax.linen.compact
+    def __call__(
+        self, inputs: Float[Array, "*batch channels"]
+    ) -> Float[Array, "*batch features"]:
+        *batch, channels = inputs.shape
+        shape = channels, self.features
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        rows = inputs.reshape(math.prod(batch), channels)
+        outputs = jnp.dot(rows, kernel, precision=self.precision)
+        if bias is not None:
+            outputs += bias
+        return outputs.reshape(*batch, self.features)
+
+
 def torch_uniform(inputs: int) -> Initializer:
     """U(-1 / sqrt(inputs), 1 / sqrt(inputs)): torch's initial weights and biases.
 
@@ -104,7 +140,7 @@ def dense(
 ) -> Float[Array, "*batch features"]:
     """A linear layer that begins as PyTorch's, called as `norm` is."""
     start = torch_uniform(x.shape[-1])
-    return flax.linen.Dense(features, kernel_init=start, bias_init=start, name=name)(x)
+    return Dense(features, kernel_init=start, bias_init=start, name=name)(x)
 
 
 def flatten(x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch all"]:

@@ -36,7 +36,7 @@ class Attention(linen.Module):
         context: Float[Array, "batch keys context_features"] | None = None,
     ) -> Float[Array, "batch length features"]:
         def project(name, sequence):
-            dense = linen.Dense(
+            dense = nn.Dense(
                 self.inner_features, self.use_bias, dtype=self.dtype, name=name
             )
             return dense(sequence)
@@ -52,7 +52,7 @@ class Attention(linen.Module):
             key, value = project("to_k", context), project("to_v", context)
         outputs = attention(split(query), split(key), split(value))
         outputs = outputs.reshape(query.shape)
-        return linen.Dense(inputs.shape[-1], dtype=self.dtype, name="to_out_0")(outputs)
+        return nn.Dense(inputs.shape[-1], dtype=self.dtype, name="to_out_0")(outputs)
 
 
 class ResnetBlock(linen.Module):
@@ -87,7 +87,7 @@ class ResnetBlock(linen.Module):
 
         shift = None
         if time_embedding is not None:
-            shift = linen.Dense(self.features, dtype=self.dtype, name="time_emb_proj")
+            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")
             shift = shift(jax.nn.silu(time_embedding))[:, None, None, :]
         x = conv("conv1", inputs, before=norm("norm1", inputs), plus=shift)
         if inputs.shape[-1] != self.features:

@@ -194,7 +194,7 @@ class FeedForward(linen.Module):
     ) -> Float[Array, "batch length features"]:
         features = inputs.shape[-1]
         x = _GatedProjection(4 * features, dtype=self.dtype, name="net_0")(inputs)
-        return linen.Dense(features, dtype=self.dtype, name="net_2")(x)
+        return nn.Dense(features, dtype=self.dtype, name="net_2")(x)
 
 
 class _GatedProjection(linen.Module):
@@ -203,7 +203,7 @@ class _GatedProjection(linen.Module):
 
     @linen.compact
     def __call__(self, inputs):
-        x = linen.Dense(2 * self.features, dtype=self.dtype, name="proj")(inputs)
+        x = nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(inputs)
         value, gate = jnp.split(x, 2, axis=-1)
         return value * jax.nn.gelu(gate, approximate=False)
 
@@ -228,7 +228,7 @@ class Transformer(linen.Module):
         def project(name, x):
             # The same product: only the weights differ in form.
             if linear:
-                return linen.Dense(channels, dtype=self.dtype, name=name)(x)
+                return nn.Dense(channels, dtype=self.dtype, name=name)(x)
             return nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(x)
 
         norm = nn.GroupNorm(
@@ -325,13 +325,13 @@ class _TimeEmbedding(linen.Module):
     @linen.compact
     def __call__(self, x, condition):
         if condition is not None:
-            project = linen.Dense(
+            project = nn.Dense(
                 x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj"
             )
             x = x + project(condition.astype(self.dtype))
-        x = linen.Dense(self.features, dtype=self.dtype, name="linear_1")(x)
+        x = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x)
         x = jax.nn.silu(x)
-        return linen.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
 
 
 def guidance_embedding(
@@ -426,7 +426,7 @@ class UNet2DCondition(linen.Module):
             4 * features[0], dtype=self.dtype, name="time_embedding"
         )(time_embedding.astype(self.dtype), time_condition)
         if classes is not None:
-            project = linen.Dense(
+            project = nn.Dense(
                 4 * features[0], dtype=self.dtype, name="class_embedding"
             )
             projected = project(classes.astype(self.dtype))

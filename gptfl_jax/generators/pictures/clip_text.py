@@ -101,7 +101,7 @@ class _SelfAttention(linen.Module):
     @linen.compact
     def __call__(self, x):
         def project(name, x):
-            return linen.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
+            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
 
         def heads(x):
             return x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
@@ -117,8 +117,8 @@ class _FeedForward(linen.Module):
 
     @linen.compact
     def __call__(self, inputs):
-        fc1 = linen.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")
-        fc2 = linen.Dense(inputs.shape[-1], dtype=self.dtype, name="fc2")
+        fc1 = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")
+        fc2 = nn.Dense(inputs.shape[-1], dtype=self.dtype, name="fc2")
         return fc2(_ACTIVATIONS[self.config.hidden_act](fc1(inputs)))
 
 

@@ -98,7 +98,7 @@ class _Part(linen.Module):
     dtype: DTypeLike
 
     def dense(self, name, features, x):
-        return linen.Dense(features, dtype=self.dtype, name=name)(x)
+        return nn.Dense(features, dtype=self.dtype, name=name)(x)
 
     def norm(self, x):
         epsilon = self.config.layer_norm_eps

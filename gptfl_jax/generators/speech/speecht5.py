@@ -125,7 +125,7 @@ class Step(NamedTuple):
 
 
 def _dense(features, dtype, name):
-    return linen.Dense(features, dtype=dtype, name=name)
+    return nn.Dense(features, dtype=dtype, name=name)
 
 
 def _positions(length, features):
@@ -163,7 +163,7 @@ class _Attention(linen.Module):
 
     def setup(self):
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, linen.Dense(self.features, dtype=self.dtype))
+            setattr(self, name, nn.Dense(self.features, dtype=self.dtype))
 
     def _split(self, x):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
@@ -425,10 +425,10 @@ class _Postnet(linen.Module):
         config = self.config
         count = config.speech_decoder_postnet_layers
         # Mel bands and stops decide what is said: in float32.
-        self.feat_out = linen.Dense(
+        self.feat_out = nn.Dense(
             config.num_mel_bins * config.reduction_factor, dtype=jnp.float32
         )
-        self.prob_out = linen.Dense(config.reduction_factor, dtype=jnp.float32)
+        self.prob_out = nn.Dense(config.reduction_factor, dtype=jnp.float32)
         self.layers = [
             _PostnetLayer(
                 config,

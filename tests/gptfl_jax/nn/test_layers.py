@@ -1,4 +1,4 @@
-"""Convolutions are flax's."""
+"""Convolutions and linear layers are flax's."""
 
 import chex
 import flax.linen
@@ -43,3 +43,38 @@ def test_conv_computes_in_its_dtype():
     outputs, variables = layer.init_with_output(jax.random.key(0), inputs)
     assert outputs.dtype == jnp.bfloat16
     assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 0, 4), (2, 3, 5, 4)])
+def test_dense_is_flax_dense(shape):
+    inputs, key = random(*shape), jax.random.key(0)
+    arguments = dict(features=6, bias_init=flax.linen.initializers.ones)
+    ours, theirs = nn.Dense(**arguments), flax.linen.Dense(**arguments)
+    variables = ours.init(key, inputs)
+    chex.assert_trees_all_equal(variables, theirs.init(key, inputs))
+
+    def loss(layer, variables, inputs):
+        return jnp.sin(layer.apply(variables, inputs)).sum()
+
+    for of in (
+        lambda layer: layer.apply(variables, inputs),
+        lambda layer: jax.grad(loss, (1, 2))(layer, variables, inputs),
+    ):
+        chex.assert_trees_all_close(of(ours), of(theirs), atol=1e-6)
+
+
+def test_the_gradient_of_dense_sums_over_one_axis():
+    """Over several, XLA for CPUs writes both factors anew (`Dense`)."""
+    layer, inputs = nn.Dense(6), random(2, 3, 5, 4).astype(jnp.float32)
+    variables = layer.init(jax.random.key(0), inputs)
+
+    def loss(variables, inputs):
+        return jnp.square(layer.apply(variables, inputs)).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(variables, inputs)
+    summed = [
+        equation.params["dimension_numbers"][0]
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    assert len(summed) == 3 and all(len(axes) == 1 for axes, _ in summed)
