@@ -175,7 +175,9 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
         log = folder / "metrics.jsonl"
         group = folder.parent.name
         tracking = trackers.start(config, folder, folder.name, group, done or None)
-        metrics = artifacts.Metrics(log, done or None, follow=tracking.line)
+        # The last epoch with a line: one that Ctrl-C has saved may have none.
+        tested = int(saved.metrics(done).get("tested", done)) if done else 0
+        metrics = artifacts.Metrics(log, done or None, tested, follow=tracking.line)
         if not done:
             preview = folder.parent / "synthetic" / "preview.png"
             tracking.picture("preview", preview)
@@ -204,9 +206,50 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
             f"examples, into {folder}"
         )
 
+        def test(epoch, state, train_loss, **more):
+            nonlocal highest, last_saved, tested
+            results = [
+                evaluation.evaluate_async(
+                    learner,
+                    state.variables,
+                    *arrays,
+                    data.test.num_classes,
+                    settings.eval_batch_size,
+                    tests_split,
+                )
+                for arrays in held_out
+            ]
+            scalars = evaluation.metrics(results[0])._asdict()
+            if best:
+                validation = evaluation.metrics(results[1])
+                scalars |= {
+                    f"validation_{name}": value
+                    for name, value in validation._asdict().items()
+                }
+            metrics.write(
+                epoch,
+                train_loss=train_loss,
+                **scalars,
+                learning_rate=float(schedule(epoch * steps_per_epoch)),
+                **more,
+                seconds=time.perf_counter() - started,
+            )
+            tested = epoch
+            bar.note(
+                f"epoch {epoch}, loss {train_loss:.3f}, "
+                f"test accuracy {scalars['accuracy']:.1%}"
+            )
+            better = bool(best) and scalars[best] >= highest
+            due = epoch - last_saved >= settings.checkpoint_every
+            if better or due or epoch >= settings.epochs:
+                saved.save(epoch, _stored(state), scalars)
+                last_saved = epoch
+                highest = max(highest, scalars[best]) if best else highest
+
         def stop_where_told():
             if interruption.should_save():
-                raise _stopped(saved, *last_whole, settings.epochs, best)
+                about = {"tested": float(tested), **({best: math.nan} if best else {})}
+                raise _stopped(saved, *last_whole, settings.epochs, about)
 
         bar = Progress(
             settings.epochs * steps_per_epoch, "step", done * steps_per_epoch
@@ -238,42 +281,15 @@ def train(config: ConfigDict, folder: pathlib.Path, data: training_data.Data) ->
                 if epoch % settings.eval_every and epoch < settings.epochs:
                     continue
 
-                results = [
-                    evaluation.evaluate_async(
-                        learner,
-                        state.variables,
-                        *arrays,
-                        data.test.num_classes,
-                        settings.eval_batch_size,
-                        tests_split,
-                    )
-                    for arrays in held_out
-                ]
-                scalars = evaluation.metrics(results[0])._asdict()
-                if best:
-                    validation = evaluation.metrics(results[1])
-                    scalars |= {
-                        f"validation_{name}": value
-                        for name, value in validation._asdict().items()
-                    }
-                metrics.write(
+                test(
                     epoch,
-                    train_loss=train_loss,
-                    **scalars,
-                    learning_rate=float(schedule(epoch * steps_per_epoch)),
+                    state,
+                    train_loss,
                     **({"seconds_waited": waited} if streamed else {}),
-                    seconds=time.perf_counter() - started,
                 )
-                bar.note(
-                    f"epoch {epoch}, loss {train_loss:.3f}, "
-                    f"test accuracy {scalars['accuracy']:.1%}"
-                )
-                better = bool(best) and scalars[best] >= highest
-                due = epoch - last_saved >= settings.checkpoint_every
-                if better or due or epoch == settings.epochs:
-                    saved.save(epoch, _stored(state), scalars)
-                    last_saved = epoch
-                    highest = max(highest, scalars[best]) if best else highest
+            if done >= settings.epochs and tested < done:
+                # Saved by Ctrl-C, and now to be the last one.
+                test(done, begin, math.nan)
         saved.wait()
         past = artifacts.read_metrics(log, _line(best))
         lines = {line["step"]: line for line in past}
@@ -307,16 +323,16 @@ def _stopped(
     epoch: int,
     whole: dict[str, Any] | None,
     epochs: int,
-    best: str | None,
+    metrics: dict[str, float],
 ) -> interruption.Interrupted:
     """Saves the last whole epoch, unless it is, and says how to go on.
 
     Args:
         whole: the state after `epoch`; None: of an earlier run, which saved it.
-        best: the metric of the best checkpoint, which this one cannot be.
+        metrics: to save with it. It cannot be the best one.
     """
     if whole is not None:
-        saved.save(epoch, whole, {best: math.nan} if best else None)
+        saved.save(epoch, whole, metrics)
     saved.wait()
     if not epoch:
         return interruption.Interrupted(

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from gptfl_jax import (
 from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.data import sources
 from gptfl_jax.errors import UserError
+from gptfl_jax.interruption import Interrupted
 from gptfl_jax.released import torch_weights
 from train import downstream, training_data
 
@@ -287,6 +289,47 @@ def test_the_seed_decides(tmp_path, finished):
     downstream.run(config, tmp_path)
     assert (
         metrics_of(tmp_path)[0]["train_loss"] != metrics_of(finished)[0]["train_loss"]
+    )
+
+
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.2])
+def test_ctrl_c_between_two_tests(tmp_path, monkeypatch, capsys, validation_fraction):
+    """The epoch that it saves has no line of metrics."""
+    config = make_config(
+        batch_size=2000,  # a step an epoch
+        epochs=8,
+        eval_every=3,
+        schedule="constant",
+        checkpoint_every=100,
+        validation_fraction=validation_fraction,
+    )
+
+    def interrupted_in_epoch(number):
+        asked = itertools.count(1)
+        monkeypatch.setattr(
+            downstream.interruption, "should_save", lambda: next(asked) == number
+        )
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    downstream.run(config, whole)
+    for number, saved_after in ((3, 2), (3, 4), (2, 5)):
+        interrupted_in_epoch(number)
+        with pytest.raises(Interrupted, match=f"saved after epoch {saved_after} of 8"):
+            downstream.run(config, broken)
+    assert [line["step"] for line in metrics_of(broken)] == [3]
+    # Fewer epochs end with the one that was saved: it is tested after all.
+    monkeypatch.undo()
+    ended = tmp_path / "ended"
+    shutil.copytree(broken, ended)
+    config.train.epochs = 5
+    downstream.run(config, ended)
+    assert [line["step"] for line in metrics_of(ended)] == [3, 5]
+    assert "last (epoch 5): accuracy" in capsys.readouterr().out
+    config.train.epochs = 8
+    downstream.run(config, broken)
+    assert metrics_of(broken) == metrics_of(whole)
+    chex.assert_trees_all_equal(
+        weights_of(broken, config, step=8), weights_of(whole, config, step=8)
     )
 
 
