@@ -155,10 +155,11 @@ def make_learner(
     def apply_model(variables, inputs, train, mask, **kwargs):
         variables = whole(variables)
         params = variables["params"]
-        if compute != wide:
-            params = _cast(params, compute)
+        # The way back ends here, in wide numbers: small ones get through half as scaled.
         if gradient_scale != 1:
             params = _scale_gradient(params, 1 / gradient_scale)
+        if compute != wide:
+            params = _cast(params, compute)
         variables = {**variables, "params": params}
         return model.apply(variables, inputs, *takes(train, mask), **kwargs)
 

@@ -235,8 +235,10 @@ def test_float16_gradients_are_scaled_on_the_way():
     _, gradient = loss_and_gradient("float32", 1e-5)
     _, half_gradient = loss_and_gradient("float16", 1e-5)
     reference = gradient["in"]["kernel"]
-    error = jnp.abs(half_gradient["in"]["kernel"] - reference).max()
-    assert error < 0.05 * jnp.abs(reference).max()
+    error = jnp.abs(half_gradient["in"]["kernel"] - reference)
+    assert error.max() < 0.05 * jnp.abs(reference).max()
+    # Nor are those of the weights: they are divided as float32.
+    assert jnp.median(error / jnp.abs(reference)) < 0.01
 
 
 def test_float64():
