@@ -28,8 +28,8 @@ from gptfl_jax.progress import Progress
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
-# Of stage 2 and of stage 1, whose programs draw from the same streams.
-_CENTRAL_TRAINING, _GENERATION = 2, 1
+# Of stage 2, whose program draws from the same stream.
+_CENTRAL_TRAINING = 2
 
 
 def train(
@@ -139,7 +139,7 @@ def generate(
         raise UserError(
             f"prompts are of {', '.join(prompts)}: takes those of {', '.join(names)}"
         )
-    key = jax.random.fold_in(jax.random.key(seed), _GENERATION)
+    key = jax.random.key(seed)
     texts, keys = [], []
     for name in names:
         draws = prompting.draw(key, name, per_class, len(prompts[name]), 1)

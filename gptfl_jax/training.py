@@ -155,7 +155,7 @@ def make_learner(
     def apply_model(variables, inputs, train, mask, **kwargs):
         variables = whole(variables)
         params = variables["params"]
-        # The way back ends here, in wide numbers: small ones get through half as scaled.
+        # On the way back the last, in wide numbers: narrow ones come scaled this far.
         if gradient_scale != 1:
             params = _scale_gradient(params, 1 / gradient_scale)
         if compute != wide:

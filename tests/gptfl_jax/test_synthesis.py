@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import gptfl_jax as gf
-from gptfl_jax import progress, training
+from generate import samples
+from gptfl_jax import configuration, progress, training
 from gptfl_jax.data.datasets import Dataset
 from gptfl_jax.errors import UserError
 
@@ -83,3 +84,21 @@ def test_generated_samples_depend_on_their_number_only():
     assert small.inputs.shape == (4, 4, 4, 1) and small.class_names == ("dog", "cat")
     with pytest.raises(UserError, match="takes those of dog, cat"):
         gf.generate(draw, {"cow": ["a cow"]}, 1, like=like, **options)
+
+
+def test_samples_are_those_of_the_program():
+    seen = []
+
+    def draw(texts, key):
+        seen.extend(zip(texts, jax.random.key_data(key).tolist(), strict=True))
+        return np.zeros((len(texts), 8, 8, 1), np.uint8)
+
+    prompts = {name: [f"{i} {name}s" for i in range(9)] for name in ("cat", "dog")}
+    gf.generate(draw, prompts, 6, seed=3, progress=False)
+    config = configuration.default_config("prompts", "generate")
+    config.seed = 3
+    planned = samples.plan(
+        config, prompts, {"cat": 6, "dog": 6}, [{"guidance": 1.0}], ".png"
+    )
+    planned.sort(key=lambda sample: sample.file)
+    assert seen == [(sample.prompt, [0, sample.seed]) for sample in planned]

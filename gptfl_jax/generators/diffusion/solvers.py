@@ -175,7 +175,8 @@ class DPMSolver(_NoiseSchedule):
 
     Attributes:
         solver_order: 2, or 1 (which is DDIM).
-        solver_type: of the second order: "midpoint" or "heun".
+        solver_type: of the second order: "midpoint" or "heun"; what files of other
+            samplers have, "logrho", "bh1" or "bh2", is "midpoint", as in `diffusers`.
         lower_order_final: a first-order last step when there are fewer than 15.
         euler_at_final: a first-order last step always.
         final_sigmas_type: the noise left: "zero", or "sigma_min" of the training
@@ -194,7 +195,11 @@ class DPMSolver(_NoiseSchedule):
         "use_exponential_sigmas": (False, None),
         "use_flow_sigmas": (False, None),
         "use_lu_lambdas": (False, None),
-        "variance_type": (None,),
+        # Of samplers that add noise; a network with a learned one has other outputs.
+        "variance_type": (
+            *(None, "fixed_small", "fixed_small_log", "fixed_large"),
+            "fixed_large_log",
+        ),
     }
     # A scheduler's file may have been written for another sampler of the same model.
     without_effect: ClassVar = None
@@ -209,7 +214,7 @@ class DPMSolver(_NoiseSchedule):
 
     _choices: ClassVar = _NoiseSchedule._choices | {
         "solver_order": (1, 2),
-        "solver_type": ("midpoint", "heun"),
+        "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
         "final_sigmas_type": ("zero", "sigma_min"),
     }
 
@@ -284,8 +289,8 @@ class DPMSolver(_NoiseSchedule):
             timesteps = np.arange(num_steps, 0, -1) * (last // (num_steps + 1))
             timesteps = timesteps + self.steps_offset
         else:
-            timesteps = np.arange(last, 0, -levels / num_steps).round() - 1
-        timesteps = timesteps.astype(np.int32)
+            timesteps = _trailing(last, levels / num_steps, num_steps)
+        timesteps = _within(timesteps, levels)
         return timesteps, np.interp(timesteps, np.arange(levels), sigmas)
 
 
@@ -323,8 +328,12 @@ class DDIM(_NoiseSchedule):
             timesteps = np.arange(num_steps)[::-1] * (levels // num_steps)
             timesteps = timesteps + self.steps_offset
         else:
-            timesteps = np.round(np.arange(levels, 0, -levels / num_steps)) - 1
-        timesteps = timesteps.astype(np.int32)
+            # By rounding there may be one too many.
+            timesteps = (
+                np.arange(levels, 0, -levels / num_steps)[:num_steps].round() - 1
+            )
+        # An offset may reach beyond the last level where all of them are used.
+        timesteps = np.minimum(timesteps, levels - 1).astype(np.int32)
 
         alphas = self.alphas_cumprod()
         final = 1.0 if self.set_alpha_to_one else alphas[0]
@@ -428,6 +437,16 @@ class LCM(_NoiseSchedule):
 
 
 Solver = DPMSolver | DDIM | LCM
+
+
+def _trailing(last, stride, num_steps):
+    """Levels from the last one down; by rounding, the range may have one too many."""
+    return np.arange(last, 0, -stride)[:num_steps].round() - 1
+
+
+def _within(timesteps, levels):
+    """An offset may lead beyond the last level, where nearly all are used."""
+    return np.minimum(timesteps, levels - 1).astype(np.int32)
 
 
 def _schedule(timesteps, clean_limit=np.inf, **coefficients) -> Schedule:

@@ -1,5 +1,6 @@
 import json
 
+import chex
 import jax
 import numpy as np
 import ported_models
@@ -194,6 +195,29 @@ def test_coefficients_are_finite():
             )
 
 
+@pytest.mark.parametrize("kind", [DPMSolver, DDIM])
+def test_every_number_of_steps_has_as_many_levels(kind):
+    """Also where rounding gives one more (61, 103), or an offset leads beyond them."""
+    for spacing in ("linspace", "leading", "trailing"):
+        solver = kind(timestep_spacing=spacing, steps_offset=1)
+        for steps in (1, 2, 61, 103, 500, 999, 1000):
+            timesteps = solver.schedule(steps).timesteps
+            assert timesteps.shape == (steps,) and (np.diff(timesteps) <= 0).all()
+            assert 0 <= timesteps[-1] and timesteps[0] < 1000
+    trailing = kind(timestep_spacing="trailing").schedule(61).timesteps
+    assert trailing[[0, 1, -1]].tolist() == [999, 983, 15]
+
+
+def test_files_of_other_samplers():
+    """Diffusers' UniPC and DDPM schedulers of the same model."""
+    unipc = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"}
+    ddpm = {"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}
+    expected = DPMSolver().schedule(7)
+    for options in (unipc, ddpm):
+        found = DPMSolver.from_json(options).schedule(7)
+        chex.assert_trees_all_equal(found, expected)
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(UserError, match=f"num_steps = {steps}: takes 1 to 1000"):
@@ -215,6 +239,7 @@ def test_more_steps_than_a_consistency_model_knows_are_refused():
         ("algorithm_type", "sde-dpmsolver++"),
         ("use_lu_lambdas", True),
         ("solver_order", 3),
+        ("variance_type", "learned_range"),
     ],
 )
 def test_options_that_are_not_computed_are_refused(option, value):
