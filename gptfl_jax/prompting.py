@@ -183,7 +183,7 @@ def until_enough(
         for raw in draw(len(drawn))[: most - len(drawn)]:
             drawn.append(raw)
             sentence = clean(raw)
-            if labels.names_class(sentence, *names):
+            if _is_named(sentence, names):
                 kept.add(sentence.casefold())
             if len(kept) == count:
                 return drawn
@@ -295,6 +295,11 @@ def clean(sentence: str) -> str:
     return re.sub(r" (?=[.,;:!?](?: |$))", "", words)
 
 
+def _is_named(sentence: str, names: Sequence[str]) -> bool:
+    """Whether a cleaned sentence has one of these names, which are cleaned with it."""
+    return labels.names_class(sentence, *names, *filter(None, map(clean, names)))
+
+
 def select(
     sentences: Sequence[str],
     names: Sequence[str],
@@ -317,7 +322,7 @@ def select(
     for raw in sentences:
         sentence = clean(raw)
         cleaned += sentence != raw
-        if not labels.names_class(sentence, *names):
+        if not _is_named(sentence, names):
             without_class += 1
         elif sentence.casefold() in kept:
             duplicates += 1

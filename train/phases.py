@@ -72,8 +72,9 @@ def make_step(
     """The compiled step of a phase, and its optimizer; arguments as `train_phase`."""
     num_steps = settings[f"{name}_steps"]
     learning_rate = settings[f"{name}_learning_rate"]
+    rise = max(1, num_steps // 20)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, num_steps // 20), num_steps, learning_rate / 50
+        0.0, learning_rate, rise, max(num_steps, rise + 1), learning_rate / 50
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -20,6 +20,7 @@ from gptfl_jax.data import (
 )
 from gptfl_jax.data.synthetic import labels_of_synthetic, load_synthetic
 from gptfl_jax.errors import UserError, refused
+from gptfl_jax.labels import same_name
 from gptfl_jax.progress import Progress, say
 
 
@@ -171,6 +172,12 @@ def _to_be_made(config: ConfigDict, source: datasets.Source) -> np.ndarray:
     counts = np.bincount(labels, minlength=len(names)).tolist()
     # A label set may name a class of which there is no example, as silence.
     wanted_of = [name for name, number in zip(names, counts, strict=True) if number]
+    if "prompts" in config and config.prompts.classes:
+        wanted_of = [
+            name
+            for name in names
+            if any(same_name(name, each) for each in config.prompts.classes)
+        ]
     planned = sample_counts.samples_per_class(
         wanted,
         wanted_of,

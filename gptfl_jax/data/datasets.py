@@ -98,7 +98,8 @@ def hold_out(
     seed: int,
     contents: Int[np.ndarray, " examples"] | None = None,
 ) -> Bool[np.ndarray, " examples"]:
-    """Draws `fraction` of each class at random (at least one where a class has two).
+    """Draws `fraction` of each class at random; where it has two, at least one is held
+    out and at least one is not.
 
     Args:
         contents: as `contents` gives them. Examples of the same content count as one,
@@ -117,8 +118,8 @@ def hold_out(
     for label in np.unique(labels):
         rows = np.flatnonzero((labels == label) & (first == np.arange(len(labels))))
         rows = generator.permutation(rows)
-        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
-        held_out[rows[:count]] = True
+        most = max(len(rows) - 1, 0)
+        held_out[rows[: min(max(1, round(fraction * len(rows))), most)]] = True
     return held_out[first]
 
 

@@ -115,7 +115,7 @@ def test_unknown_fields_cannot_be_set_in_a_config_file():
             "x",
             "config.generate.samples_per_class = 'x': takes a whole number from 1 to a "
             "million, or such a multiple of the real count as 3x, or one of these by "
-            "class, as {'cat': 300, 'dog': '2x'}",
+            "class, as {'cat': 300, 'dog': '2x'}, whose dots are left out",
         ),
         (
             "prompts.classes",
@@ -178,6 +178,14 @@ def test_a_value_out_of_range_names_the_field_and_what_it_takes(dotted, value, s
     assert refusal(config) == says
 
 
+@pytest.mark.parametrize("name", ["synthetic", "federated", "random"])
+def test_a_run_of_stage_2_has_no_name_that_is_taken(name):
+    config = configuration.default_config("train")
+    config.train.run = name
+    with pytest.raises(ConfigError, match=f"train.run = '{name}': takes a name other"):
+        configuration.validate(config)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -194,6 +202,7 @@ def test_samples_per_class_takes_counts_and_ratios(value):
     [
         *("0x", "-1x", "infx", "nanx", "0", 0, "1.5", 1.5, ""),
         *({}, {"cat": 0}, {"cat": 3, 4: 3}, {"cat": {"dog": 3}}, ["cat"]),
+        {"St. Bernard": 3},
     ],
 )
 def test_samples_per_class_refuses(value):

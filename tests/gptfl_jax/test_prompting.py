@@ -178,6 +178,13 @@ def test_clean(raw, expected):
     assert prompting.clean(raw) == expected
 
 
+@pytest.mark.parametrize("name", ["rock , paper", "mask <mask> on", "<pad>"])
+def test_select_keeps_names_that_are_cleaned(name):
+    sentences = [f"a photo of {name}", "a photo of scissors"]
+    kept = prompting.select(sentences, [name], jax.random.key(0)).kept
+    assert kept == (() if name == "<pad>" else (prompting.clean(sentences[0]),))
+
+
 def test_select_counts_what_it_drops():
     sentences = [
         "a cat<pad>",

@@ -50,6 +50,17 @@ def test_a_plan_has_the_sizes_of_the_run(data, tmp_path):
     assert labels.shape == (count - held_out,)
 
 
+def test_a_plan_counts_the_classes_that_prompts_are_for(tmp_path):
+    config = make_config(data="synthetic", validation_fraction=0.0)
+    with config.unlocked():
+        config.prompts = configuration.default_config("prompts").prompts
+    names = sources.load("sklearn_digits").train.class_names
+    config.prompts.classes = (names[3], names[8].upper())
+    config.generate.samples_per_class = {names[3]: 4, names[8]: 3}
+    facts = dict(downstream.plan(config, tmp_path).facts)
+    assert facts["data"].startswith("7 training, ")
+
+
 def test_the_first_of_each_class():
     """Of classes 2, 0, 2, 2, 0, 1 the first two of each are all but the third 2."""
     labels = np.array([2, 0, 2, 2, 0, 1], np.int32)

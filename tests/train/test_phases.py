@@ -94,6 +94,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         train(tmp_path, 3, scale=np.nan)
 
 
+def test_a_phase_of_one_step(tmp_path):
+    train(tmp_path, 1)
+
+
 def test_checkpoints_belong_to_all_but_the_length_and_the_tests():
     settings = {"width": 3, "line_steps": 7, "log_every": 1, "test_samples": 0}
     config = ConfigDict({"seed": 1, "lines": settings})

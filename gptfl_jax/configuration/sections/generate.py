@@ -13,8 +13,10 @@ _MOST_SAMPLES = 1_000_000
 
 def _samples_per_class(value: Any) -> bool:
     if isinstance(value, dict | ConfigDict):
+        # A ConfigDict takes no dots in names; those of classes do without.
         return bool(value) and all(
-            rules.NAME.valid(name) and _samples(value[name]) for name in value.keys()
+            rules.NAME.valid(name) and "." not in name and _samples(value[name])
+            for name in value.keys()
         )
     return _samples(value)
 
@@ -53,7 +55,8 @@ FIELDS: dict[str, Field] = {
         "3x",
         rules.Rule(
             "a whole number from 1 to a million, or such a multiple of the real "
-            "count as 3x, or one of these by class, as {'cat': 300, 'dog': '2x'}",
+            "count as 3x, or one of these by class, as {'cat': 300, 'dog': '2x'}, "
+            "whose dots are left out",
             _samples_per_class,
         ),
         "samples a class: a number, or a multiple of the real training set's count; or "

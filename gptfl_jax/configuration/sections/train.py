@@ -80,8 +80,19 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# What else lies in a workdir, and what else `federated.init` stands for.
+_TAKEN = (
+    *("federated", "paper", "sweep", "synthetic"),
+    *("imagenet", "random", "weights"),
+)
+
+
 def check(config: ConfigDict) -> None:
-    """The rules that bind several fields."""
+    """The rules that bind several fields, and names that are taken."""
+    if config.train.run in _TAKEN:
+        raise refused(
+            "train.run", config.train.run, f"a name other than {', '.join(_TAKEN)}"
+        )
     if config.train.warmup_epochs > config.train.epochs:
         raise refused(
             "train.warmup_epochs",

@@ -391,8 +391,9 @@ def _most_steps(
     per_step = config.reduction_factor * math.prod(vocoder.upsample_rates)
     steps = min(int(max_seconds * rate / per_step + 1e-6), config.max_speech_positions)
     if steps < 1:
-        raise ValueError(
-            f"max_seconds = {max_seconds}: takes at least {per_step / rate}"
+        raise UserError(
+            f"max_seconds = {max_seconds}: takes at least {per_step / rate:g}, a step "
+            "of the model"
         )
     return steps
 

@@ -3,6 +3,12 @@ import numpy as np
 from gptfl_jax.data import datasets
 
 
+def test_hold_out_leaves_one_of_each_class():
+    labels = np.repeat(np.arange(3, dtype=np.int32), [1, 3, 10])
+    held_out = datasets.hold_out(labels, 0.9, seed=0)
+    assert np.bincount(labels[held_out], minlength=3).tolist() == [0, 2, 9]
+
+
 def test_hold_out_is_a_share_of_each_class():
     labels = np.array([0] * 20 + [1] * 10 + [2] * 2 + [3], np.int32)
     held_out = datasets.hold_out(labels, 0.1, seed=0)

@@ -96,7 +96,7 @@ def test_lengths_are_capped(reference, pipeline):
     assert lengths(threshold=9.0, max_frames_per_token=0.1) == [2, 2]
     # No more steps than there are positions.
     assert lengths(threshold=9.0, max_frames_per_token=1e4) == [300, 300]
-    with pytest.raises(ValueError, match="max_seconds = 0.001: takes at least 0.002"):
+    with pytest.raises(UserError, match="max_seconds = 0.001: takes at least 0.002"):
         lengths(max_seconds=0.001)
 
 
