@@ -18,7 +18,6 @@ from flax import linen
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from gptfl_jax import nn
 from gptfl_jax.errors import UserError
 from gptfl_jax.released import hub
 from gptfl_jax.released.model_config import ModelConfig
@@ -159,7 +158,7 @@ class _Attention(linen.Module):
         config = self.config
 
         def dense(features):
-            return nn.Dense(features, use_bias=False, dtype=self.dtype)
+            return linen.Dense(features, use_bias=False, dtype=self.dtype)
 
         self.q, self.k, self.v = (
             dense(config.num_heads * config.d_kv) for _ in range(3)
@@ -200,7 +199,7 @@ class _FeedForward(linen.Module):
     @linen.compact
     def __call__(self, x):
         def dense(name, features, x):
-            module = nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
+            module = linen.Dense(features, use_bias=False, dtype=self.dtype, name=name)
             return module(x)
 
         activation, gated = _FEED_FORWARD[self.config.feed_forward_proj]
@@ -358,7 +357,9 @@ class T5Network(linen.Module):
         self.encoder = _Stack(config, self.dtype, decodes=False)
         self.decoder = _Stack(config, self.dtype, decodes=True)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Dense(config.vocab_size, use_bias=False, dtype=self.dtype)
+            self.lm_head = linen.Dense(
+                config.vocab_size, use_bias=False, dtype=self.dtype
+            )
 
     def __call__(
         self,
