@@ -198,9 +198,11 @@ class _Pace:
         self._left.remove(name)
         self._seconds.append(seconds)
         # The first has waited for programs that most of the others share.
-        pace = statistics.mean(self._seconds[1:] or self._seconds)
-        left = len(self._left) * pace
-        if not self._left or left < _WORTH_SAYING_S:
+        paced = self._seconds[1:]
+        if not self._left or not paced:
+            return ""
+        left = len(self._left) * statistics.mean(paced)
+        if left < _WORTH_SAYING_S:
             return ""
         return f"; about {interval(left)} left for {len(self._left)} runs"
 
