@@ -188,8 +188,11 @@ class _Pace:
             if run_files.rounds_done(root / name) < number
         }
         self._seconds: list[float] = []
+        seeds = sorted({each.seed for each in configs})
+        which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         done = len(rounds) - len(self._left)
-        say(f"{len(rounds)} runs{f', {done} of them done' if done else ''}: {root}")
+        some = f", {done} of them done" if done else ""
+        say(f"{len(rounds)} runs ({which}){some}: {root}")
 
     def after(self, name: str, seconds: float) -> str:
         """What to add to the line about a run that has taken so many seconds."""
