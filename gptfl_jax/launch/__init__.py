@@ -120,7 +120,10 @@ def launch_function(
 @contextlib.contextmanager
 def _ended_by_a_line(program: str) -> Iterator[None]:
     """Ends the process as `launch` says, where what is done within fails."""
-    with contextlib.redirect_stdout(_Plain(sys.stdout)):
+    with (
+        contextlib.redirect_stdout(_Plain(sys.stdout)),
+        contextlib.redirect_stderr(_Unbroken(sys.stderr)),
+    ):
         try:
             yield
         except UserError as error:
@@ -142,6 +145,8 @@ def _ended_by_a_line(program: str) -> Iterator[None]:
             saved = f"; {error}" if str(error) else ""
             print(printable(f"{program}: interrupted{saved}"), file=sys.stderr)
             _leave(interruption.exit_code())
+        finally:
+            sys.stdout.flush()  # at exit Python minds that nobody reads
 
 
 _OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM}
@@ -305,20 +310,47 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-class _Plain:
-    """A text stream on which every text is `printable`."""
+class _Unbroken:
+    """A text stream that goes nowhere once its reader is gone, as that of `| head`.
+
+    A long run does not end for that.
+    """
 
     def __init__(self, stream: Any):
         self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._unread():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unread():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Plain(_Unbroken):
+    """One on which every text is `printable`."""
+
+    def __init__(self, stream: Any):
+        super().__init__(stream)
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):
             # Not every terminal can show every name.
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return super().write(printable(text))
 
 
 def _start_jax(command: Command, config: ConfigDict) -> None:
