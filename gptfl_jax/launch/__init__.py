@@ -18,7 +18,6 @@ import contextlib
 import errno
 import functools
 import gc
-import io
 import json
 import os
 import pathlib
@@ -48,6 +47,7 @@ from gptfl_jax.launch.config_files import (
     read_config,
 )
 from gptfl_jax.launch.processes import agree, go_on_in_a_child, stopping_together
+from gptfl_jax.launch.streams import Plain, Unbroken, printable
 
 __all__ = [
     "agree",
@@ -121,8 +121,8 @@ def launch_function(
 def _ended_by_a_line(program: str) -> Iterator[None]:
     """Ends the process as `launch` says, where what is done within fails."""
     with (
-        contextlib.redirect_stdout(_Plain(sys.stdout)),
-        contextlib.redirect_stderr(_Unbroken(sys.stderr)),
+        contextlib.redirect_stdout(Plain(sys.stdout)),
+        contextlib.redirect_stderr(Unbroken(sys.stderr)),
     ):
         try:
             yield
@@ -294,63 +294,6 @@ def _program_name(run: Callable) -> str:
     if spec is not None:
         return spec.name
     return pathlib.Path(sys.argv[0]).stem
-
-
-# Control characters but for tabs and the ends of lines: a terminal obeys them.
-_CONTROLS = {
-    code: f"\\x{code:02x}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n\r"
-}
-
-
-def printable(text: str) -> str:
-    """A text that may hold names from files and servers, harmless to a terminal."""
-    text = text.translate(_CONTROLS)
-    return text.encode(errors="backslashreplace").decode()
-
-
-class _Unbroken:
-    """A text stream that goes nowhere once its reader is gone, as that of `| head`.
-
-    A long run does not end for that.
-    """
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with self._unread():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._unread():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _unread(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Plain(_Unbroken):
-    """One on which every text is `printable`."""
-
-    def __init__(self, stream: Any):
-        super().__init__(stream)
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
-            # Not every terminal can show every name.
-            stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        return super().write(printable(text))
 
 
 def _start_jax(command: Command, config: ConfigDict) -> None:

@@ -353,18 +353,6 @@ def test_processes_that_do_not_fit_are_refused_by_all(folder, first, second, com
         assert "locked" not in output
 
 
-def test_output_that_nobody_reads_ends_no_run(folder):
-    """As behind `| head`, of help and, of both streams, of work."""
-    process = start(folder, "--help")
-    process.stdout.close()
-    _, errors = process.communicate(timeout=120)
-    assert errors == "" and process.returncode == 0
-    process = start(folder, "--config=mine.py", "--workdir=w")
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(timeout=120) == 0
-
-
 def test_a_fault_among_processes_keeps_its_traceback(folder):
     (process,) = start_together(folder, ["--workdir=w", "--config.seed=15"])
     code, _, errors = outcome(process)
