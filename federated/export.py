@@ -1,6 +1,6 @@
 r"""Exports the classifier of a run of stage 2 or 3, for PyTorch, JAX and the hub.
 
-    python -m federated.export --workdir=runs/cifar10 --run=fedavg-synthetic-s0 \
+    python -m federated.export --workdir=runs/cifar10 --run=fedavg-gptfl-s0 \
         --output=exported
 
 writes to the folder

@@ -1,6 +1,7 @@
-"""Says what a trained classifier sees in pictures, or hears in recordings.
+r"""Says what a trained classifier sees in pictures, or hears in recordings.
 
-    python -m federated.predict --workdir=runs/digits --run=gptfl-s0 seven.png photos/
+    python -m federated.predict --workdir=runs/digits --run=fedavg-gptfl-s0 \
+        seven.png photos/
 
 Each file is cropped, resized, or turned into features as the examples were that the
 classifier was trained on; folders are searched for pictures or recordings. The most

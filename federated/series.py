@@ -188,8 +188,11 @@ class _Pace:
             if run_files.rounds_done(root / name) < number
         }
         self._seconds: list[float] = []
+        seeds = sorted({each.seed for each in configs})
+        which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         done = len(rounds) - len(self._left)
-        say(f"{len(rounds)} runs{f', {done} of them done' if done else ''}: {root}")
+        some = f", {done} of them done" if done else ""
+        say(f"{len(rounds)} runs ({which}){some}: {root}")
 
     def after(self, name: str, seconds: float) -> str:
         """What to add to the line about a run that has taken so many seconds."""
@@ -198,9 +201,11 @@ class _Pace:
         self._left.remove(name)
         self._seconds.append(seconds)
         # The first has waited for programs that most of the others share.
-        pace = statistics.mean(self._seconds[1:] or self._seconds)
-        left = len(self._left) * pace
-        if not self._left or left < _WORTH_SAYING_S:
+        paced = self._seconds[1:]
+        if not self._left or not paced:
+            return ""
+        left = len(self._left) * statistics.mean(paced)
+        if left < _WORTH_SAYING_S:
             return ""
         return f"; about {interval(left)} left for {len(self._left)} runs"
 

@@ -1,13 +1,23 @@
 """The weights that a federation starts from: `config.federated.init`."""
 
+import json
 import pathlib
+import shlex
 import urllib.parse
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptfl_jax import artifacts, choices, description, models, trainable, training
+from gptfl_jax import (
+    artifacts,
+    choices,
+    description,
+    families,
+    models,
+    trainable,
+    training,
+)
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds
 from gptfl_jax.progress import say
@@ -173,11 +183,30 @@ def initial_weights(
     try:
         saved = artifacts.restore_checkpoint(folder, {"variables": whole}, step)
     except artifacts.CheckpointMismatch as error:
+        flags = _flags_of_its_model(config, folder)
         raise artifacts.CheckpointMismatch(
-            f"{error}. Train one of this model on these classes (python -m "
-            "train.downstream), or set config.federated.init='random'"
+            f"{error}. {f'Add {flags} to take its model, train' if flags else 'Train'} "
+            "one of this model on these classes (python -m train.downstream), or set "
+            "config.federated.init='random'"
         ) from None
     return trainable.parted(saved["variables"], template)
+
+
+def _flags_of_its_model(config: ConfigDict, folder: pathlib.Path) -> str:
+    """What makes the config's model that of a run; empty: it is, or is not known."""
+    try:
+        theirs = description.read(folder.parent / description.FILE, "")
+    except (FileNotFoundError, UserError):
+        return ""
+    changed = {"name": theirs.model} if theirs.model != config.model.name else {}
+    ours = config.model.options.to_dict()
+    function = choices.find(families.MODEL, theirs.model)
+    for option, (default, _, _) in choices.options(families.MODEL, function).items():
+        here, there = (each.get(option, default) for each in (ours, theirs.options))
+        # As JSON, which the run has kept, and in which a tuple is a list.
+        if json.dumps(here, default=str) != json.dumps(there, default=str):
+            changed[f"options.{option}"] = there
+    return shlex.join(f"--config.model.{key}={value}" for key, value in changed.items())
 
 
 def _own_weights(init: str, variables: training.Variables) -> training.Variables:

@@ -1,9 +1,9 @@
 """Stage 1b for spoken words: synthetic clips of every class, in `<workdir>/synthetic`.
 
-    python -m generate.prompts --config=CONFIG --workdir=runs/words
-    python -m generate.speech --config=CONFIG --workdir=runs/words
+    python -m generate.prompts --config=configs/fsdd.py --workdir=runs/fsdd
+    python -m generate.speech  --config=configs/fsdd.py --workdir=runs/fsdd
 
-In CONFIG, `generate.model` names a SpeechT5: "voices", which ships with this package,
+`generate.model` names a SpeechT5: "voices", which ships with this package,
 or another, as "microsoft/speecht5_tts"; words that are no classes of a known data set
 stand in `prompts.classes`, with the template "{name}". Needs `<workdir>/prompts.json`
 of generate.prompts.

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +90,8 @@ def read(
     if not model and choices.is_own(name):
         raise UserError(
             f"{pathlib.Path(path).parent}: its model is {name!r}, code of your own. "
-            f"Say so to run it: load_classifier(..., model={name!r})"
+            f"Say so to run it: model={name!r}, of a program "
+            + shlex.quote(f"--model={name}")
         )
     try:
         options = content["model"]["options"]

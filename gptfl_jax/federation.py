@@ -147,6 +147,12 @@ def federate(
         labels = labels.astype(np.int32)
         names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
         train = Dataset(jax.tree.map(np.asarray, inputs), labels, names)
+        for leaf in jax.tree.leaves(train.inputs):
+            if len(leaf) != len(labels):
+                raise ValueError(
+                    f"{len(labels):,} labels and {len(leaf):,} inputs: takes one of "
+                    "each for every example"
+                )
         constants = constants_for(train.inputs)
         mean = constants[0] if mean is None else mean
         std = constants[1] if std is None else std
@@ -468,9 +474,10 @@ def plot(
         _, axes = pyplot.subplots()
     for run in runs:
         if metric not in run.metrics:
-            raise UserError(
-                f"metric {metric!r}: takes one of {', '.join(run.metrics.columns)}"
-            )
+            there = f"takes one of {', '.join(run.metrics.columns)}"
+            if metric in evaluation.Metrics._fields:
+                there += f"; {run.name} was not tested: its federation has no test="
+            raise UserError(f"metric {metric!r}: {there}")
         column = run.metrics[metric].dropna()
         axes.plot(column.index, column.values, label=run.name)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

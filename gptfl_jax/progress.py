@@ -50,7 +50,8 @@ class Progress:
 
     A bar on a terminal and in a notebook, elsewhere a plain line now and then; the
     first of them as soon as the pace is known, where much is left. The pace is that of
-    what came after the first step, which has waited for programs to be compiled.
+    what came after the first step, which has waited for programs to be compiled; until
+    the second is done nothing is said of it.
 
     Args:
         total: steps of the loop.
@@ -97,20 +98,25 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = now, self.done
-            # The bar measures its pace from here.
-            self._bar.n += count
+            # The bar measures its pace from here; until then it shows a "?".
+            self._bar.n = self._bar.initial = self.done
             self._bar.last_print_n, self._bar.last_print_t = self._bar.n, time.time()
             self._bar.refresh()
         else:
+            self._bar.initial = self._before
             self._bar.update(count)
         if self._shows and (now - self._shown >= _EVERY_S or self._foretells(now)):
-            self._shown, self._foretold = now, True
+            self._shown, self._foretold = now, self._paced()
             print(self._line(now), file=sys.stderr, flush=True)
 
     def _foretells(self, now: float) -> bool:
         """Whether it is time for a first line."""
-        measured = now - self._first[0] >= _MEASURED_S
+        measured = self._paced() and now - self._first[0] >= _MEASURED_S
         return not self._foretold and measured and self._left(now) >= _EVERY_S
+
+    def _paced(self) -> bool:
+        """Whether more than the first step is done."""
+        return self.done > self._first[1]
 
     def note(self, text: str) -> None:
         """Shows a text, as the last measurement, from now on."""
@@ -120,9 +126,7 @@ class Progress:
     def _left(self, now: float) -> float:
         """Seconds until it is done, about."""
         start, before = self._first
-        if self.done == before:  # of one step, all is known that there is
-            start, before = self._start, self._before
-        pace = (now - start) / max(self.done - before, 1)  # or nothing is done yet
+        pace = (now - start) / (self.done - before)
         return pace * (self._total - self.done)
 
     def _line(self, now: float) -> str:
@@ -130,7 +134,7 @@ class Progress:
             f"{self._unit} {self.done:,} of {self._total:,}",
             *([self._note] if self._note else []),
             f"{interval(now - self._start)} gone",
-            f"about {interval(self._left(now))} left",
+            *([f"about {interval(self._left(now))} left"] if self._paced() else []),
         ]
         name = f"{self._name}: " if self._name else ""
         return name + ", ".join(parts)

@@ -1,5 +1,7 @@
 """Stage 2: train a classifier centrally, on synthetic data, real data, or both.
 
+    python -m train.downstream --config=configs/digits.py --workdir=runs/digits
+
 The training set is `<workdir>/synthetic/` (stage 1), the real training set of
 `data.source`, or the two together. A share of it, `train.validation_fraction` of each
 class, is held out to tell which checkpoint is best. The test set is always real; its

@@ -9,7 +9,8 @@ the last round, its deviation over seeds, and the mean rank. Beside --config, --
 
     --grid FIELD=VALUE,VALUE   what to vary; as often as needed. Options that an
                                algorithm does not take are left out with it
-    --seeds N                  seeds 0 to N - 1; without it those of compare.seeds
+    --seeds N                  seeds 0 to N - 1, where --config.compare.seeds=N is the
+                               seed N alone; without it those of compare.seeds
     --search random            draws --trials N points (20) in place of the whole grid;
                                FIELD=LOW..HIGH is then drawn from on a log scale
     --processes N              as many processes, of which each has a GPU of its own;

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import functools
 import gc
-import io
 import json
 import os
 import pathlib
@@ -48,6 +47,7 @@ from gptfl_jax.launch.config_files import (
     read_config,
 )
 from gptfl_jax.launch.processes import agree, go_on_in_a_child, stopping_together
+from gptfl_jax.launch.streams import Plain, Unbroken, printable
 
 __all__ = [
     "agree",
@@ -120,7 +120,10 @@ def launch_function(
 @contextlib.contextmanager
 def _ended_by_a_line(program: str) -> Iterator[None]:
     """Ends the process as `launch` says, where what is done within fails."""
-    with contextlib.redirect_stdout(_Plain(sys.stdout)):
+    with (
+        contextlib.redirect_stdout(Plain(sys.stdout)),
+        contextlib.redirect_stderr(Unbroken(sys.stderr)),
+    ):
         try:
             yield
         except UserError as error:
@@ -142,6 +145,8 @@ def _ended_by_a_line(program: str) -> Iterator[None]:
             saved = f"; {error}" if str(error) else ""
             print(printable(f"{program}: interrupted{saved}"), file=sys.stderr)
             _leave(interruption.exit_code())
+        finally:
+            sys.stdout.flush()  # at exit Python minds that nobody reads
 
 
 _OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM}
@@ -289,36 +294,6 @@ def _program_name(run: Callable) -> str:
     if spec is not None:
         return spec.name
     return pathlib.Path(sys.argv[0]).stem
-
-
-# Control characters but for tabs and the ends of lines: a terminal obeys them.
-_CONTROLS = {
-    code: f"\\x{code:02x}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n\r"
-}
-
-
-def printable(text: str) -> str:
-    """A text that may hold names from files and servers, harmless to a terminal."""
-    text = text.translate(_CONTROLS)
-    return text.encode(errors="backslashreplace").decode()
-
-
-class _Plain:
-    """A text stream on which every text is `printable`."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
-            # Not every terminal can show every name.
-            stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _start_jax(command: Command, config: ConfigDict) -> None:

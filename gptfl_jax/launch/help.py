@@ -1,7 +1,6 @@
 """What `--help` says: the program, its flags, and the config fields it reads."""
 
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -70,30 +69,16 @@ def text(
     Raises:
         UserError: no field has the word in its name.
     """
-    one_of_each = [(each,) if isinstance(each, str) else each for each in sections]
-    # The example has the first of each choice.
-    shown, sections = [each[0] for each in one_of_each], sum(one_of_each, ())
+    names = [(each,) if isinstance(each, str) else each for each in sections]
     read = {
         dotted: field
-        for dotted, field in configuration.fields(*sections)
+        for dotted, field in configuration.fields(*sum(names, ()))
         if _is_there(config, dotted)
     }
     if which not in (COMMON, ALL):
         return _of_word(which, program, read, config)
     about = textwrap.dedent(about).strip()
-    command = f"python -m {program} --config=configs/digits.py --workdir=runs/digits"
-    # Not every program goes with every config.
-    if own := re.search(rf"python -m {re.escape(program)} --config=.*", about):
-        command = own[0].rstrip("\\ ")
-    lines = [
-        about if which == ALL else _beginning(about),
-        "",
-        "Example:",
-        f"  {command} \\",
-        f"      {example_override(shown)}",
-        "",
-        "Flags:",
-    ]
+    lines = [about if which == ALL else _beginning(about), "", "Flags:"]
     values = define_flags()
     for name in values if which == ALL else ("config", "workdir", "dry_run"):
         if name == "dry_run" and not dry_run:
@@ -278,15 +263,6 @@ def _options(
             takes = f"Takes {rule.takes}." if rule else ""
             help = help if not help or help.endswith((".", "?")) else help + "."
             yield from _entry(f"{dotted}.{option}{shown}", f"{help} {takes}".strip())
-
-
-def example_override(sections: Sequence[str]) -> str:
-    """A field that an example of the command line can set."""
-    for section in reversed(sections):  # the last one is the program's own
-        for dotted, field in configuration.fields(section):
-            if isinstance(field.default, int) and field.default > 1:
-                return f"--config.{dotted}={field.default // 2}"
-    return "--config.seed=1"
 
 
 def _entry(name: str, text: str) -> list[str]:

@@ -46,11 +46,13 @@ def test_compare_runs_every_method_with_every_seed(
     compare.run(config, workdir)
     assert len(prepared) == 1
     out = capsys.readouterr().out
-    assert out.startswith(f"4 runs: {workdir / 'federated'}\n")
-    assert re.search(r"\[1/4\] gptfl-s0: .* MB; about 00:\d\d left for 3 runs\n", out)
+    assert out.startswith(f"4 runs (seeds 0, 2): {workdir / 'federated'}\n")
+    assert re.search(r"\[1/4\] gptfl-s0: .* MB\n", out)
+    assert re.search(r"\[2/4\] gptfl-s2: .* MB; about 00:\d\d left for 2 runs\n", out)
     assert re.search(r"\[4/4\] scratch-s2: .* MB\n", out)
     compare.run(config, workdir)
-    assert capsys.readouterr().out.startswith("4 runs, 4 of them done: ")
+    out = capsys.readouterr().out
+    assert out.startswith("4 runs (seeds 0, 2), 4 of them done: ")
     other = copy.deepcopy(config)
     other.federated.client_learning_rate = 0.5
     with pytest.raises(
@@ -256,8 +258,8 @@ def test_a_failed_method_does_not_stop_the_comparison(
 def test_the_pace_of_runs_leaves_the_first_out(tmp_path, capsys):
     configs = [make_config(rounds=2, run=name) for name in "abcd"]
     pace = series._Pace(configs, tmp_path)
-    assert capsys.readouterr().out == f"4 runs: {tmp_path}\n"
-    assert pace.after("a", 100.0) == "; about 05:00 left for 3 runs"
+    assert capsys.readouterr().out == f"4 runs (seed 0): {tmp_path}\n"
+    assert pace.after("a", 100.0) == ""
     assert pace.after("b", 20.0) == "; about 00:40 left for 2 runs"
     # Half a minute on average, of which nothing is said.
     assert pace.after("c", 38.0) == ""

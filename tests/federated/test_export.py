@@ -98,7 +98,7 @@ def test_a_model_of_ones_own_is_run_when_the_user_says_so(workdir, tmp_path):
     content["model"]["name"] = str(own)
     artifacts.write_json(run / "classifier.json", content)
     arguments = {"workdir": str(tmp_path), "run": "mine", "output": str(tmp_path / "o")}
-    with pytest.raises(UserError, match="code of your own"):
+    with pytest.raises(UserError, match=f"code of your own.* --model={own}$"):
         export.run(**arguments)
     export.run(**arguments, model=str(own))
     with pytest.raises(UserError, match="code of your own"):

@@ -1,3 +1,6 @@
+import re
+import shlex
+
 import chex
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from gptfl_jax import (
 from gptfl_jax.artifacts import CheckpointMismatch
 from gptfl_jax.errors import ConfigError, UserError
 from gptfl_jax.fl import rounds
+from gptfl_jax.launch import command_line
 from gptfl_jax.models import convnet
 
 from .conftest import lines_without_seconds, make_config
@@ -93,8 +97,37 @@ def test_initial_weights_of_another_model_are_refused(tmp_path, setting):
     with artifacts.Checkpoints(tmp_path / "pretrain" / "checkpoints") as checkpoints:
         checkpoints.save(1, {"variables": {"params": {"other": np.zeros(3)}}})
     config = make_config(init="synthetic")
-    with pytest.raises(CheckpointMismatch, match="is of another model"):
+    with pytest.raises(CheckpointMismatch, match="is of another model.* Train one of"):
         simulate.simulate(config, tmp_path, setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "flags"),
+    (
+        # The config has 4 channels and 1 layer; where nothing is said there are 3.
+        ("convnet", {"width": 16, "pool": "average"}, ["width=16", "depth=3"]),
+        ("audio_cnn", {"widths": [8, 9]}, ["widths=[8, 9]"]),
+        ("convnet", {"width": 4, "depth": 1, "padding": 1}, []),
+    ),
+)
+def test_the_flags_of_the_model_that_a_start_was_trained_with(
+    workdir, setting, name, options, flags
+):
+    example = jax.ShapeDtypeStruct((8, 8, 1), "float32")
+    about = description.Description(name, options, ("a", "b"), example)
+    about.save(workdir / "pretrain")
+    with artifacts.Checkpoints(workdir / "pretrain" / "checkpoints") as checkpoints:
+        checkpoints.save(2, {"variables": {"params": {"other": np.zeros(3)}}})
+    config = make_config(init="synthetic")
+    with pytest.raises(CheckpointMismatch, match="is of another model") as caught:
+        starts.initial_weights(config, workdir, setting.learner)
+    said = shlex.split(re.search(r"Add (.*) to take its|$", str(caught.value))[1] or "")
+    named = [f"name={name}"] if name != "convnet" else []
+    fields = [*named, *(f"options.{flag}" for flag in flags)]
+    assert said == [f"--config.model.{field}" for field in fields]
+    configuration.set_texts(config, command_line.take_overrides(said)[0])
+    configuration.validate(config)
+    assert starts._flags_of_its_model(config, workdir / "pretrain/checkpoints") == ""
 
 
 def test_a_federation_starts_from_what_init_names(

@@ -133,6 +133,9 @@ def test_federations_that_cannot_be(arrays, arguments, says):
         gf.federate(*arrays, **arguments)
     with pytest.raises(UserError, match="labels is missing"):
         gf.federate(arrays[0])
+    inputs, labels = arrays
+    with pytest.raises(ValueError, match="3 labels and 120 inputs: takes one of"):
+        gf.federate(inputs, labels[:3].tolist(), partition="iid", num_clients=5)
     for labels in map(np.array, (["cat", "dog"], [0.0, 1.5])):
         with pytest.raises(
             UserError, match="labels are (<U3|float64): takes whole num"
@@ -236,6 +239,8 @@ def test_a_run_starts_from_exported_weights(federation, arrays, tmp_path):
 def test_without_a_test_set_nothing_is_tested(federation):
     run = run_of(federation._replace(test=None))
     assert "accuracy" not in run.metrics and "train_loss" in run.metrics
+    with pytest.raises(UserError, match="'accuracy': takes one of .*FedAvg was not te"):
+        run.plot()
 
 
 def test_updates_that_are_all_nan_end_the_run(federation):

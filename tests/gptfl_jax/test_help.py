@@ -1,14 +1,17 @@
 """What `--help` says, of a program that reads two sections of a config."""
 
+import importlib
 import re
+import shlex
+import tomllib
 
 import pytest
 
+from federated import compare, experiment, export, predict
 from gptfl_jax import configuration, launch
 from gptfl_jax.errors import UserError
-from gptfl_jax.launch import help
+from gptfl_jax.launch import command_line, help
 from tests.own_config import CONFIG
-from train import generator
 
 SECTIONS = ("data", "federated")
 
@@ -42,10 +45,8 @@ def test_help_says_what_it_does_and_which_fields_are_used_most():
         "    python -m echo --config=configs/own.py --workdir=runs/own\n\n"
         "It does nothing else, and this is a paragraph that goes on for longer than a\n"
         "line of help may be, with a list:\n\n"
-        "    one    of a kind\n    two    of another\n\nExample:\n"
+        "    one    of a kind\n    two    of another\n\nFlags:\n"
     )
-    assert "  python -m echo --config=configs/own.py --workdir=runs/own \\\n" in output
-    assert "--config.federated.rounds=50\n" in output
     assert "\n  --dry_run\n" in output and "--cpu_devices" not in output
     text = _entry(output, "federated.client_learning_rate = 0.1")
     assert text == configuration.SCHEMA["federated"]["client_learning_rate"].help
@@ -140,10 +141,38 @@ def test_help_shows_the_options_of_what_is_chosen(tmp_path):
         assert help.asked(["--config=a", argument]) == which
 
 
-def test_the_example_of_help_is_a_programs_own():
-    text = help.text(generator.__doc__, "train.generator", ("generator",))
-    command = "  python -m train.generator --config=configs/glyphs.py --workdir=runs/g"
-    assert f"Example:\n{command}" in text
-    example = help.example_override(("data", "prompts", "generate"))
-    assert example == "--config.generate.num_steps=12"
-    assert help.example_override(("data",)) == "--config.seed=1"
+def test_what_help_shows_as_an_example_is_accepted(repository, monkeypatch):
+    """Of every program the commands of its docstring, its own among them."""
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a sweep starts no processes
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    for script in project["scripts"].values():
+        program = script.partition(":")[0]
+        about = importlib.import_module(program).__doc__
+        assert f"\n    python -m {program} " in help._beginning(about)
+        about = about.replace("\\\n", "")
+        for command in re.findall(r"^    python -m (.*)", about, re.M):
+            _accept(*shlex.split(command), monkeypatch=monkeypatch)
+
+
+def _accept(program: str, *arguments: str, monkeypatch) -> None:
+    """Reads a command line as the program does, up to its work."""
+
+    def launched(run, sections, argv=arguments, **_):
+        command_line.configured(command_line.read_command(argv), sections)
+
+    def launched_function(run, argv=arguments):
+        command_line.read_arguments(run, argv)
+
+    module = importlib.import_module(program)
+    monkeypatch.setattr(module, "launch", launched, raising=False)
+    monkeypatch.setattr(module, "launch_function", launched_function, raising=False)
+    monkeypatch.setattr("sys.argv", [program, *arguments])
+    module.main()
+
+
+@pytest.mark.parametrize("program", (predict, export))
+def test_the_run_of_an_example_is_one_that_compare_writes(program):
+    name, run = re.search(r"--workdir=runs/(\w+) --run=(\S+)", program.__doc__).groups()
+    configs = compare.runs(launch.read_config(name))
+    assert run in [experiment.run_name(each) for each in configs]

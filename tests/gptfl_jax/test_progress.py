@@ -47,6 +47,16 @@ def test_the_first_step_is_left_out_of_the_pace(capsys, clock):
     )
 
 
+def test_what_is_left_is_not_told_by_the_first_step(capsys, clock):
+    with progress.Progress(20, "round") as shown:
+        for seconds in (32, 5, 5):
+            clock[0] += seconds
+            shown.update()
+    assert capsys.readouterr().err == (
+        "round 1 of 20, 00:32 gone\nround 2 of 20, 00:37 gone, about 01:30 left\n"
+    )
+
+
 def test_slow_steps_have_a_line_each_and_quick_runs_none(capsys, clock):
     with progress.Progress(2, "epoch") as shown:
         clock[0] += 29
@@ -64,7 +74,7 @@ def test_on_a_terminal_there_is_a_bar(capsys, clock, monkeypatch):
         shown.note("accuracy 0.812")
         shown.update()
     errors = capsys.readouterr().err
-    assert re.search(r"fedavg:  25%\|.*\| 1/4 ", errors)
+    assert re.search(r"fedavg:  25%\|.*\| 1/4 \[\d\d:\d\d<\?, ", errors)
     assert re.search(r"fedavg:  50%\|.*\| 2/4 .*accuracy 0\.812", errors)
     assert "gone" not in errors
 

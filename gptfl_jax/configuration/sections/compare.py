@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "seeds": Field(
         (0, 1, 2),
         rules.tuple_of(rules.SEED, "whole numbers >= 0 and < 2**32"),
-        "each method is run with each seed",
+        "each method is run with each seed, as 0,1,2; a number alone is one seed",
         common=True,
     ),
     "grid": Field(
