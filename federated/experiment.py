@@ -144,7 +144,11 @@ def prepare(config: ConfigDict, source: datasets.Source | None = None) -> Settin
         method.mesh,
         *_test_set(source, method.mesh),
         method.test_clients,
-        make_server_step(method.learner, _schedule(config.federated)),
+        make_server_step(
+            method.learner,
+            _schedule(config.federated),
+            batch_norm=config.federated.batch_norm,
+        ),
         functools.cache(
             functools.partial(
                 _flops_of_example,

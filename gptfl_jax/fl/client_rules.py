@@ -30,7 +30,8 @@ class Message(NamedTuple):
     """What a client sends back, or the mean over the clients that did."""
 
     update: PyTree
-    """Trained minus downloaded params, or what the algorithm makes of it."""
+    """Trained minus downloaded params, or what the algorithm makes of it; None for
+    params that stay with their client, and at the server as they were."""
     model_state: PyTree
     """Trained minus downloaded model state, as batch statistics."""
     extra: PyTree

@@ -442,16 +442,26 @@ def _server_step(rule, server, state, result, share):
     # What is frozen stays the very same arrays.
     state = state._replace(variables=moving(variables))
     params, model_state = split(variables)
-    update, shared = rule.receive(result.message, state.shared, share)
+    sent = result.message.update
+    filled = jax.tree.map(lambda x, d: accumulator(x) if d is None else d, params, sent)
+    message = result.message._replace(update=filled)
+    update, shared = rule.receive(message, state.shared, share)
     pseudo_gradient = jax.tree.map(jnp.negative, update)
     step, optimizer_state = server.update(
         pseudo_gradient, state.optimizer_state, params
+    )
+    # Weight decay would move what no client sends.
+    params = jax.tree.map(
+        lambda x, new, d: x if d is None else new,
+        params,
+        optax.apply_updates(params, step),
+        sent,
     )
     model_state = jax.tree.map(
         lambda x, d: (x + d).astype(x.dtype), model_state, result.message.model_state
     )
     new = state._replace(
-        variables={"params": optax.apply_updates(params, step), **model_state},
+        variables={"params": params, **model_state},
         optimizer_state=optimizer_state,
         shared=shared,
     )

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from gptfl_jax import nn
-from gptfl_jax.fl.client_rules import Context, LocalRule, Message, split
-from gptfl_jax.training import Variables
+from gptfl_jax.fl.client_rules import Context, LocalRule, split
+from gptfl_jax.training import Learner, Variables
 
 POLICIES = ("average", "local", "freeze")
 
@@ -41,8 +41,30 @@ def apply_policy(rule: LocalRule, policy: str) -> LocalRule:
     if policy == "local":
         return _keep_local(rule)
     if policy == "freeze":
-        return _freeze(rule)
-    raise ValueError(f"batch_norm {policy!r}: takes " + ", ".join(map(repr, POLICIES)))
+        return rule._replace(loss=_freeze(rule.loss))
+    raise _unknown(policy)
+
+
+def at_server(learner: Learner, policy: str) -> Learner:
+    """The learner for steps at the server, which leave what `policy` says stays.
+
+    Under "local" these are all norms, which normalise by the server's batches.
+
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if policy == "average":
+        return learner
+    if policy == "local":
+        return learner._replace(loss=_without_norms(learner.loss))
+    if policy == "freeze":
+        return learner._replace(loss=_freeze(learner.loss))
+    raise _unknown(policy)
+
+
+def _unknown(policy: str) -> ValueError:
+    takes = ", ".join(map(repr, POLICIES))
+    return ValueError(f"batch_norm {policy!r}: takes {takes}")
 
 
 def _keep_local(rule: LocalRule) -> LocalRule:
@@ -57,7 +79,7 @@ def _keep_local(rule: LocalRule) -> LocalRule:
     def report(context: Context, variables: Variables, measured: Any):
         message, own = rule.report(personal(context), variables, measured)
         _, model_state = split(variables)
-        update = _map_norms(jnp.zeros_like, message.update, model_state)
+        update = _map_norms(lambda x: None, message.update, model_state)
         nothing = jax.tree.map(jnp.zeros_like, message.model_state)
         message = message._replace(update=update, model_state=nothing)
         return message, (own, _norms(variables))
@@ -66,10 +88,6 @@ def _keep_local(rule: LocalRule) -> LocalRule:
         params, model_state = split(variables)
         params = _map_norms(lambda x: None, params, model_state)
         return rule.sent_down({"params": params}, shared)
-
-    def sent_up(message: Message) -> PyTree:
-        update = _map_norms(lambda x: None, message.update, message.model_state)
-        return rule.sent_up(message._replace(update=update, model_state=()))
 
     return rule._replace(
         init_own=init_own,
@@ -82,7 +100,7 @@ def _keep_local(rule: LocalRule) -> LocalRule:
         ),
         report=report,
         sent_down=sent_down,
-        sent_up=sent_up,
+        sent_up=lambda message: rule.sent_up(message._replace(model_state=())),
     )
 
 
@@ -118,13 +136,27 @@ def _with_norms(variables: Variables, norms: tuple[PyTree, PyTree]) -> Variables
     return {**variables, "params": params, **norms[1]}
 
 
-def _freeze(rule: LocalRule) -> LocalRule:
-    def loss(variables, batch, key, context):
+def _without_norms(loss: Callable[..., tuple[Array, PyTree]]):
+    """A loss without a gradient for norms, which leaves their statistics."""
+
+    def without(variables, *others):
+        params, model_state = split(variables)
+        params = _map_norms(jax.lax.stop_gradient, params, model_state)
+        value, _ = loss({**variables, "params": params}, *others)
+        return value, model_state
+
+    return without
+
+
+def _freeze(loss: Callable[..., tuple[Array, PyTree]]):
+    """A loss by the running statistics, which it leaves as they are."""
+
+    def frozen(variables, *others):
         with flax.linen.intercept_methods(_evaluation_mode):
-            value, _ = rule.loss(variables, batch, key, context)
+            value, _ = loss(variables, *others)
         return value, split(variables)[1]
 
-    return rule._replace(loss=loss)
+    return frozen
 
 
 def _evaluation_mode(call, args, kwargs, context):
@@ -136,5 +168,11 @@ def _evaluation_mode(call, args, kwargs, context):
             return call(*args, **kwargs)
         return call(args[0] if args else kwargs["inputs"], train=False)
     if isinstance(context.module, flax.linen.BatchNorm):
-        return call(*args, **{**kwargs, "use_running_average": True})
+        # Its constructor and its call may not both say so. Modules are frozen.
+        said = context.module.use_running_average
+        object.__setattr__(context.module, "use_running_average", None)
+        try:
+            return call(*args[:1], **{**kwargs, "use_running_average": True})
+        finally:
+            object.__setattr__(context.module, "use_running_average", said)
     return call(*args, **kwargs)

@@ -14,6 +14,7 @@ from jaxtyping import Int, Int64, PRNGKeyArray, PyTree
 from gptfl_jax import devices
 from gptfl_jax.data.stored_rows import Rows
 from gptfl_jax.fl.composition import ServerState
+from gptfl_jax.fl.normalisation import at_server
 from gptfl_jax.training import Batch, Learner, TrainState, train_step
 
 # Beside seed and round in the generator of `rows_of_round`.
@@ -43,14 +44,20 @@ class ServerStep(NamedTuple):
 
 
 def make_server_step(
-    learner: Learner, schedule: optax.Schedule | None = None
+    learner: Learner,
+    schedule: optax.Schedule | None = None,
+    *,
+    batch_norm: str = "average",
 ) -> ServerStep:
     """The step that `server_training` takes.
 
     Args:
         learner: gives the loss.
         schedule: rounds done before -> factor on the learning rate; None: 1.
+        batch_norm: the algorithm's policy; "local" keeps the server's norms and their
+            statistics, "freeze" the statistics.
     """
+    learner = at_server(learner, batch_norm)
 
     def step(variables, batch, rate, done, number, key):
         factor = 1.0 if schedule is None else schedule(done)

@@ -182,6 +182,12 @@ def test_cohorts(setting, tmp_path):
     offsets = jax.numpy.asarray(data.offsets)
     assert weighted == sampling.cohort_by_examples(key, 3, offsets, 3).tolist()
 
+    # Twelve clients, of which two own anything.
+    few = data._replace(offsets=np.repeat([0, 4, 9], [1, 5, 7]).astype(np.int32))
+    config = make_config(sampling="by_examples")
+    with pytest.raises(UserError, match="only 2 of 12 clients .*cohort_size = 3: low"):
+        experiment.make_sampler(config.federated, few)
+
     trace = np.zeros((2, 12), bool)
     trace[0, :3] = trace[1, 5:9] = True
     np.save(tmp_path / "trace.npy", trace)

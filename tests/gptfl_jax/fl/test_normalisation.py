@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from gptfl_jax.data.federated_data import FederatedData
-from gptfl_jax.fl import algorithms
+from gptfl_jax.fl import aggregation, algorithms
 from gptfl_jax.fl.cohorts import example_order
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.fl.server_training import make_server_step, server_training
 from gptfl_jax.nn import BatchNorm, GroupNorm
 from gptfl_jax.training import Batch, TrainState, make_learner, train_step
 
@@ -102,6 +103,59 @@ def test_local_norms_go_on_where_the_client_left_them(problem):
     assert_statistics(algorithm.start(state, 0)["batch_stats"]["norm"], expected)
 
 
+@pytest.mark.parametrize("execution", ["packed", "vmap"])
+def test_neither_noise_nor_weight_decay_moves_the_norms_of_the_server(
+    problem, execution
+):
+    learner, variables, data = problem
+    algorithm = algorithms.fedopt(
+        learner,
+        LocalTraining(optax.sgd(0.5), batch_size=9),
+        optax.adamw(0.1, weight_decay=0.5),
+        aggregation=aggregation.clipped_mean(1e-3, noise_multiplier=1e3),
+        batch_norm="local",
+        execution=execution,
+    )
+    state, metrics = algorithm.round(algorithm.init(variables, 3), data, COHORT, KEY)
+    for part in ("params", "batch_stats"):
+        for name, value in variables[part]["norm"].items():
+            np.testing.assert_array_equal(state.variables[part]["norm"][name], value)
+    # Adam starts with the sign of the noise; what is left of the weight is 0.95.
+    found, kernel = (
+        v["params"]["classifier"]["kernel"] for v in (state.variables, variables)
+    )
+    np.testing.assert_allclose(np.abs(found - 0.95 * kernel), 0.1, rtol=1e-4)
+    assert metrics.bytes_up == metrics.bytes_down == 2 * 15 * 4
+
+
+@pytest.mark.parametrize("policy", ["average", "local", "freeze"])
+def test_a_step_of_the_server_is_a_round_of_its_examples_owner(problem, policy):
+    learner, variables, data = problem
+    local = LocalTraining(optax.sgd(0.5), batch_size=6)
+    algorithm = algorithms.fedavg(learner, local, batch_norm=policy)
+    state = algorithm.init(variables, 3)
+    expected, _ = algorithm.round(state, data, jnp.array([0], jnp.int32), KEY)
+    step = server_training(
+        make_server_step(learner, batch_norm=policy),
+        *(np.asarray(data.inputs[:6]), np.asarray(data.labels[:6])),
+        **dict(steps=1, batch_size=6, learning_rate=0.5, seed=0, key=KEY),
+    )
+    found, expected = step(state, 1).variables, expected.variables
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    for name in ("mean", "var"):
+        same = (
+            found["batch_stats"]["norm"][name] == variables["batch_stats"]["norm"][name]
+        )
+        assert bool(same.all()) == (policy != "average")
+
+
+def test_an_unknown_policy_is_refused_at_the_server(problem):
+    with pytest.raises(ValueError, match="batch_norm 'frozen': takes 'average', "):
+        make_server_step(problem[0], batch_norm="frozen")
+
+
 def test_freeze_trains_with_the_running_statistics(problem):
     _, variables, data = problem
     _, state, _ = run(problem, "freeze", jnp.array([0], jnp.int32))
@@ -119,6 +173,35 @@ def test_freeze_trains_with_the_running_statistics(problem):
     p[np.arange(6), np.asarray(data.labels[:6])] -= 1
     moved = state.variables["params"]["classifier"]["kernel"] - kernel
     np.testing.assert_allclose(moved, -0.1 * np.sign(x.T @ p), atol=1e-4)
+
+
+class FlaxModel(flax.linen.Module):
+    """With Flax's batch norm, told where it is made or called how to normalise."""
+
+    told: str
+
+    @flax.linen.compact
+    def __call__(self, inputs, train=False):
+        norm = functools.partial(flax.linen.BatchNorm, epsilon=1e-5, name="norm")
+        if self.told == "constructor":
+            x = norm(use_running_average=not train)(inputs)
+        elif self.told == "argument":
+            x = norm()(inputs, not train)
+        else:
+            x = norm()(x=inputs, use_running_average=not train)
+        return flax.linen.Dense(3, name="classifier")(x)
+
+
+@pytest.mark.parametrize("told", ["constructor", "argument", "keyword"])
+def test_freeze_takes_the_batch_norm_of_flax(problem, told):
+    _, variables, data = problem
+    _, expected, _ = run(problem, "freeze")
+    learner = make_learner(FlaxModel(told), jax.ShapeDtypeStruct((4,), jnp.float32))
+    _, state, _ = run((learner, variables, data), "freeze")
+    for x, y in zip(
+        *(jax.tree.leaves(s.variables) for s in (state, expected)), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 class GroupModel(flax.linen.Module):
