@@ -38,7 +38,6 @@ more: both are of what the clients have.
 """
 
 import contextlib
-import functools
 import hashlib
 import pathlib
 import shlex
@@ -46,7 +45,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
@@ -414,14 +412,10 @@ def _test(
             split_over_clients(setting.mesh),
         )
 
-    if setting.algorithm.aggregates or not state.own.rows:
-        return test(state.variables)
-    clients, most = sorted(state.own.rows), config.federated.personalisation_clients
-    if 0 < most < len(clients):
-        generator = np.random.default_rng((config.seed, len(clients)))
-        clients = sorted(generator.choice(clients, most, replace=False).tolist())
-    each = (test(setting.algorithm.start(state, client)) for client in clients)
-    return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
+    most = config.federated.personalisation_clients
+    return personalisation.count_models(
+        setting.algorithm, state, test, most, config.seed
+    )
 
 
 def _client_tests(

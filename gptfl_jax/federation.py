@@ -52,6 +52,7 @@ from gptfl_jax.fl import rounds as rounds_of
 from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import clients_mesh, place, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
+from gptfl_jax.fl.personalisation import count_models
 from gptfl_jax.progress import Progress, say
 from gptfl_jax.trainable import Trainable, parted, whole
 
@@ -204,9 +205,11 @@ class Run(NamedTuple):
     metrics: pandas.DataFrame
     """A row a round, from round 0 on: `train_loss`, what was measured about the
     clients' updates, `bytes_up` and `bytes_down` (sums over all rounds so far), and
-    `accuracy`, `macro_f1` and `loss` where there was a test."""
+    `accuracy`, `macro_f1` and `loss` where there was a test: of the server's weights,
+    or, where each client has its own (local_only), of all clients that have trained."""
     classifier: Classifier
-    """With the final weights: `predict`, `probabilities`, `evaluate`, `export`."""
+    """With the server's final weights, which local_only leaves as they were: `predict`,
+    `probabilities`, `evaluate`, `export`."""
     state: ServerState
     """What the server has after the last round."""
 
@@ -340,7 +343,8 @@ def simulate(
 
     def observe(number: int, state: ServerState, last: bool):
         due = test and (last or number % eval_every == 0)
-        return test(state.variables) if due else None, state if last else None
+        counts = count_models(made, state, test) if due else None
+        return counts, state if last else None
 
     streamed = not room_for(federation.data, mesh).enough
     lines, sent = [], {"bytes_up": 0, "bytes_down": 0}
@@ -367,6 +371,12 @@ def simulate(
             if "accuracy" in line:
                 bar.note(f"accuracy {line['accuracy']:.3f}")
             state = done.observed[1]
+    if not made.aggregates:
+        say(
+            "advice: run.classifier has the initial weights; each client's own are in "
+            "run.state.own.rows",
+            quiet=not progress,
+        )
     classifier = Classifier(learner, whole(state.variables), about)
     metrics = pandas.DataFrame(lines).set_index("round")
     return Run(name or called, metrics, classifier, state)

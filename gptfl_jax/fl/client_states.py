@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Int32, PyTree, Shaped
 
 
 class ClientStates(NamedTuple):
-    """What clients keep between their rounds, for those that have taken part.
+    """What clients keep between their rounds, for those that were in a cohort.
 
     A checkpoint holds `pack()`, and is read with `packed_like(known)` as its template.
     """
@@ -20,6 +20,12 @@ class ClientStates(NamedTuple):
     of clients that were not in the cohort."""
     empty: PyTree
     """Row of a client that has not taken part: (False, zeros)."""
+
+    def taken_part(self) -> list[int]:
+        """The clients that have; others of the cohorts failed to report. Waits for
+        the device."""
+        flags = jax.device_get({client: row[0] for client, row in self.rows.items()})
+        return sorted(client for client, flag in flags.items() if flag)
 
     def pack(self) -> "PackedClientStates":
         """As numpy arrays."""

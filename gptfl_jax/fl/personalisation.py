@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 from gptfl_jax import devices
 from gptfl_jax.data.federated_data import FederatedData
 from gptfl_jax.errors import UserError
+from gptfl_jax.evaluation import Counts
 from gptfl_jax.fl import cohorts, sampling
 from gptfl_jax.fl.client_rules import Context, plain_rule
 from gptfl_jax.fl.client_states import stack
@@ -37,7 +38,7 @@ from gptfl_jax.fl.execution import AXIS, make_local_trainer, replicated, resolve
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.normalisation import apply_policy
 from gptfl_jax.trainable import frozen, moving
-from gptfl_jax.training import Learner
+from gptfl_jax.training import Learner, Variables
 
 
 class ClientCounts(NamedTuple):
@@ -70,6 +71,30 @@ class AccuracySummary(NamedTuple):
     """From here on, after local fine-tuning."""
     personalised_accuracy_worst_decile: float
     personalised_accuracy_best: float
+
+
+def count_models(
+    algorithm: Algorithm,
+    state: ServerState,
+    count: Callable[[Variables], Counts],
+    most: int = 0,
+    seed: int = 0,
+) -> Counts:
+    """Counts of the server's weights; where clients keep their own, of these together.
+
+    Args:
+        count: counts a test set by some weights.
+        most: of the clients that have trained, so many are drawn; 0: all.
+        seed: of the draw.
+    """
+    clients = [] if algorithm.aggregates else state.own.taken_part()
+    if not clients:
+        return count(state.variables)
+    if 0 < most < len(clients):
+        generator = np.random.default_rng((seed, len(clients)))
+        clients = sorted(generator.choice(clients, most, replace=False).tolist())
+    each = (count(algorithm.start(state, client)) for client in clients)
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), each)
 
 
 def summarise(counts: ClientCounts) -> AccuracySummary:

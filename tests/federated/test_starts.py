@@ -213,6 +213,7 @@ def test_clients_alone_are_tested_together(setting):
     of_server = simulate._test(config, alone, state)
     zeros = jax.tree.map(np.zeros_like, variables)
     rows = {3: (np.True_, variables), 8: (np.True_, zeros)}
+    rows[9] = (np.False_, zeros)  # was in a cohort, and failed to report
     state = state._replace(own=state.own._replace(rows=rows))
     both = simulate._test(config, alone, state)
     of_zeros = simulate._test(config, setting, state._replace(variables=zeros, own=()))

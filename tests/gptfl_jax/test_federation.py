@@ -233,6 +233,19 @@ def test_a_run_starts_from_exported_weights(federation, arrays, tmp_path):
         simulated(init="none.pth")
 
 
+def test_clients_alone_are_tested_together(federation, arrays, capsys):
+    run = run_of(federation, "local_only", cohort_size=2, rounds=1, progress=True)
+    assert "run.classifier has the initial weights" in capsys.readouterr().out
+    own = [row for known, row in run.state.own.rows.values() if known]
+    assert len(own) == 2
+    right = [
+        (run.classifier._replace(variables=each).predict(arrays[0]) == arrays[1]).mean()
+        for each in own
+    ]
+    initial = (run.predict(arrays[0]) == arrays[1]).mean()
+    assert run.metrics.accuracy.tolist() == pytest.approx([initial, np.mean(right)])
+
+
 def test_without_a_test_set_nothing_is_tested(federation):
     run = run_of(federation._replace(test=None))
     assert "accuracy" not in run.metrics and "train_loss" in run.metrics
