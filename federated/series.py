@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from federated import advice, experiment, run_files, run_writer, simulate, starts
+from federated import advice, experiment, run_files, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
@@ -77,11 +77,11 @@ def run(
     workdir: pathlib.Path,
     load: Callable[[ConfigDict], datasets.Source] | None = None,
     into: pathlib.Path | None = None,
-) -> list[str]:
+) -> dict[str, UserError]:
     """Simulates runs, those of one program after another.
 
     A run that is done is left alone, one that was interrupted goes on, and one that
-    fails does not stop the others.
+    fails, or whose data cannot be read, does not stop the others.
 
     Args:
         configs: of the runs; of equal data together.
@@ -90,7 +90,7 @@ def run(
         into: as of `simulate.simulate`.
 
     Returns:
-        the names of those that failed.
+        why runs failed, by name, of those that did.
     """
     load = load or experiment.load
     of_data = [
@@ -100,11 +100,22 @@ def run(
     prepared: dict[str, experiment.Setting] = {}
     partitions: set[str] = set()
     adviser = advice.Adviser()
-    failed: list[str] = []
+    failed: dict[str, UserError] = {}
     counter = itertools.count(1)
     pace = _Pace(configs, (into or workdir) / "federated")
+
+    def fail(runs: Sequence[ConfigDict], error: UserError) -> None:
+        for name in map(experiment.run_name, runs):
+            why = str(error).removeprefix(name).removeprefix(", ")
+            say(f"[{next(counter)}/{len(configs)}] {name}: {why}")
+            failed[name] = error
+
     for group in of_data:
-        source = load(group[0])
+        try:
+            source = load(group[0])
+        except UserError as error:
+            fail(group, error)
+            continue
         # Of the data before only the programs are kept.
         prepared = {
             key: experiment.on(setting, source) for key, setting in prepared.items()
@@ -115,39 +126,41 @@ def run(
             together = [
                 each for each, its in zip(group, keys, strict=True) if its == key
             ]
-            if key not in prepared:
-                prepared[key] = experiment.prepare(together[0], source)
-            rows, held_out_rows = _rows(together, source, len(of_data) > 1)
+            try:
+                if key not in prepared:
+                    prepared[key] = experiment.prepare(together[0], source)
+                rows, held_out_rows = _rows(together, source, len(of_data) > 1)
+            except UserError as error:
+                fail(together, error)
+                continue
             for each in together:
                 setting = prepared[key]._replace(rows=rows, held_out_rows=held_out_rows)
-                if mixed is None:
-                    mixed = experiment.load_mixed(each, workdir, source)
-                if experiment.mixes(each.federated):
-                    setting = setting._replace(synthetic=mixed)
-                dealt = experiment.deal(each, source.train, mixed=mixed)
-                summary = f"seed {each.seed}: " + str(
-                    federated_data.summarise(dealt, source.train.num_classes)
-                )
-                if summary not in partitions:
-                    partitions.add(summary)
-                    say(summary)
-                name = experiment.run_name(each)
-                count = f"[{next(counter)}/{len(configs)}]"
-                start = time.monotonic()
                 try:
+                    if mixed is None:
+                        mixed = experiment.load_mixed(each, workdir, source)
+                    if experiment.mixes(each.federated):
+                        setting = setting._replace(synthetic=mixed)
+                    dealt = experiment.deal(each, source.train, mixed=mixed)
+                    summary = f"seed {each.seed}: " + str(
+                        federated_data.summarise(dealt, source.train.num_classes)
+                    )
+                    if summary not in partitions:
+                        partitions.add(summary)
+                        say(summary)
+                    start = time.monotonic()
                     last = simulate.simulate(
                         *(each, workdir, setting),
                         quiet=True,
                         into=into,
                         adviser=adviser,
                     )
-                except run_writer.CohortFailed as error:
-                    say(f"{count} {error}")
-                    failed.append(name)
+                except UserError as error:
+                    fail([each], error)
                 else:
+                    name = experiment.run_name(each)
                     outcome = simulate.outcome(name, last)
                     left = pace.after(name, time.monotonic() - start)
-                    say(f"{count} {outcome}{left}")
+                    say(f"[{next(counter)}/{len(configs)}] {outcome}{left}")
             if len(of_data) == 1:
                 del prepared[key]  # and its memory
     return failed

@@ -23,7 +23,9 @@ every method. Runs that have not come to their last round are left out; a method
 has no other is marked, and `unfinished` names them. Their spread is the sample standard
 deviation over seeds (0 for one seed). Where a method was run in turns
 (`config.compare.data`), a seed's number is the mean over its turns, and `by_turn` has
-those of each. A method has reached a target in the first evaluated round whose test
+those of each. A seed that lacks a turn which another has is left out, and `partial`
+names its runs; a method that lacks one is marked, and compared with others in the turns
+of both. A method has reached a target in the first evaluated round whose test
 accuracy is at least the target; `rounds_to_90` is the mean over seeds (and turns), null
 while any run has not reached 90 %; `runs_reaching_90` have. `bytes_to_90` counts what
 went up and down until then. What is measured in a round (gradient diversity and its
@@ -79,6 +81,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             left_out = "" if each in method.runs else ", left out of the numbers"
             print(
                 f"{each.folder}: {each.done} of {each.planned} rounds so far{left_out}"
+            )
+        for each in method.partial:
+            print(
+                f"{each.folder}: left out of the numbers, as seed "
+                f"{each.config['seed']} has not done all turns"
             )
     print()
     print(f"report   {workdir / 'report.html'}")

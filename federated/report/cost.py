@@ -11,7 +11,9 @@ from federated.report.runs import Method, Run
 class Cost(NamedTuple):
     """Floating-point operations, None where they are not known.
 
-    Tests, and what the host draws by rule, are not counted.
+    Tests, and what the host draws by rule, are not counted. Nor is what an algorithm
+    computes beside FedAvg's gradients, as SCAFFOLD's `control="start"`, which passes
+    over all examples once more, and MOON's two other models.
     """
 
     generation: float | None
@@ -41,7 +43,8 @@ def _total(parts: Sequence[float | None]) -> float | None:
 def examples_trained(run: Run) -> np.ndarray:
     """Examples that clients have trained on, until each line of the run's metrics.
 
-    With `local_steps` a batch counts as full.
+    With `local_steps` a batch counts as full, without it all examples count, also with
+    `drop_last`. Only clients whose updates counted are in the metrics.
     """
     federated = run.config["federated"]
     if federated["local_steps"]:

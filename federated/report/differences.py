@@ -72,12 +72,15 @@ def of_methods(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     found = {}
     for method, other in pairs:
         ours, theirs = _accuracies(method), _accuracies(other)
-        seeds = sorted(ours.keys() & theirs.keys())
-        if seeds:
-            each = np.array([ours[seed] - theirs[seed] for seed in seeds])
+        of_seeds: dict[int, list[float]] = {}
+        for seed, turn in sorted(ours.keys() & theirs.keys()):
+            each = ours[seed, turn] - theirs[seed, turn]
+            of_seeds.setdefault(seed, []).append(each)
+        if of_seeds:
+            each = np.array([np.mean(each) for each in of_seeds.values()])
             found[method.name] = {
                 "to": other.name,
-                "seeds": seeds,
+                "seeds": [*of_seeds],
                 **paired(each)._asdict(),
             }
     tested = [row for row in found.values() if row["p"] is not None]
@@ -120,10 +123,11 @@ def _setting_and_options(method: Method) -> dict[str, Any]:
     }
 
 
-def _accuracies(method: Method) -> dict[int, float]:
-    """The accuracy after the last round, by seed."""
-    last = [
-        next(line for line in reversed(run.metrics) if "accuracy" in line)["accuracy"]
+def _accuracies(method: Method) -> dict[tuple[int, str], float]:
+    """The accuracy after the last round, by seed and turn."""
+    return {
+        (run.config["seed"], run.turn): next(
+            line["accuracy"] for line in reversed(run.metrics) if "accuracy" in line
+        )
         for run in method.runs
-    ]
-    return dict(zip(method.seeds, map(float, method.by_seed(last)), strict=True))
+    }

@@ -47,6 +47,7 @@ def render(
         headline=headline(rows),
         setting=setting(methods, config),
         left_out=_left_out(methods),
+        partial=", ".join(run.folder for each in methods for run in each.partial),
         tables=shown,
         same_start=any(row["algorithm"] == "none" and row["runs"] == 1 for row in rows),
         against_best=_against_one(rows),

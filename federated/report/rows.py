@@ -42,6 +42,7 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         "unfinished": {
             run.folder: [run.done, run.planned] for run in method.unfinished
         },
+        "partial": [run.folder for run in method.partial],
         "client_learning_rate": _rate(method, "client"),
         "server_learning_rate": _rate(method, "server"),
         "rounds": min(run.metrics[-1]["step"] for run in method.runs),

@@ -43,21 +43,34 @@ class Run(NamedTuple):
         return self.config["federated"]["rounds"]
 
     @property
+    def turns(self) -> dict[str, dict[str, Any]]:
+        """`config.compare.data`: changes of the data's options, by turn."""
+        return self.config.get("compare", {}).get("data", {})
+
+    @property
     def turn(self) -> str:
-        """The turn of `config.compare.data` that the run is; empty: of none."""
-        turns = self.config.get("compare", {}).get("data", {})
-        for name, changes in turns.items():
+        """The turn of `config.compare.data` that the run is; empty: of none.
+
+        It is in the folder's name: what one turn changes, another may have as well.
+        """
+
+        def has(changes: dict[str, Any]) -> bool:
             options = self.config["data"]["options"]
-            if all(options.get(key) == value for key, value in changes.items()):
-                return name
-        return ""
+            return all(options.get(key) == value for key, value in changes.items())
+
+        found = [
+            name
+            for name, changes in self.turns.items()
+            if self.folder.endswith(f"-{name}-s{self.config['seed']}") and has(changes)
+        ]
+        return max(found, key=len, default="")
 
     @property
     def method_fields(self) -> dict[str, Any]:
         """The fields of the config that tell methods apart."""
         sections = {name: self.config[name] for name in ("data", "model", "federated")}
         if self.turn:
-            changed = self.config["compare"]["data"][self.turn]
+            changed = set().union(*self.turns.values())
             options = sections["data"]["options"]
             kept = {k: v for k, v in options.items() if k not in changed}
             sections["data"] = {**sections["data"], "options": kept}
@@ -74,9 +87,11 @@ class Method(NamedTuple):
     algorithm: str
     init: str
     runs: tuple[Run, ...]
-    """Those that are finished; where none is, all."""
+    """Those that are finished, of the seeds with most turns; where none is, all."""
     unfinished: tuple[Run, ...] = ()
     """Those that are not."""
+    partial: tuple[Run, ...] = ()
+    """Those left out because their seed lacks a turn that another has."""
 
     @property
     def seeds(self) -> list[int]:
@@ -86,8 +101,7 @@ class Method(NamedTuple):
     def turns(self) -> list[str]:
         """Names of the turns, in the order of the config; empty without turns."""
         names = {run.turn for run in self.runs}
-        order = self.runs[0].config.get("compare", {}).get("data", {})
-        return [name for name in order if name in names]
+        return [name for name in self.runs[0].turns if name in names]
 
     def by_seed(self, values: Sequence[Any]) -> list[Any]:
         """Means of each seed's values, of one value a run: over its turns."""
@@ -210,7 +224,7 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
                 for path in telling
             )
             names[key] = f"{name} ({what})" if what else name
-    methods = [_method(names[key], members) for key, members in groups.items()]
+    methods = _marked([_method(names[key], members) for key, members in groups.items()])
     order = ("random", "synthetic")
     return sorted(
         methods,
@@ -227,11 +241,39 @@ def _method(name: str, runs: Sequence[Run]) -> Method:
         some = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
         name += f" (unfinished: {some} of {unfinished[0].planned} rounds)"
     federated = ordered[0].config["federated"]
+    shown = finished or unfinished
+    counted = _of_most_turns(shown)
     return Method(
         *(name, federated["algorithm"], federated["init"]),
-        finished or unfinished,
-        unfinished,
+        *(counted, unfinished),
+        tuple(run for run in shown if run not in counted),
     )
+
+
+def _of_most_turns(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Those of the seeds that were run in most turns.
+
+    A mean over fewer turns is of other test sets: no spread or difference says anything
+    of the two.
+    """
+    turns: dict[int, set[str]] = {}
+    for run in runs:
+        turns.setdefault(run.config["seed"], set()).add(run.turn)
+    most = max(turns.values(), key=len)
+    return tuple(run for run in runs if turns[run.config["seed"]] == most)
+
+
+def _marked(methods: Sequence[Method]) -> list[Method]:
+    """With names that say so where a method lacks turns that another has."""
+    run_anywhere = {turn for method in methods for turn in method.turns}
+    marked = []
+    for method in methods:
+        names, count = method.turns, len(run_anywhere & method.runs[0].turns.keys())
+        if names and len(names) < count:
+            mark = f" ({len(names)} of {count} turns: {', '.join(names)})"
+            method = method._replace(name=method.name + mark)
+        marked.append(method)
+    return marked
 
 
 def _telling(
@@ -276,9 +318,9 @@ def synthetic_only(methods: Sequence[Method]) -> Method | None:
                 start = {**first, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
                 of_start = run._replace(metrics=[start])
                 starts.setdefault((run.config["seed"], run.turn), of_start)
-    runs = tuple(starts[key] for key in sorted(starts))
-    if not runs:
+    if not starts:
         return None
+    runs = _of_most_turns([starts[key] for key in sorted(starts)])
     # One training of stage 2 is one measurement, whatever the seeds that start from it.
     measured = {
         (run.turn, run.metrics[0]["accuracy"], run.metrics[0]["loss"]) for run in runs

@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from federated import experiment, plans, series
+from federated import experiment, plans, run_writer, series
 from federated.sweep import page, results
 from federated.sweep.points import Point, axes, points
 from gptfl_jax import artifacts
@@ -138,7 +138,7 @@ def run(
 
     Raises:
         UserError: the config is none, weights to start from are missing or have seen
-            what is held out, or no point has all its runs.
+            what is held out, runs were refused, or no point has all its runs.
     """
     prepare(config)
     found = points(config)
@@ -152,7 +152,18 @@ def run(
         if share.number == 0:
             many = f"{len(found)} points, {len(configs)} runs"
             say(f"{many}; measured on {measured(config)}")
-        series.run(mine, workdir, held_out, folder)
+        failed = series.run(mine, workdir, held_out, folder)
+        refused = [
+            name
+            for name, error in failed.items()
+            if not isinstance(error, run_writer.CohortFailed)
+        ]
+        if refused:  # the folders may hold what another config has found
+            raise UserError(
+                f"{len(refused)} of {len(mine)} runs were refused: "
+                f"{', '.join(refused)}. Mend what it says above of each, and the same "
+                "command goes on"
+            )
     if share.count > 1 or jax.process_index():
         return []
     rows = results.rows(config, found, folder)

@@ -12,8 +12,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -151,10 +151,7 @@ def _drawn(config: ConfigDict, found: Sequence[Axis]) -> Iterator[list[str]]:
                 values.append(axis.values[generator.integers(len(axis.values))])
                 continue
             share = generator.uniform(math.log(axis.low), math.log(axis.high))
-            number = float(f"{math.exp(share):.3g}")
-            field = find(axis.dotted)
-            whole = field is not None and isinstance(field.default, int)
-            values.append(f"{round(number) if whole else number:g}")
+            values.append(f"{float(f'{math.exp(share):.3g}'):g}")
         yield values
 
 
@@ -164,31 +161,43 @@ def _changed(
     """A config with the values of a point, and those of them that it takes."""
     changed = copy.deepcopy(config)
     kept = {}
-    pairs = [*zip((axis.dotted for axis in found), values, strict=True)]
 
     def is_choice(dotted: str) -> bool:
         field = find(dotted)
         return field is not None and field.chooses is not None
 
     for first in (True, False):
-        for dotted, value in pairs:
-            if is_choice(dotted) == first and _takes(changed, dotted):
-                configuration.set_text(changed, dotted, value)
-                kept[dotted] = value
-    order = [dotted for dotted, _ in pairs if dotted in kept]
+        for axis, value in zip(found, values, strict=True):
+            dotted = axis.dotted
+            known = _options_beside(changed, dotted)
+            if is_choice(dotted) != first or not (known is None or axis.label in known):
+                continue
+            rule = find(dotted) if known is None else known[axis.label].rule
+            if not axis.values and rule is not None:
+                value = _as_taken(value, rule.valid)
+            configuration.set_text(changed, dotted, value)
+            kept[dotted] = value
+    order = [axis.dotted for axis in found if axis.dotted in kept]
     return changed, {dotted: kept[dotted] for dotted in order}
 
 
-def _takes(config: ConfigDict, dotted: str) -> bool:
-    """Whether an option is one of what the config chooses; other fields always are."""
-    parent, _, option = dotted.rpartition(".")
-    field = find(parent)
+def _options_beside(
+    config: ConfigDict, dotted: str
+) -> Mapping[str, choices.Option] | None:
+    """The options of the choice that a field is an option of; None: it is of none."""
+    field = find(dotted.rpartition(".")[0])
     if field is None or field.options_of is None:
-        return True
+        return None
     chosen = choices.find(
         field.options_of, configuration.get(config, field.options_of.field)
     )
-    return option in choices.options(field.options_of, chosen)
+    return choices.options(field.options_of, chosen)
+
+
+def _as_taken(drawn: str, valid: Callable[[Any], bool]) -> str:
+    """A number drawn, rounded where 7 is taken and 7.0 is not."""
+    whole = round(float(drawn))
+    return str(whole) if valid(whole) and not valid(float(whole)) else drawn
 
 
 def _name(values: Mapping[str, str], varied: Sequence[str]) -> str:

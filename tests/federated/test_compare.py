@@ -55,10 +55,12 @@ def test_compare_runs_every_method_with_every_seed(
     assert out.startswith("4 runs (seeds 0, 2), 4 of them done: ")
     other = copy.deepcopy(config)
     other.federated.client_learning_rate = 0.5
-    with pytest.raises(
-        UserError, match=r"is 0\.1 there and 0\.5 here\. Choose another"
-    ):
+    with pytest.raises(UserError, match="4 of 4 runs failed: gptfl-s0, gptfl-s2, "):
         compare.run(other, workdir)
+    said = capsys.readouterr().out
+    assert re.search(
+        r"\[1/4\] gptfl-s0: .* is 0\.1 there and 0\.5 here\. Choose another", said
+    )
     alone = make_config(rounds=2, run="alone")
     alone.seed = 2
     simulate.simulate(alone, workdir, setting)
@@ -252,7 +254,29 @@ def test_a_failed_method_does_not_stop_the_comparison(
     config.compare.seeds = (0,)
     with pytest.raises(UserError, match="1 of 2 runs failed: bad-s0"):
         compare.run(config, tmp_path)
-    assert "good-s0: accuracy 0.5000" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[1/2] bad-s0: round 1: all NaN\n" in out
+    assert "good-s0: accuracy 0.5000" in out
+
+
+def test_a_failed_turn_does_not_stop_the_comparison(
+    tmp_path, setting, monkeypatch, capsys
+):
+    """One has fewer clients than a cohort, another is not to be read."""
+    line = dict.fromkeys(("accuracy", "macro_f1", "loss"), 0.5)
+    last = {**line, "step": 1, "bytes_up": 0, "bytes_down": 0}
+    monkeypatch.setattr(experiment, "prepare", lambda config, source: setting)
+    monkeypatch.setattr(simulate, "simulate", lambda *_, **how: last)
+    config = make_config(partition="natural", cohort_size=5)
+    config.compare.methods = {"one": {}}
+    config.compare.data = {"a": {"blocks": 5}, "b": {"blocks": 99}, "c": {"blocks": 13}}
+    config.compare.seeds = (0,)
+    with pytest.raises(UserError, match="2 of 3 runs failed: one-a-s0, one-b-s0"):
+        compare.run(config, tmp_path)
+    out = capsys.readouterr().out
+    assert re.search(r"\[1/3\] one-a-s0: config\.federated\.cohort_size = 5: take", out)
+    assert re.search(r"\[2/3\] one-b-s0: config\.data\.options\.blocks = 99: take", out)
+    assert "[3/3] one-c-s0: accuracy 0.5000" in out
 
 
 def test_the_pace_of_runs_leaves_the_first_out(tmp_path, capsys):

@@ -74,7 +74,10 @@ def rows_of(workdir: pathlib.Path) -> dict[str, dict]:
     return {row["name"]: row for row in rows}
 
 
-def in_turns(workdir, accuracies, **options):
+TURNS = {"anna": {"test_speakers": "anna"}, "bert": {"test_speakers": "b"}}
+
+
+def in_turns(workdir, accuracies, turns=TURNS, **options):
     """A run in each turn and seed; `accuracies` by turn, of seeds 0 and 1."""
     for turn, of_seeds in accuracies.items():
         for seed, values in enumerate(of_seeds):
@@ -82,7 +85,6 @@ def in_turns(workdir, accuracies, **options):
             make_run(workdir, name, values, seed=seed, **options)
             path = workdir / "federated" / name / "run.json"
             record = json.loads(path.read_text())
-            turns = {"anna": {"test_speakers": "anna"}, "bert": {"test_speakers": "b"}}
             record["config"]["compare"]["data"] = turns
             record["config"]["data"]["options"] = {**turns[turn], "other": 3}
             artifacts.write_json(path, record)

@@ -9,7 +9,7 @@ from federated import report
 from federated.report import differences, runs
 
 from ..conftest import make_config
-from .conftest import make_run, rows_of
+from .conftest import in_turns, make_run, rows_of
 
 
 def test_paired_t_test_by_hand():
@@ -90,3 +90,26 @@ def test_methods_from_one_start_are_compared_with_the_best(tmp_path):
     assert rows["FedAvg from scratch"]["difference"]["mean"] == pytest.approx(-0.2)
     assert rows["FedOpt from scratch"]["difference"]["mean"] == pytest.approx(-0.3)
     assert "was chosen by these numbers" in (tmp_path / "report.html").read_text()
+
+
+def test_methods_are_compared_in_the_turns_of_both(tmp_path):
+    """They agree in the turn that both have done; one has done a harder one as well."""
+    both = {"anna": ([0.1, 0.5], [0.1, 0.6]), "bert": ([0.2, 0.9], [0.2, 0.8])}
+    in_turns(tmp_path, both)
+    in_turns(tmp_path, {"bert": both["bert"]}, init="synthetic")
+    methods = runs.methods_of(runs.load_runs(tmp_path))
+    (row,) = differences.of_methods(methods).values()
+    assert row["to"] == "FedAvg from scratch" and row["seeds"] == [0, 1]
+    assert (row["mean"], row["p"]) == (0, 1)
+
+
+def test_turns_of_a_seed_are_one_difference(tmp_path):
+    of = {"anna": ([0.1, 0.5], [0.1, 0.6]), "bert": ([0.2, 0.9], [0.2, 0.8])}
+    in_turns(tmp_path, of)
+    # Seed 0 gains 0.1 and 0.02, hence 0.06; seed 1 loses 0.02 and gains 0.06: 0.02.
+    of = {"anna": ([0.1, 0.6], [0.1, 0.58]), "bert": ([0.2, 0.92], [0.2, 0.86])}
+    in_turns(tmp_path, of, init="synthetic")
+    methods = runs.methods_of(runs.load_runs(tmp_path))
+    (row,) = differences.of_methods(methods).values()
+    assert row["mean"] == pytest.approx(0.04) and row["seeds"] == [0, 1]
+    assert row["p"] == pytest.approx(1 - 2 * math.atan(2) / math.pi)

@@ -113,3 +113,46 @@ def test_a_method_with_no_finished_run_is_marked(workdir, capsys):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match=r"no federated run here.*federated\.simulate"):
         report.run(make_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        # The changes of one are some of another's, or they change different options.
+        {"few": {"blocks": 3}, "fewer": {"blocks": 3, "test_blocks": 4}},
+        {"few": {"blocks": 3}, "fewer": {"test_blocks": 4}},
+        {"fewer": {"test_blocks": 4}, "even-fewer": {"test_blocks": 4, "blocks": 3}},
+    ],
+)
+def test_turns_that_change_the_same_or_different_options(tmp_path, turns):
+    in_turns(tmp_path, dict.fromkeys(turns, ([0.1, 0.5], [0.1, 0.6])), turns)
+    (method,) = runs.methods_of(runs.load_runs(tmp_path))
+    assert method.turns == list(turns)
+    assert {run.folder: run.turn for run in method.runs} == {
+        f"random-{turn}-s{seed}": turn for turn in turns for seed in (0, 1)
+    }
+
+
+def test_a_seed_that_lacks_a_turn_is_left_out(tmp_path, capsys):
+    in_turns(tmp_path, {"anna": ([0.1, 0.5], [0.1, 0.7]), "bert": ([0.2, 0.9],)})
+    report.run(make_config(), tmp_path)
+    row = rows_of(tmp_path)["FedAvg from scratch"]
+    # 0.5 and 0.9 of seed 0; anna's 0.7 alone is no number of seed 1.
+    assert row["seeds"] == [0] and row["accuracy_mean"] == pytest.approx(0.7)
+    assert row["by_turn"]["anna"]["seeds"] == [0]
+    assert row["partial"] == ["random-anna-s1"]
+    said = "random-anna-s1: left out of the numbers, as seed 1 has not done all turns\n"
+    assert said in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "Left out, as their seeds have not done all turns: random-anna-s1." in page
+
+
+def test_a_method_that_lacks_turns_is_marked(tmp_path):
+    in_turns(tmp_path, {"anna": ([0.1, 0.5],), "bert": ([0.2, 0.9],)})
+    in_turns(tmp_path, {"bert": ([0.2, 0.9],)}, init="synthetic")
+    make_run(tmp_path, "other", [0.1, 0.3], algorithm="fedprox")
+    names = [method.name for method in runs.methods_of(runs.load_runs(tmp_path))]
+    assert names == [
+        *("FedAvg from scratch", "FedProx from scratch"),
+        "GPT-FL (FedAvg) (1 of 2 turns: bert)",
+    ]

@@ -75,6 +75,29 @@ def test_draws_are_those_of_fewer_and_even_on_a_log_scale():
     assert [p.values for p in points(other)] != [p.values for p in few]
 
 
+def test_a_range_of_a_whole_option_draws_whole_numbers():
+    found = points(
+        sweep_of(
+            "federated.partition=dirichlet",
+            "federated.partition_options.min_examples=1..20",
+            "federated.partition_options.alpha=0.1..10",
+            "model.options.width=4..400",
+            "federated.client_options.momentum=0.1..0.9",
+            trials=30,
+        )
+    )
+    for point in found:
+        options = point.config.federated.partition_options
+        assert isinstance(options.min_examples, int) and 1 <= options.min_examples <= 20
+        assert isinstance(point.config.model.options.width, int)
+        assert point.values["federated.partition_options.min_examples"] == str(
+            options.min_examples
+        )
+    for field in ("partition_options.alpha", "client_options.momentum"):
+        drawn = {float(point.values[f"federated.{field}"]) for point in found}
+        assert len(drawn) > 15 and not any(map(float.is_integer, drawn))
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from federated import experiment, series, sweep
+from federated import experiment, run_writer, series, sweep
 from federated.sweep import Share
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.errors import UserError
@@ -100,11 +100,16 @@ def test_a_start_that_saw_real_examples_is_refused(workdir):
 
 def test_failed_points_come_last_and_none_is_an_error(tmp_path, monkeypatch):
     config = small_sweep()
-    monkeypatch.setattr(series, "run", lambda *_: ["all"])
+    failed = {"all": run_writer.CohortFailed("all NaN")}
+    monkeypatch.setattr(series, "run", lambda *_: failed)
     with pytest.raises(UserError, match="no point of the sweep has all its runs"):
         sweep.run(config, tmp_path)
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "2 points have not all runs" in page
+    # What is in the folder of a refused run may be of another config.
+    failed["other"] = UserError("is 1 there and 2 here")
+    with pytest.raises(UserError, match="1 of 4 runs were refused: other. Mend"):
+        sweep.run(config, tmp_path)
 
 
 def test_shares_are_neighbours_and_together_all():
