@@ -56,10 +56,18 @@ def test_a_notebook(readme, capsys):
     (block,) = [b for b in python_blocks(readme) if "gf.simulate(" in b]
     names = {}
     exec(block, names)
-    assert [run.name for run in names["runs"]] == ["FedAvg", "FedProx"]
+    fedavg, fedprox = names["runs"]
+    assert (fedavg.name, fedprox.name) == ("FedAvg", "FedProx")
     for run in names["runs"]:
-        assert run.metrics.loss[5] < run.metrics.loss[0]
+        assert run.metrics.accuracy[20] > 0.7  # above 0.8 as measured, chance being 0.1
+    assert fedavg.metrics.loss[20] != fedprox.metrics.loss[20]
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_pages_begin_with_the_same_lines(readme, repository):
+    (block,) = [b for b in python_blocks(readme) if "gf.simulate(" in b]
+    for page in ("docs/index.md", "docs/guide/quick-start.md"):
+        assert python_blocks((repository / page).read_text()) == [block]
 
 
 def test_federated_rounds_as_a_library(readme, capsys):
