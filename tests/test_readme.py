@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from federated import compare
 from gptfl_jax import configuration, launch
 
 
@@ -42,13 +43,16 @@ def test_console_scripts_are_named(readme, repository):
         assert f"`{name}`" in readme
 
 
-def test_config_of_ones_own_pictures(readme):
+def test_config_of_ones_own_pictures(readme, repository):
     (block,) = [b for b in python_blocks(readme) if "def get_config" in b]
+    assert block in (repository / "docs/how-to/own-data.md").read_text()
     names = {}
     exec(block, names)
     config = names["get_config"]()
     configuration.validate(config)
     assert config.data.source == "image_folder"
+    starts = [each.federated.init for each in compare.runs(config)]
+    assert starts == 3 * ["synthetic"] + 3 * ["random"]
 
 
 @pytest.mark.long
