@@ -161,6 +161,9 @@ class Classifier(NamedTuple):
 
         The file holds the weights and the program (StableHLO) from raw inputs to
         probabilities.
+
+        Raises:
+            UserError: the model takes the number of examples to be a fixed one.
         """
         artifacts.write_bytes(path, self.exported(platforms))
 
@@ -171,15 +174,24 @@ class Classifier(NamedTuple):
             lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape), leaf.dtype),
             self.example,
         )
-        with convolution.form("lax"):
-            exported = jax.export.export(
-                jax.jit(
-                    lambda inputs: jax.nn.softmax(
-                        self.learner.predict(self.variables, inputs)
-                    )
-                ),
-                platforms=tuple(platforms),
-            )(arguments)
+        program = jax.export.export(
+            jax.jit(
+                lambda inputs: jax.nn.softmax(
+                    self.learner.predict(self.variables, inputs)
+                )
+            ),
+            platforms=tuple(platforms),
+        )
+        try:
+            with convolution.form("lax"):
+                exported = program(arguments)
+        except TypeError as error:
+            if "_DimExpr" not in str(error):  # JAX's number of any size
+                raise
+            raise UserError(
+                f"{self.description.model or 'the model'}: is exported for any number "
+                "of examples: write inputs.shape[0] in place of len(inputs)"
+            ) from error
         return bytes(exported.serialize())
 
 

@@ -271,7 +271,8 @@ def simulate(
             path, or a function (learner, local, **options) -> `Algorithm`.
         rounds: how many.
         cohort_size: clients a round; all of them where there are fewer.
-        local: how clients train; None: an epoch of SGD at 0.1 in batches of 32.
+        local: how clients train; None: an epoch of SGD at 0.1 in batches of 32, which
+            is one step of a client with no more examples than that.
         init: weights to start from: variables, a classifier of `train` or
             `load_classifier`, another run, or released ones: a file, an address or a
             name (`models.find_weights`); None: random ones.

@@ -121,7 +121,8 @@ def generate(
 
     Args:
         generator: (prompts, key=, **options) -> uint8 pictures [batch, height, width,
-            channels], as `StableDiffusion.from_pretrained(...)`.
+            channels], as `StableDiffusion.from_pretrained(...)`; key has one for each
+            prompt.
         prompts: of each class, by its name; one is drawn for each sample.
         per_class: samples of each class.
         like: the federation whose picture size and channels they get, and whose class

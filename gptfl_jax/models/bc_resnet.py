@@ -146,7 +146,7 @@ class Model(nn.Module):
             )
         real = None
         if lengths is not None or mask is not None:
-            real = jnp.ones((len(x), frames), bool)
+            real = jnp.ones((x.shape[0], frames), bool)
             if lengths is not None:
                 real &= frame_mask(lengths, frames)
             if mask is not None:

@@ -167,9 +167,9 @@ class Model(nn.Module):
         width, heads = _SIZES[self.size]
         x = PatchEmbedding(width, self.patch, name="patch_embed")(inputs)
         grid = x.shape[1:3]
-        x = x.reshape(len(x), -1, width)
+        x = x.reshape(x.shape[0], -1, width)
         token = self.param("cls_token", normal(1e-6), (1, 1, width))
-        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x], 1)
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, width)), x], 1)
         if self.is_initializing():
             positions = self.param("pos_embed", _initial, (1, x.shape[1], width))
         else:

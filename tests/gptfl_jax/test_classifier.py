@@ -2,14 +2,16 @@
 
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 import gptfl_jax as gf
 from federated import simulate
-from gptfl_jax import artifacts, configuration, drawing
+from gptfl_jax import artifacts, choices, configuration, drawing, families, training
 from gptfl_jax.classifier import Classifier
 from gptfl_jax.data import audio
 from gptfl_jax.description import Description, describe, make_learner
@@ -86,6 +88,41 @@ def test_the_exported_file_computes_the_same(finished, digits, tmp_path):
         np.testing.assert_allclose(
             exported.call(inputs), classifier.probabilities(inputs), atol=1e-5
         )
+
+
+def untrained(example, name="", options=None, model=None):
+    """A classifier of two classes whose weights are all 0."""
+    about = Description(name, options or {}, ("low", "high"), example)
+    learner = training.make_learner(model, example) if model else make_learner(about)
+    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Classifier(learner, zeros, about)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", choices.available(families.MODEL))
+def test_every_model_is_exported_for_any_number_of_examples(name):
+    example = jax.ShapeDtypeStruct((32, 32, 3), np.uint8)
+    if name in ("audio_cnn", "audio_conv_rnn", "bc_resnet"):
+        features = jax.ShapeDtypeStruct((20, 80), np.float32)
+        example = (features, jax.ShapeDtypeStruct((), np.int32))
+    options = {"patch": 8, "depth": 1} if name == "vit" else {}
+    content = untrained(example, name, options).exported(("cpu",))
+    (output,) = jax.export.deserialize(bytearray(content)).out_avals
+    assert str(output.shape) == "(batch, 2)"
+
+
+def test_a_model_for_a_fixed_number_of_examples_is_not_exported(tmp_path):
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Dense(2)(inputs.reshape(len(inputs), -1))
+
+    classifier = untrained(jax.ShapeDtypeStruct((4, 4, 1), np.uint8), model=Own())
+    message = r"^the model: .*: write inputs.shape\[0\] in place of len\(inputs\)$"
+    with pytest.raises(UserError, match=message):
+        classifier.export(tmp_path / "own.export")
+    assert not (tmp_path / "own.export").exists()
 
 
 def test_sounds_are_read_as_the_model_takes_them(tmp_path):

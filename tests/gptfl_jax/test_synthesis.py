@@ -1,5 +1,7 @@
 """Stages 1 and 2 in a few lines, against steps worked out in numpy."""
 
+import re
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -54,6 +56,23 @@ def test_central_training_equals_steps_of_ones_own(monkeypatch, capsys):
     np.testing.assert_allclose(found["bias"], bias, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="they must be the same"):
         gf.train(data._replace(class_names=("a", "b", "c")), epochs=1, like=federation)
+
+
+def test_the_function_of_the_page(repository):
+    page = (repository / "docs/how-to/own-generator.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (block,) = [block for block in blocks if "def generator(" in block]
+    like = gf.federate(np.zeros((1, 32, 32, 3), np.uint8), [0], owner=[0])
+    names = {
+        "gf": gf,
+        "draw": lambda prompts, noise: 100 * (np.asarray(noise) > 0).astype(np.uint8),
+        "prompts": {"0": ["a cat"]},
+        "federation": like,
+    }
+    exec(block, names)
+    pictures = names["synthetic"].inputs
+    assert pictures.shape == (100, 32, 32, 3)
+    assert len(np.unique(pictures, axis=0)) == 100  # each by a key of its own
 
 
 def test_generated_samples_depend_on_their_number_only():

@@ -30,18 +30,19 @@ def from_file(
 
     Args:
         num_examples: of the training set.
-        file: the file's path.
+        file: the file's path; it holds rows by client, `{0: [17, 4], 1: [...]}`, or a
+            line an example with its client's name, or is a .npy of client numbers.
 
     Raises:
         Unreadable: the file cannot be read, or does not give each example one client.
     """
     path = pathlib.Path(file)
     if path.suffix == ".npy":
-        clients = user_files.read_array(path, _MOST_BYTES)
+        clients = _read(user_files.read_array, path)
         if clients.ndim != 1 or clients.dtype.kind not in "iu":
             raise _wrong(path, f"holds {clients.dtype}, not a client number a row")
     else:
-        text = user_files.read_text(path, _MOST_BYTES)
+        text = _read(user_files.read_text, path)
         if text.lstrip().startswith("{"):
             clients = _from_map(path, text, num_examples)
         else:
@@ -62,8 +63,16 @@ def content_of(file: str) -> str:
     Raises:
         Unreadable: the file cannot be read.
     """
-    content = user_files.read_bytes(file, _MOST_BYTES)
+    content = _read(user_files.read_bytes, pathlib.Path(file))
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _read(reader, path):
+    """What a reader of `user_files` finds, refused as a partition is."""
+    try:
+        return reader(path, _MOST_BYTES)
+    except user_files.Unreadable as error:
+        raise _wrong(path, error.reason) from error
 
 
 def _from_map(path: pathlib.Path, text: str, num_examples: int) -> np.ndarray:
@@ -104,5 +113,8 @@ def _numbers_if_all_are(names: list[str]) -> np.ndarray:
 
 
 def _wrong(path: pathlib.Path, reason: str) -> user_files.Unreadable:
-    remedy = "give the partition of this training set"
+    remedy = (
+        "give the partition of this training set: rows by client, {0: [17, 4], ...}, a "
+        "line an example with its client, or a .npy of client numbers"
+    )
     return user_files.Unreadable(path, user_files.printable(reason), remedy)

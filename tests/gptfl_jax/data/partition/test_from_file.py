@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gptfl_jax.data import federated_data, partition
+from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.errors import UserError
 
 from .labels import dataset, labels_of
@@ -73,8 +74,13 @@ def test_a_file_of_other_data_is_refused(content, message, tmp_path):
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match="none.txt: cannot be read"):
-        owners_of(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\n" * 6)
+    for name in ("none.txt", "none.npy", "latin.txt"):
+        message = f"{name}: cannot be read .*: give the partition .*, or a .npy of"
+        with pytest.raises(UserError, match=message):
+            owners_of(tmp_path / name)
+    with pytest.raises(UserError, match="none.txt: cannot be read .*: give the part"):
+        content_of(str(tmp_path / "none.txt"))
     np.save(tmp_path / "half.npy", np.full(6, 0.5))
     with pytest.raises(UserError, match="half.npy: holds float64, not a client number"):
         owners_of(tmp_path / "half.npy")
