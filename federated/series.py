@@ -19,7 +19,7 @@ from federated import advice, experiment, run_files, run_writer, simulate, start
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
-from gptfl_jax.progress import interval, say
+from gptfl_jax.progress import counted, interval, say
 
 _WORTH_SAYING_S = 30
 
@@ -189,7 +189,8 @@ class _Pace:
         }
         self._seconds: list[float] = []
         done = len(rounds) - len(self._left)
-        say(f"{len(rounds)} runs{f', {done} of them done' if done else ''}: {root}")
+        also = f", {done} of them done" if done else ""
+        say(f"{counted(len(rounds), 'run')}{also}: {root}")
 
     def after(self, name: str, seconds: float) -> str:
         """What to add to the line about a run that has taken so many seconds."""
@@ -202,7 +203,7 @@ class _Pace:
         left = len(self._left) * pace
         if not self._left or left < _WORTH_SAYING_S:
             return ""
-        return f"; about {interval(left)} left for {len(self._left)} runs"
+        return f"; about {interval(left)} left for {counted(len(self._left), 'run')}"
 
 
 def require_synthetic_only(

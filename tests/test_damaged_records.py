@@ -49,7 +49,7 @@ def report_numbers(workdir):
     numbers = [rows.row_of(each, (0.9,)) for each in methods]
     tables.of_methods(numbers, (0.9,)).text()
     tables.of_clients(numbers).text()
-    page.setting(methods, make_config())
+    page.settings(methods)
     page.provenance(workdir, found)
 
 

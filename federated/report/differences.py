@@ -1,5 +1,6 @@
 """Differences between methods, and how sure they are: paired over seeds."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,26 +59,32 @@ def holm(values: Sequence[float]) -> list[float]:
 def of_methods(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """The differences to show, by a method's name, as in report.json.
 
-    From every other start a method is compared with the same one from scratch. Where
-    no method was run from both, all are compared with the one of the highest mean.
+    Only methods of one task are compared. From every other start a method is compared
+    with the same one from scratch. Where no method was run from both, all are compared
+    with the one of the highest mean.
     """
-    pairs = [
-        (method, other)
-        for method in methods
-        if (other := _from_scratch(method, methods)) is not None
-    ]
-    if not pairs:
-        best = max(methods, key=lambda m: float(np.mean(list(_accuracies(m).values()))))
-        pairs = [(method, best) for method in methods if method is not best]
+    tasks: dict[str, list[Method]] = {}
+    for method in methods:
+        tasks.setdefault(json.dumps(method.task, sort_keys=True), []).append(method)
+    others: dict[str, Method] = {}
+    for alike in tasks.values():
+        others |= _others(alike)
     found = {}
-    for method, other in pairs:
+    for method in methods:
+        other = others.get(method.name)
+        if other is None:
+            continue
         ours, theirs = _accuracies(method), _accuracies(other)
-        seeds = sorted(ours.keys() & theirs.keys())
-        if seeds:
-            each = np.array([ours[seed] - theirs[seed] for seed in seeds])
+        both = sorted(ours.keys() & theirs.keys())
+        by_seed: dict[int, list[float]] = {}
+        for seed, turn in both:
+            less = ours[seed, turn] - theirs[seed, turn]
+            by_seed.setdefault(seed, []).append(less)
+        if by_seed:
+            each = np.array([np.mean(of_turns) for of_turns in by_seed.values()])
             found[method.name] = {
                 "to": other.name,
-                "seeds": seeds,
+                "seeds": [*by_seed],
                 **paired(each)._asdict(),
             }
     tested = [row for row in found.values() if row["p"] is not None]
@@ -86,6 +93,19 @@ def of_methods(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p
     return found
+
+
+def _others(methods: Sequence[Method]) -> dict[str, Method]:
+    """With which other each method of a task is compared, by the method's name."""
+    others = {
+        method.name: other
+        for method in methods
+        if (other := _from_scratch(method, methods)) is not None
+    }
+    if others:
+        return others
+    best = max(methods, key=lambda m: float(np.mean(list(_accuracies(m).values()))))
+    return {method.name: best for method in methods if method is not best}
 
 
 def _from_scratch(method: Method, methods: Sequence[Method]) -> Method | None:
@@ -120,10 +140,11 @@ def _setting_and_options(method: Method) -> dict[str, Any]:
     }
 
 
-def _accuracies(method: Method) -> dict[int, float]:
-    """The accuracy after the last round, by seed."""
-    last = [
-        next(line for line in reversed(run.metrics) if "accuracy" in line)["accuracy"]
+def _accuracies(method: Method) -> dict[tuple[int, str], float]:
+    """The accuracy after the last round, by seed and turn."""
+    return {
+        (run.config["seed"], run.turn): next(
+            line["accuracy"] for line in reversed(run.metrics) if "accuracy" in line
+        )
         for run in method.runs
-    ]
-    return dict(zip(method.seeds, map(float, method.by_seed(last)), strict=True))
+    }

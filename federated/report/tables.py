@@ -214,12 +214,12 @@ def starts_of(
 ) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]] | None:
     """(methods, starts, row of each pair); None where that is no table.
 
-    It is none where no two methods share a start and no two starts a method, or when a
-    pair has several rows, as with several partitions.
+    It is none where no two methods share a start and no two starts a method, or when
+    rows are of several tasks, or a pair has several rows, as with several rates.
     """
     rows = [row for row in rows if row["algorithm"] != "none"]
     pairs = [(row["method"], row["init"]) for row in rows]
-    if not pairs:
+    if not pairs or any(row["task"] != rows[0]["task"] for row in rows):
         return None
     methods, inits = (list(dict.fromkeys(of)) for of in zip(*pairs, strict=True))
     crossed = max(len(methods), len(inits)) < len(pairs) and len(methods) > 1

@@ -49,7 +49,7 @@ from gptfl_jax import artifacts
 from gptfl_jax.data import datasets
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
-from gptfl_jax.progress import say
+from gptfl_jax.progress import counted, say
 
 FOLDER = "sweep"
 _MODULE = ("-m", "federated.sweep")
@@ -149,8 +149,8 @@ def run(
             series.require_synthetic_only(configs, workdir)
         series.check(configs, workdir)
         if share.number == 0:
-            many = f"{len(found)} points, {len(configs)} runs"
-            say(f"{many}; measured on {measured(config)}")
+            many = counted(len(found), "point"), counted(len(configs), "run")
+            say(f"{', '.join(many)}; measured on {measured(config)}")
         series.run(mine, workdir, held_out, folder)
     if share.count > 1 or jax.process_index():
         return []

@@ -183,7 +183,7 @@ def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
     capsys.readouterr()
     again = simulate.simulate(make_config(rounds=6), tmp_path / "a", setting)
     assert again["step"] == 6
-    assert "all 6 rounds are done" in capsys.readouterr().out
+    assert "6 rounds, all done" in capsys.readouterr().out
 
 
 # To the bit, which the little that XLA optimises in the fast tests does not give.
