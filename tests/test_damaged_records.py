@@ -47,8 +47,8 @@ def report_numbers(workdir):
     start = runs.synthetic_only(methods)
     methods = [*([start] if start else []), *methods]
     numbers = [rows.row_of(each, (0.9,)) for each in methods]
-    tables.of_methods(numbers, (0.9,)).text()
-    tables.of_clients(numbers).text()
+    tables.of_methods(numbers, (0.9,)).text(80)
+    tables.of_clients(numbers).text(80)
     page.settings(methods)
     page.provenance(workdir, found)
 

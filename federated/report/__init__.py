@@ -41,6 +41,8 @@ methods of one `task` are compared: the fields of the data, the partition and th
 """
 
 import pathlib
+import shutil
+import textwrap
 
 from ml_collections import ConfigDict
 
@@ -75,10 +77,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         workdir / "report.html", page.render(methods, numbers, shown, config, workdir)
     )
     folder = paper.write(methods, numbers, shown, config, workdir)
-    print("\n\n".join(table.text() for table in shown.values() if table is not None))
+    width = shutil.get_terminal_size().columns
+    tabulated = [table.text(width) for table in shown.values() if table is not None]
+    print("\n\n".join(tabulated))
     settings = page.settings(methods)
     if len(settings) > 1:
-        print("\n" + "\n".join(settings))
+        print("\n" + "\n".join(textwrap.fill(line, width) for line in settings))
     for method in methods:
         for each in method.unfinished:
             planned = counted(each.planned, "round")

@@ -54,9 +54,10 @@ def render(
     several = any(method.task != first.task for method in methods)
     return _TEMPLATE.render(
         source=", ".join(dict.fromkeys(map(_source, methods))),
-        private=private(config.report.private_examples, drawn["partition"] is not None),
+        private=private(found.real, drawn["partition"] is not None),
         private_examples=config.report.private_examples,
         headline=headline(rows),
+        real_examples=found.real,
         settings=settings(methods),
         left_out=_left_out(methods),
         tables=shown,

@@ -33,6 +33,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,7 +164,8 @@ def run(
     artifacts.write_text(
         folder / "sweep.html", page.render(config, rows, fields, measured(config))
     )
-    print(f"\n{results.table(rows, fields).text()}\n")
+    width = shutil.get_terminal_size().columns
+    print(f"\n{results.table(rows, fields).text(width)}\n")
     first = results.best(rows)
     print(f"best on {measured(config)}:")
     print("  " + " ".join(options_of(first)) + "\n")
