@@ -220,12 +220,10 @@ def _setting(method: Method, more: Sequence[str]) -> tuple[str, str]:
         if federated["local_steps"]
         else counted(federated["local_epochs"], "epoch")
     )
-    names = method.turns
-    turns = (
-        ""
-        if not names
-        else f" in each of {counted(len(names), 'turn')} ({', '.join(names)})"
-    )
+    names, turns = method.turns, ""
+    if names:
+        where = "one turn" if len(names) == 1 else f"each of {len(names)} turns"
+        turns = f" in {where} ({', '.join(names)})"
     also = told(method.runs[0].method_fields, more)
     held_out = federated.get("client_test_fraction", 0)
     if held_out:

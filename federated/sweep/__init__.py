@@ -26,7 +26,8 @@ configs/digits.py and configs/fsdd.py, it is 0: then the config's test set is us
 Runs lie in `<workdir>/sweep/federated/`, and runs of one compiled program follow one
 another. A sweep that is started again goes on: what is done is left alone, and more
 values, seeds or trials are added. Beside them are sweep.html, with the grid as heat
-maps, and sweep.json with all numbers.
+maps, and sweep.json with all numbers; those of a former sweep of other points are kept,
+as sweep-1.html and sweep-1.json.
 """
 
 import json
@@ -138,7 +139,8 @@ def run(
 
     Raises:
         UserError: the config is none, weights to start from are missing or have seen
-            what is held out, or no point has all its runs.
+            what is held out, the former sweep.json is damaged, or no point has all its
+            runs.
     """
     prepare(config)
     found = points(config)
@@ -156,6 +158,7 @@ def run(
     if share.count > 1 or jax.process_index():
         return []
     rows = results.rows(config, found, folder)
+    results.keep_former(folder, rows)
     fields = [axis.dotted for axis in axes(config) if len(axis.values) != 1]
     artifacts.write_json(
         folder / "sweep.json",
