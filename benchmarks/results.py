@@ -99,7 +99,8 @@ def read(experiment: Experiment) -> Results:
             rows.row_of(method, targets) | {"algorithm_name": name}
             for name, method in pairs
         ]
-        settings.append(Setting(clients, page.setting(methods, config), numbers))
+        description = " ".join(page.settings(methods))
+        settings.append(Setting(clients, description, numbers))
     return Results(experiment, targets, settings, page.provenance(workdir, found))
 
 

@@ -26,7 +26,7 @@ _RUN = {
     "config": {
         "seed": "whole",
         "model": {},
-        "data": {"options": {}},
+        "data": {"source": "text", "options": {}},
         "compare?": {"data?": _TURNS},
         "federated": {
             **dict.fromkeys(("algorithm", "init", "partition"), "text"),

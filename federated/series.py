@@ -19,7 +19,7 @@ from federated import advice, experiment, run_files, simulate, starts
 from gptfl_jax import artifacts, configuration
 from gptfl_jax.data import datasets, federated_data
 from gptfl_jax.errors import UserError
-from gptfl_jax.progress import interval, say
+from gptfl_jax.progress import counted, interval, say
 
 _WORTH_SAYING_S = 30
 
@@ -205,7 +205,7 @@ class _Pace:
         which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         done = len(rounds) - len(self._left)
         some = f", {done} of them done" if done else ""
-        say(f"{len(rounds)} runs ({which}){some}: {root}")
+        say(f"{counted(len(rounds), 'run')} ({which}){some}: {root}")
 
     def after(self, name: str, seconds: float) -> str:
         """What to add to the line about a run that has taken so many seconds."""
@@ -220,7 +220,7 @@ class _Pace:
         left = len(self._left) * statistics.mean(paced)
         if left < _WORTH_SAYING_S:
             return ""
-        return f"; about {interval(left)} left for {len(self._left)} runs"
+        return f"; about {interval(left)} left for {counted(len(self._left), 'run')}"
 
 
 def require_synthetic_only(

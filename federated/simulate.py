@@ -69,7 +69,7 @@ from gptfl_jax.data.partition.from_file import content_of
 from gptfl_jax.fl import composition, personalisation, rounds, streaming
 from gptfl_jax.fl.execution import place, split_over_clients
 from gptfl_jax.launch import agree, launch, prepare
-from gptfl_jax.progress import Progress, say
+from gptfl_jax.progress import Progress, counted, say
 
 # A run may go on with other values of these: they change what is written or how fast,
 # not what is computed.
@@ -142,15 +142,16 @@ def simulate(
         ) as checkpoints:
             start, state = _start(setting, data, variables, checkpoints)
             if start.round is not None and start.round >= config.federated.rounds:
-                say(f"{folder.name}: all {start.round} rounds are done", quiet)
+                done = counted(start.round, "round")
+                say(f"{folder.name}: {done}, all done", quiet)
             else:
                 summary = federated_data.summarise(
                     data, setting.source.train.num_classes
                 )
                 federated = config.federated
                 say(
-                    f"{folder.name}: {federated.rounds:,} rounds of "
-                    f"{federated.cohort_size} clients by "
+                    f"{folder.name}: {counted(federated.rounds, 'round')} of "
+                    f"{counted(federated.cohort_size, 'client')} by "
                     f"{choices.stem(federated.algorithm)}, init={federated.init}, into "
                     f"{folder}",
                     quiet,
@@ -467,7 +468,8 @@ def outcome(name: str, last: dict[str, Any]) -> str:
     """A line about the end of a run."""
     dropped = ""
     if last.get("dropped"):
-        dropped = f", {last['dropped']} clients dropped in the last round"
+        clients = counted(last["dropped"], "client")
+        dropped = f", {clients} dropped in the last round"
     sent = (last["bytes_up"] + last["bytes_down"]) / 1e6
     tested = "not tested"
     if "accuracy" in last:
@@ -475,7 +477,8 @@ def outcome(name: str, last: dict[str, Any]) -> str:
             f"accuracy {last['accuracy']:.4f}, macro F1 {last['macro_f1']:.4f}, "
             f"loss {last['loss']:.4f}"
         )
-    return f"{name}: {tested} after {last['step']} rounds, {sent:,.1f} MB{dropped}"
+    done = counted(last["step"], "round")
+    return f"{name}: {tested} after {done}, {sent:,.1f} MB{dropped}"
 
 
 def then(config: ConfigDict, workdir: pathlib.Path) -> str:

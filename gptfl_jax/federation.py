@@ -53,7 +53,7 @@ from gptfl_jax.fl.composition import Algorithm, ServerState
 from gptfl_jax.fl.execution import clients_mesh, place, split_over_clients
 from gptfl_jax.fl.local_training import LocalTraining
 from gptfl_jax.fl.personalisation import count_models
-from gptfl_jax.progress import Progress, say
+from gptfl_jax.progress import Progress, counted, say
 from gptfl_jax.trainable import Trainable, parted, whole
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -227,7 +227,8 @@ class Run(NamedTuple):
     def __repr__(self) -> str:
         last = self.metrics.iloc[-1]
         tested = f", accuracy {last['accuracy']:.4f}" if "accuracy" in last else ""
-        return f"Run({self.name}, {self.metrics.index[-1]} rounds{tested})"
+        rounds = counted(self.metrics.index[-1], "round")
+        return f"Run({self.name}, {rounds}{tested})"
 
     def predict(self, inputs: PyTree) -> Int32[np.ndarray, " examples"]:
         """The most probable class of each example, of arrays or of files."""

@@ -40,6 +40,11 @@ def _wrapped(line: str, width: int) -> str:
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, as `1 round` or `1,000 rounds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def interval(seconds: float) -> str:
     """A time in words, as 02:30, or 1:02:30 of an hour and more."""
     return tqdm.format_interval(seconds)

@@ -13,6 +13,7 @@ import pytest
 
 from federated import run_files, series
 from federated.report import figures, page, rows, runs, tables
+from federated.sweep import results
 from generate import sample_folder, samples, text_models
 from gptfl_jax import artifacts, configuration, description, exports
 from gptfl_jax.data import audio
@@ -47,9 +48,9 @@ def report_numbers(workdir):
     start = runs.synthetic_only(methods)
     methods = [*([start] if start else []), *methods]
     numbers = [rows.row_of(each, (0.9,)) for each in methods]
-    tables.of_methods(numbers, (0.9,)).text()
-    tables.of_clients(numbers).text()
-    page.setting(methods, make_config())
+    tables.of_methods(numbers, (0.9,)).text(80)
+    tables.of_clients(numbers).text(80)
+    page.settings(methods)
     page.provenance(workdir, found)
 
 
@@ -68,6 +69,10 @@ def partition(workdir):
 
 def trained(workdir):
     series.require_synthetic_only([make_config(init="synthetic")], workdir)
+
+
+def former_sweep(workdir):
+    results.keep_former(workdir / "sweep", [])
 
 
 def prompts(workdir):
@@ -111,6 +116,16 @@ RECORDS = {
     "metrics.jsonl resumed": Record(RUN + "metrics.jsonl", resumed, True, OF_METRICS),
     "partition.json": Record(RUN + "partition.json", partition),
     "client_accuracy.json": Record(RUN + "client_accuracy.json", clients),
+    "sweep.json": Record(
+        "sweep/sweep.json",
+        former_sweep,
+        refused=(
+            "binary",
+            "deep lists",
+            "points: missing",
+            "points/0/runs: a fraction",
+        ),
+    ),
     "prompts.json": Record("prompts.json", prompts),
     "prompts_drawn.jsonl": Record(
         "prompts_drawn.jsonl", drawn, True, ("numbers: text", "sentences: missing")
@@ -155,6 +170,8 @@ def workdir(tmp_path_factory):
     record["config"] = {"train": {"data": "synthetic"}}
     for stage in ("synthetic", "pretrain"):
         artifacts.write_json(workdir / stage / "run.json", record)
+    points = [{"name": "a", "runs": 2, "by_seed": [0.5, 0.6]}]
+    artifacts.write_json(workdir / "sweep" / "sweep.json", {"points": points})
     content = {"prompts": {"cat": ["a cat"]}, "made": {"method": "ucg", "config": {}}}
     artifacts.write_json(workdir / "prompts.json", content)
     line = {"class": "a", "source": "b", "numbers": [0, 1], "sentences": ["a", "b"]}

@@ -64,7 +64,7 @@ def test_all_stages_are_functions(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(images.StableDiffusion, "from_pretrained", never)
     call_all(tmp_path)
     said = capsys.readouterr().out
-    assert "all 2 rounds are done" in said and "continuing after epoch 1 of 1" in said
+    assert "2 rounds, all done" in said and "continuing after epoch 1 of 1" in said
     after = content(tmp_path)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert changed == set()

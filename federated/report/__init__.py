@@ -38,16 +38,20 @@ and `personalised_*` is after local fine-tuning. What it cost (`flops_generation
 says it; federated/report/cost.py says what is counted. Starting weights that were
 trained on synthetic data are a method of their own, `Synthetic only`: no round, no
 byte. `difference` is that of the last accuracies between a method and the same one from
-scratch, with a confidence interval over seeds (federated/report/differences.py).
+scratch, with a confidence interval over seeds (federated/report/differences.py). Only
+methods of one `task` are compared: the fields of the data, the partition and the model.
 """
 
 import pathlib
+import shutil
+import textwrap
 
 from ml_collections import ConfigDict
 
 from federated.report import differences, page, paper, rows, runs, tables
 from gptfl_jax import artifacts
 from gptfl_jax.launch import launch, prepare
+from gptfl_jax.progress import counted
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -75,13 +79,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         workdir / "report.html", page.render(methods, numbers, shown, config, workdir)
     )
     folder = paper.write(methods, numbers, shown, config, workdir)
-    print("\n\n".join(table.text() for table in shown.values() if table is not None))
+    width = shutil.get_terminal_size().columns
+    tabulated = [table.text(width) for table in shown.values() if table is not None]
+    print("\n\n".join(tabulated))
+    settings = page.settings(methods)
+    if len(settings) > 1:
+        print("\n" + "\n".join(textwrap.fill(line, width) for line in settings))
     for method in methods:
         for each in method.unfinished:
+            planned = counted(each.planned, "round")
             left_out = "" if each in method.runs else ", left out of the numbers"
-            print(
-                f"{each.folder}: {each.done} of {each.planned} rounds so far{left_out}"
-            )
+            print(f"{each.folder}: {each.done} of {planned} so far{left_out}")
         for each in method.partial:
             print(
                 f"{each.folder}: left out of the numbers, as seed "

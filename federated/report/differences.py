@@ -1,5 +1,6 @@
 """Differences between methods, and how sure they are: paired over seeds."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,19 +59,21 @@ def holm(values: Sequence[float]) -> list[float]:
 def of_methods(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """The differences to show, by a method's name, as in report.json.
 
-    From every other start a method is compared with the same one from scratch. Where
-    no method was run from both, all are compared with the one of the highest mean.
+    Only methods of one task are compared. From every other start a method is compared
+    with the same one from scratch. Where no method was run from both, all are compared
+    with the one of the highest mean.
     """
-    pairs = [
-        (method, other)
-        for method in methods
-        if (other := _from_scratch(method, methods)) is not None
-    ]
-    if not pairs:
-        best = max(methods, key=lambda m: float(np.mean(list(_accuracies(m).values()))))
-        pairs = [(method, best) for method in methods if method is not best]
+    tasks: dict[str, list[Method]] = {}
+    for method in methods:
+        tasks.setdefault(json.dumps(method.task, sort_keys=True), []).append(method)
+    others: dict[str, Method] = {}
+    for alike in tasks.values():
+        others |= _others(alike)
     found = {}
-    for method, other in pairs:
+    for method in methods:
+        other = others.get(method.name)
+        if other is None:
+            continue
         ours, theirs = _accuracies(method), _accuracies(other)
         of_seeds: dict[int, list[float]] = {}
         for seed, turn in sorted(ours.keys() & theirs.keys()):
@@ -89,6 +92,19 @@ def of_methods(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p
     return found
+
+
+def _others(methods: Sequence[Method]) -> dict[str, Method]:
+    """With which other each method of a task is compared, by the method's name."""
+    others = {
+        method.name: other
+        for method in methods
+        if (other := _from_scratch(method, methods)) is not None
+    }
+    if others:
+        return others
+    best = max(methods, key=lambda m: float(np.mean(list(_accuracies(m).values()))))
+    return {method.name: best for method in methods if method is not best}
 
 
 def _from_scratch(method: Method, methods: Sequence[Method]) -> Method | None:

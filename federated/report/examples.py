@@ -41,6 +41,11 @@ class Examples(NamedTuple):
     """uint8 pictures [height, width, 3] by caption."""
     clips: tuple[HeardClip, ...] = ()
 
+    @property
+    def real(self) -> bool:
+        """Whether some are of the clients' data."""
+        return any(caption.startswith("real") for caption in self.sheets)
+
 
 def load(config: ConfigDict, workdir: pathlib.Path, columns: int = 8) -> Examples:
     """Reads examples of each class; nothing where no synthetic data were made.

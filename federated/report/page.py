@@ -14,11 +14,21 @@ from federated.report.runs import (
     SYNTHETIC_ONLY,
     Method,
     Run,
+    differing,
+    told,
     value_text,
 )
 from gptfl_jax import choices, drawing
+from gptfl_jax.progress import counted
 
 _TEMPLATE = pages.template(pathlib.Path(__file__).parent)
+# Said of the settings where methods differ in it.
+_SAID = (
+    *("data.", "model.", "federated.aggregation", "federated.sampling"),
+    *("federated.weighting", "federated.dropout", "federated.trainable"),
+)
+# Methods of the largest of several settings that are named.
+_MOST_NAMED = 3
 
 
 def render(
@@ -40,12 +50,15 @@ def render(
     drawn = figures.every(methods, rows, config.report.targets, workdir)
     found = examples.load(config, workdir)
     counts = collections.Counter(clip.kind for clip in found.clips)
+    first = methods[0]
+    several = any(method.task != first.task for method in methods)
     return _TEMPLATE.render(
-        source=config.data.source,
-        private=private(config.report.private_examples, drawn["partition"] is not None),
+        source=", ".join(dict.fromkeys(map(_source, methods))),
+        private=private(found.real, drawn["partition"] is not None),
         private_examples=config.report.private_examples,
         headline=headline(rows),
-        setting=setting(methods, config),
+        real_examples=found.real,
+        settings=settings(methods),
         left_out=_left_out(methods),
         partial=", ".join(run.folder for each in methods for run in each.partial),
         tables=shown,
@@ -61,7 +74,8 @@ def render(
         },
         bands=figures.have_bands(methods),
         client_bands=figures.have_client_bands(methods),
-        partition_seed=methods[0].runs[0].config["seed"],
+        partition_of=f"seed {first.runs[0].config['seed']}"
+        + (f", {first.name}" if several else ""),
         sheets={
             caption: pages.data_uri(
                 "image/png", drawing.encode_png(sheet, compress_level=9)
@@ -77,7 +91,7 @@ def render(
             for clip in found.clips
         ],
         clips_counted=" and ".join(
-            _count(number, f"{kind} clip") for kind, number in counts.items()
+            counted(number, f"{kind} clip") for kind, number in counts.items()
         ),
         longest_clip=f"{examples.LONGEST_S:g}",
         provenance=provenance(
@@ -145,10 +159,12 @@ def _best(rows: Sequence[dict[str, Any]], synthetic: bool) -> dict[str, Any] | N
 
 def headline(rows: Sequence[dict[str, Any]]) -> str:
     """What the table says, in a sentence or two; empty with nothing to compare."""
-    ours, scratch = _best(rows, synthetic=True), _best(rows, synthetic=False)
-    start = next((row for row in rows if row["algorithm"] == "none"), None)
+    ours = _best(rows, synthetic=True)
     if ours is None:
         return ""
+    of_task = [row for row in rows if row["task"] == ours["task"]]
+    scratch = _best(of_task, synthetic=False)
+    start = next((row for row in rows if row["algorithm"] == "none"), None)
 
     def describe(row: dict[str, Any]) -> str:
         seeds = len(row["seeds"])
@@ -157,38 +173,73 @@ def headline(rows: Sequence[dict[str, Any]]) -> str:
 
     others = [describe(row) for row in (scratch, start) if row is not None]
     against = f" Against {' and '.join(others)}." if others else ""
-    return f"{describe(ours)} test accuracy after {ours['rounds']} rounds.{against}"
+    rounds = counted(ours["rounds"], "round")
+    return f"{describe(ours)} test accuracy after {rounds}.{against}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def settings(methods: Sequence[Method]) -> list[str]:
+    """The setting that all methods share, in words; of several each, and whose it is.
+
+    The largest comes last, and may be that of all others.
+    """
+    fields = [method.runs[0].method_fields for method in methods]
+    more = [
+        path
+        for path in differing(fields)
+        if path.startswith(_SAID) and path not in ("data.source", "model.weights")
+    ]
+    alike: dict[tuple[str, str], list[Method]] = {}
+    for method in methods:
+        alike.setdefault(_setting(method, more), []).append(method)
+    by_size = sorted(alike.items(), key=lambda item: len(item[1]))
+    lines = []
+    for (words, ending), of_setting in by_size:
+        seeds = {run.config["seed"] for method in of_setting for run in method.runs}
+        line = f"{words}, {counted(len(seeds), 'seed')}{ending}"
+        if len(alike) > 1:
+            names = ", ".join(method.name for method in of_setting)
+            rest = len(lines) == len(alike) - 1 and len(of_setting) > _MOST_NAMED
+            line += f": {'all others' if rest else names}"
+        lines.append(f"{line}.")
+    return lines
 
 
-def setting(methods: Sequence[Method], config: ConfigDict) -> str:
-    """The setting that all runs share, in words."""
-    federated = methods[0].runs[0].config["federated"]
+def _source(method: Method) -> str:
+    return choices.stem(method.runs[0].config["data"]["source"])
+
+
+def _setting(method: Method, more: Sequence[str]) -> tuple[str, str]:
+    """The setting of a method in words: what stands before the seeds, and after them.
+
+    Args:
+        more: fields to say as well.
+    """
+    federated = method.runs[0].config["federated"]
     clients = clients_in_words(federated)
     local = (
-        _count(federated["local_steps"], "step")
+        counted(federated["local_steps"], "step")
         if federated["local_steps"]
-        else _count(federated["local_epochs"], "epoch")
+        else counted(federated["local_epochs"], "epoch")
     )
-    seeds = {run.config["seed"] for method in methods for run in method.runs}
-    names = methods[0].turns
-    turns = f" in each of {len(names)} turns ({', '.join(names)})" if names else ""
+    names, turns = method.turns, ""
+    if names:
+        where = "one turn" if len(names) == 1 else f"each of {len(names)} turns"
+        turns = f" in {where} ({', '.join(names)})"
+    also = told(method.runs[0].method_fields, more)
     held_out = federated.get("client_test_fraction", 0)
     if held_out:
         clients += f", who hold out {held_out:.0%} of their examples"
-    return (
-        f"{config.data.source}: {clients}, {federated['cohort_size']} of them a round, "
+    words = (
+        f"{_source(method)}: {clients}, {federated['cohort_size']} of them a round, "
         f"each for {local} in batches of {federated['batch_size']}; "
-        f"{_count(federated['rounds'], 'round')}, {_count(len(seeds), 'seed')}{turns}."
+        f"{counted(federated['rounds'], 'round')}"
     )
+    return words, f"{turns}; {also}" if also else turns
 
 
 def clients_in_words(federated: dict[str, Any]) -> str:
     """How many clients there are, and what they hold, in words."""
-    clients = _count(federated["num_clients"], "client")
+    clients = counted(federated["num_clients"], "client")
     options = federated["partition_options"]
     alpha = f"Dirichlet({options.get('alpha', 0):g})"
     match federated["partition"]:
@@ -203,7 +254,7 @@ def clients_in_words(federated: dict[str, Any]) -> str:
         case "dirichlet_balanced":
             return f"{clients} of similar size with label skew {alpha}"
         case "shards":
-            shards = _count(options["shards_per_client"], "shard")
+            shards = counted(options["shards_per_client"], "shard")
             return f"{clients} with {shards} of one label each"
         case "quantity_skew":
             return f"{clients} with sizes drawn from {alpha}"
@@ -215,7 +266,7 @@ def clients_in_words(federated: dict[str, Any]) -> str:
 def _left_out(methods: Sequence[Method]) -> str:
     """The unfinished runs that no number counts; empty where there are none."""
     return ", ".join(
-        f"{run.folder} ({run.done} of {run.planned} rounds)"
+        f"{run.folder} ({run.done} of {counted(run.planned, 'round')})"
         for method in methods
         for run in method.unfinished
         if run not in method.runs
@@ -264,7 +315,7 @@ def provenance(workdir: pathlib.Path, runs: Sequence[Run]) -> Provenance:
         versions |= record["versions"]
         if record.get("commit"):
             commits.append(f"commit {record['commit']}")
-        devices = _count(len(record["devices"]), f"{record['device_kind']} device")
+        devices = counted(len(record["devices"]), f"{record['device_kind']} device")
         machines.append(f"{devices}, {record['platform']}")
     circumstances = [
         ", ".join(f"{name} {value}" for name, value in versions.items()),

@@ -37,6 +37,7 @@ def row_of(method: Method, targets: Sequence[float]) -> dict[str, Any]:
         "algorithm": method.algorithm,
         "method": algorithm_name(method.runs[0].config["federated"]),
         "init": method.init,
+        "task": method.task,
         "seeds": method.seeds,
         "runs": len(method.runs),
         "unfinished": {

@@ -12,6 +12,7 @@ import numpy as np
 from federated import run_files
 from gptfl_jax import artifacts, choices, families
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import counted
 
 SYNTHETIC_ONLY = "Synthetic only"
 # Fields that may differ between runs of one method, as their seed may.
@@ -21,6 +22,14 @@ _NOT_THE_METHOD = (
     *("federated.data_placement", "federated.keep_checkpoints"),
     *("federated.personalisation_every", "federated.personalisation_clients"),
 )
+# Fields that must be equal for methods to be compared: what clients hold, what is
+# tested, and the classifier.
+_OF_THE_TASK = (
+    *("data.", "model.", "federated.partition", "federated.num_clients"),
+    "federated.client_test_fraction",
+)
+# Of equally few fields that tell methods apart, these tell most.
+_TELL_MOST = ("data.source", "federated.partition", "model.name")
 
 
 class Run(NamedTuple):
@@ -96,6 +105,11 @@ class Method(NamedTuple):
     @property
     def seeds(self) -> list[int]:
         return sorted({run.config["seed"] for run in self.runs})
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The fields that must be equal for methods to be compared."""
+        return _task(self.runs[0].method_fields)
 
     @property
     def turns(self) -> list[str]:
@@ -193,11 +207,42 @@ def value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def told(fields: dict[str, Any], paths: Sequence[str]) -> str:
+    """The values of some fields as readers see them; of those that are set."""
+    return ", ".join(
+        f"{'model' if path == 'model.name' else path.rpartition('.')[2]} "
+        f"{value_text(fields[path])}"
+        for path in paths
+        if fields.get(path, {}) != {}
+    )
+
+
+def differing(methods: Sequence[dict[str, Any]]) -> list[str]:
+    """The fields in which methods differ, those that tell most about them first.
+
+    What is tuned for each method (rates) tells least.
+    """
+    paths = set().union(*methods)
+    return sorted(
+        (p for p in paths if len({json.dumps(m.get(p)) for m in methods}) > 1),
+        key=lambda path: (path.endswith("_rate"), path not in _TELL_MOST, path),
+    )
+
+
+def _task(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        path: value
+        for path, value in fields.items()
+        if path.startswith(_OF_THE_TASK) and path != "model.weights"  # a start
+    }
+
+
 def methods_of(runs: Sequence[Run]) -> list[Method]:
     """Takes runs that differ only in seed and turn together; those from scratch first.
 
     Methods that would have the same name are told apart by as few of the fields in
-    which they differ as it takes: `FedAvg from scratch (alpha 0.5)`.
+    which they differ as it takes: `FedAvg from scratch (alpha 0.5)`. Where methods have
+    several tasks, all of them say theirs so.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -208,21 +253,17 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         federated = members[0].config["federated"]
         name = display_name(federated)
         keys_of_name.setdefault(name, []).append(key)
+    fields_of_key = {key: json.loads(key) for key in groups}
+    tasks = {
+        json.dumps(task, sort_keys=True): task
+        for task in map(_task, fields_of_key.values())
+    }
+    of_task = _telling([*tasks.values()])
     names = {}
     for name, keys in keys_of_name.items():
-        fields_of_key = {key: json.loads(key) for key in keys}
-        paths = sorted(set().union(*fields_of_key.values()))
-        differing = [
-            path
-            for path in paths
-            if len({json.dumps(f.get(path)) for f in fields_of_key.values()}) > 1
-        ]
-        telling = _telling(differing, list(fields_of_key.values()))
-        for key, fields in fields_of_key.items():
-            what = ", ".join(
-                f"{path.rpartition('.')[2]} {value_text(fields.get(path))}"
-                for path in telling
-            )
+        telling = _telling([fields_of_key[key] for key in keys], of_task)
+        for key in keys:
+            what = told(fields_of_key[key], telling)
             names[key] = f"{name} ({what})" if what else name
     methods = _marked([_method(names[key], members) for key, members in groups.items()])
     order = ("random", "synthetic")
@@ -239,14 +280,14 @@ def _method(name: str, runs: Sequence[Run]) -> Method:
     if not finished:
         done = sorted({run.done for run in unfinished})
         some = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
-        name += f" (unfinished: {some} of {unfinished[0].planned} rounds)"
+        name += f" (unfinished: {some} of {counted(unfinished[0].planned, 'round')})"
     federated = ordered[0].config["federated"]
     shown = finished or unfinished
-    counted = _of_most_turns(shown)
+    whole = _of_most_turns(shown)
     return Method(
         *(name, federated["algorithm"], federated["init"]),
-        *(counted, unfinished),
-        tuple(run for run in shown if run not in counted),
+        *(whole, unfinished),
+        tuple(run for run in shown if run not in whole),
     )
 
 
@@ -277,19 +318,27 @@ def _marked(methods: Sequence[Method]) -> list[Method]:
 
 
 def _telling(
-    paths: Sequence[str], methods: Sequence[dict[str, Any]]
-) -> tuple[str, ...]:
-    """The fewest of the fields that no two methods have alike in all of them.
+    methods: Sequence[dict[str, Any]], always: Sequence[str] = ()
+) -> list[str]:
+    """The fewest fields that no two methods have alike in all of them.
 
-    Of equally few, what is tuned for each method (rates) tells least.
+    Each method has one of them at least, where it has any in which they differ.
+
+    Args:
+        always: fields that are among them.
     """
-    ordered = sorted(paths, key=lambda path: path.endswith("_rate"))
-    for count in range(len(ordered)):
-        for chosen in itertools.combinations(ordered, count):
-            values = {json.dumps([m.get(path) for path in chosen]) for m in methods}
-            if len(values) == len(methods):
-                return chosen
-    return tuple(paths)
+    others = [path for path in differing(methods) if path not in always]
+    silent = sum(not told(method, [*always, *others]) for method in methods)
+    for count in range(len(others)):
+        for chosen in itertools.combinations(others, count):
+            paths = [*always, *chosen]
+            values = {json.dumps([m.get(path) for path in paths]) for m in methods}
+            if (
+                len(values) == len(methods)
+                and sum(not told(m, paths) for m in methods) == silent
+            ):
+                return paths
+    return [*always, *others]
 
 
 def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:

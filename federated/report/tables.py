@@ -14,21 +14,25 @@ class Table(NamedTuple):
     lines: list[list[str]]
     """A cell a column; the first is the method's name."""
 
-    def text(self) -> str:
-        """The table as aligned text, for a terminal."""
-        every = [self.header, *self.lines]
-        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-        lines = [
-            "  ".join(
-                [line[0].ljust(widths[0])]
-                + [
-                    cell.rjust(width)
-                    for cell, width in zip(line[1:], widths[1:], strict=True)
-                ]
-            ).rstrip()
-            for line in every
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    def text(self, width: int) -> str:
+        """The table as aligned text, for a terminal of a width.
+
+        Columns that hold nothing are left out. Those that do not fit follow below, the
+        first column before them again.
+        """
+        first, *others = zip(self.header, *self.lines, strict=True)
+        names = _aligned(first, str.ljust)
+        parts: list[list[list[str]]] = []
+        left = 0
+        for column in others:
+            if any(cell != "-" for cell in column[1:]):
+                cells = _aligned(column, str.rjust)
+                left -= 2 + len(cells[0])
+                if left < 0:
+                    parts.append([names])
+                    left = width - len(names[0]) - 2 - len(cells[0])
+                parts[-1].append(cells)
+        return "\n\n".join(map(_part, parts))
 
     def latex(self) -> str:
         r"""The table as a `tabular` of LaTeX, with the rules of booktabs."""
@@ -47,6 +51,18 @@ class Table(NamedTuple):
                 "",
             ]
         )
+
+
+def _aligned(
+    column: Sequence[str], to_one_side: Callable[[str, int], str]
+) -> list[str]:
+    width = max(map(len, column))
+    return [to_one_side(cell, width) for cell in column]
+
+
+def _part(columns: Sequence[Sequence[str]]) -> str:
+    head, *lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def of_methods(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
@@ -214,12 +230,12 @@ def starts_of(
 ) -> tuple[list[str], list[str], dict[tuple[str, str], dict[str, Any]]] | None:
     """(methods, starts, row of each pair); None where that is no table.
 
-    It is none where no two methods share a start and no two starts a method, or when a
-    pair has several rows, as with several partitions.
+    It is none where no two methods share a start and no two starts a method, or when
+    rows are of several tasks, or a pair has several rows, as with several rates.
     """
     rows = [row for row in rows if row["algorithm"] != "none"]
     pairs = [(row["method"], row["init"]) for row in rows]
-    if not pairs:
+    if not pairs or any(row["task"] != rows[0]["task"] for row in rows):
         return None
     methods, inits = (list(dict.fromkeys(of)) for of in zip(*pairs, strict=True))
     crossed = max(len(methods), len(inits)) < len(pairs) and len(methods) > 1

@@ -27,13 +27,15 @@ configs/digits.py and configs/fsdd.py, it is 0: then the config's test set is us
 Runs lie in `<workdir>/sweep/federated/`, and runs of one compiled program follow one
 another. A sweep that is started again goes on: what is done is left alone, and more
 values, seeds or trials are added. Beside them are sweep.html, with the grid as heat
-maps, and sweep.json with all numbers.
+maps, and sweep.json with all numbers; those of a former sweep of other points are kept,
+as sweep-1.html and sweep-1.json.
 """
 
 import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +52,7 @@ from gptfl_jax import artifacts
 from gptfl_jax.data import datasets
 from gptfl_jax.errors import UserError
 from gptfl_jax.launch import launch, prepare
-from gptfl_jax.progress import say
+from gptfl_jax.progress import counted, say
 
 FOLDER = "sweep"
 _MODULE = ("-m", "federated.sweep")
@@ -138,7 +140,8 @@ def run(
 
     Raises:
         UserError: the config is none, weights to start from are missing or have seen
-            what is held out, runs were refused, or no point has all its runs.
+            what is held out, runs were refused, the former sweep.json is damaged, or no
+            point has all its runs.
     """
     prepare(config)
     found = points(config)
@@ -150,8 +153,8 @@ def run(
             series.require_synthetic_only(configs, workdir)
         series.check(configs, workdir)
         if share.number == 0:
-            many = f"{len(found)} points, {len(configs)} runs"
-            say(f"{many}; measured on {measured(config)}")
+            many = counted(len(found), "point"), counted(len(configs), "run")
+            say(f"{', '.join(many)}; measured on {measured(config)}")
         failed = series.run(mine, workdir, held_out, folder)
         refused = [
             name
@@ -167,6 +170,7 @@ def run(
     if share.count > 1 or jax.process_index():
         return []
     rows = results.rows(config, found, folder)
+    results.keep_former(folder, rows)
     fields = [axis.dotted for axis in axes(config) if len(axis.values) != 1]
     artifacts.write_json(
         folder / "sweep.json",
@@ -175,7 +179,8 @@ def run(
     artifacts.write_text(
         folder / "sweep.html", page.render(config, rows, fields, measured(config))
     )
-    print(f"\n{results.table(rows, fields).text()}\n")
+    width = shutil.get_terminal_size().columns
+    print(f"\n{results.table(rows, fields).text(width)}\n")
     first = results.best(rows)
     print(f"best on {measured(config)}:")
     print("  " + " ".join(options_of(first)) + "\n")

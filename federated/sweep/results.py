@@ -1,5 +1,7 @@
 """What a sweep has found: a row a point, by mean accuracy."""
 
+import contextlib
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +13,9 @@ from ml_collections import ConfigDict
 from federated import run_files, series
 from federated.report.tables import Table
 from federated.sweep.points import Point
+from gptfl_jax import artifacts
 from gptfl_jax.errors import UserError
+from gptfl_jax.progress import say
 
 
 def rows(
@@ -59,6 +63,36 @@ def rows(
         row["rank"] = float(rank)
     complete.sort(key=lambda row: (-row["accuracy_mean"], row["rank"]))
     return [*complete, *(row for row in found if row["by_seed"] is None)]
+
+
+def keep_former(folder: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
+    """Gives the page and numbers of a former sweep other names, where they say more.
+
+    They do where the former has points, or seeds of them, that this sweep has not.
+
+    Args:
+        folder: of both.
+        found: of this sweep, the rows.
+
+    Raises:
+        UserError: the former's numbers are damaged.
+    """
+    shape = {"points": [{"name": "text", "runs": "whole"}]}
+    remedy = "delete it and start the sweep again, whose runs stay"
+    try:
+        former = artifacts.read_json(folder / "sweep.json", shape, remedy)["points"]
+    except FileNotFoundError:
+        return
+    runs = {row["name"]: row["runs"] for row in found}
+    if all(row["runs"] <= runs.get(row["name"], 0) for row in former):
+        return
+    names = (f"sweep-{number}" for number in itertools.count(1))
+    name = next(each for each in names if not (folder / f"{each}.json").exists())
+    # The numbers last: where this is killed between, the next time ends it.
+    for kind in ("html", "json"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / f"sweep.{kind}").rename(folder / f"{name}.{kind}")
+    say(f"the former sweep had other points: its page is {folder / name}.html")
 
 
 def mean_ranks(

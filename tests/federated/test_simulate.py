@@ -172,6 +172,13 @@ def test_when_clients_are_tested_may_change_but_not_what_they_hold_out(
         simulate.simulate(other, tmp_path / "a", setting)
 
 
+def test_the_end_of_a_run_in_words():
+    last = {"step": 1, "dropped": 1, "bytes_up": 10**6, "bytes_down": 2 * 10**6}
+    assert simulate.outcome("a", last) == (
+        "a: not tested after 1 round, 3.0 MB, 1 client dropped in the last round"
+    )
+
+
 def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
     simulate.simulate(make_config(rounds=4), tmp_path / "a", setting)
     simulate.simulate(make_config(rounds=6), tmp_path / "a", setting)
@@ -183,7 +190,7 @@ def test_more_rounds_go_on_from_where_a_run_ended(tmp_path, setting, capsys):
     capsys.readouterr()
     again = simulate.simulate(make_config(rounds=6), tmp_path / "a", setting)
     assert again["step"] == 6
-    assert "all 6 rounds are done" in capsys.readouterr().out
+    assert "6 rounds, all done" in capsys.readouterr().out
 
 
 # To the bit, which the little that XLA optimises in the fast tests does not give.

@@ -117,3 +117,8 @@ def test_only_the_first_process_says_it_and_only_aloud(capsys, monkeypatch):
     monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
     progress.say("three")
     assert capsys.readouterr().out == "one\n"
+
+
+def test_one_of_a_thing_is_no_plural():
+    words = [progress.counted(number, "round") for number in (0, 1, 2, 1000)]
+    assert words == ["0 rounds", "1 round", "2 rounds", "1,000 rounds"]

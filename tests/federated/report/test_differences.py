@@ -79,6 +79,35 @@ def test_each_setting_is_compared_within_itself_whatever_its_rates(tmp_path):
     assert all(row["p"] is None and row["p_holm"] is None for row in found.values())
 
 
+def test_no_methods_of_different_clients_are_compared(tmp_path):
+    for name, accuracy, options in (
+        ("a", 0.5, {"partition": "iid"}),
+        ("b", 0.7, {"partition": "iid", "algorithm": "fedprox"}),
+        ("c", 0.9, {"num_clients": 20}),
+        ("d", 0.8, {"num_clients": 20, "algorithm": "fedopt"}),
+        ("e", 0.8, {"client_test_fraction": 0.2}),
+    ):
+        make_run(tmp_path, name, [0.1, accuracy], **options)
+    found = differences.of_methods(runs.methods_of(runs.load_runs(tmp_path)))
+    assert {
+        (name.split()[0], row["to"].split()[0], round(row["mean"], 6))
+        for name, row in found.items()
+    } == {
+        ("FedAvg", "FedProx", -0.2),
+        ("FedOpt", "FedAvg", -0.1),
+    }
+
+
+def test_of_turns_those_that_both_have_count(tmp_path):
+    in_turns(
+        tmp_path,
+        {"anna": ([0.1, 0.5], [0.1, 0.6]), "bert": ([0.1, 0.9], [0.1, 0.9])},
+    )
+    in_turns(tmp_path, {"anna": ([0.1, 0.7], [0.1, 0.6])}, init="synthetic")
+    (row,) = differences.of_methods(runs.methods_of(runs.load_runs(tmp_path))).values()
+    assert row["seeds"] == [0, 1] and row["mean"] == pytest.approx(0.1)
+
+
 @pytest.mark.usefixtures("quick_pictures")
 def test_methods_from_one_start_are_compared_with_the_best(tmp_path):
     make_run(tmp_path, "a", [0.1, 0.5])

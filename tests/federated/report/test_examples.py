@@ -39,9 +39,9 @@ def test_synthetic_beside_real(workdir, capsys, quick_pictures):
     assert (made[3 * 34 + 5, 34 + 5] == 61).all()
     assert (seen[3 * 34 + 5, 34 + 5] == 61).all()
     report.run(config, workdir)
-    assert (
-        "real, of the training clients (8x8)" in (workdir / "report.html").read_text()
-    )
+    html = (workdir / "report.html").read_text()
+    assert "real, of the training clients (8x8)" in html
+    assert "every client holds and examples of the clients&#39; data.</p>" in html
 
     # Damaged samples are shown no more, and end nothing.
     for damaged in (workdir / "synthetic").glob("*/*_0.png"):

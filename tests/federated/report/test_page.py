@@ -7,11 +7,20 @@ import re
 import pytest
 
 from federated import report
-from federated.report import page, runs
+from federated.report import page, rows, runs
 from gptfl_jax import artifacts, choices, families
 
 from ..conftest import make_config
 from .conftest import make_run
+
+
+def setting(**federated):
+    """Of one method, in words."""
+    config = make_config().to_dict()
+    config["federated"] |= federated
+    method = runs.Method("FedAvg", "fedavg", "random", (runs.Run("a", config, []),))
+    (said,) = page.settings([method])
+    return said
 
 
 @pytest.mark.parametrize(
@@ -30,33 +39,61 @@ from .conftest import make_run
     ],
 )
 def test_setting_in_words(partition, words):
-    config = make_config()
     options = {"alpha": 0.5, "min_examples": 5, "shards_per_client": 2}
     options["file"] = "data/map.json"
     known = choices.options(
         families.PARTITION, choices.find(families.PARTITION, partition)
     )
-    fields = config.federated.to_dict() | {
+    fields = {
         "partition": partition,
         "partition_options": {k: v for k, v in options.items() if k in known},
     }
-    run = runs.Run("a", {"federated": fields, "seed": 0}, [])
-    method = runs.Method("FedAvg", "fedavg", "random", (run,))
-    assert words in page.setting([method], config)
+    assert words in setting(**fields)
     fields["client_test_fraction"] = 0.2
-    assert "who hold out 20% of their examples, 3" in page.setting([method], config)
+    assert "who hold out 20% of their examples, 3" in setting(**fields)
 
 
 def test_an_own_partition_is_told_by_name_and_options():
     options = {"pairs": 3, "skew": 0.5}
-    fields = make_config().federated.to_dict() | {
-        "partition": "parts/of_my_own.py",
-        "partition_options": options,
-    }
-    run = runs.Run("a", {"federated": fields, "seed": 0}, [])
-    method = runs.Method("FedAvg", "fedavg", "random", (run,))
-    said = page.setting([method], make_config())
+    said = setting(partition="parts/of_my_own.py", partition_options=options)
     assert ": 12 clients (of_my_own, pairs 3, skew 0.5), 3 of them" in said
+
+
+def test_methods_of_several_settings_have_each_its_own(tmp_path):
+    make_run(tmp_path, "a", [0.1, 0.5], partition="iid")
+    make_run(tmp_path, "b", [0.1, 0.9], algorithm="fedprox", num_clients=20)
+    for algorithm in ("fedavg", "fedavgm", "scaffold", "moon"):
+        mean = {"algorithm": algorithm, "init": "synthetic"}
+        make_run(tmp_path, algorithm, [0.1, 0.5, 0.7], partition="iid", **mean)
+    make_run(
+        *(tmp_path, "c", [0.1, 0.5, 0.6]),
+        partition="iid",
+        aggregation="trimmed_mean",
+        aggregation_options={"fraction": 0.2},
+    )
+    methods = runs.methods_of(runs.load_runs(tmp_path))
+    ending = "3 of them a round, each for 1 epoch in batches of 16; "
+    iid = f"sklearn_digits: 12 clients (IID), {ending}"
+    skewed = f"sklearn_digits: 20 clients with label skew Dirichlet(0.1), {ending}"
+    trimmed = "aggregation trimmed_mean, fraction 0.2"
+    assert page.settings(methods) == [
+        f"{iid}1 round, 1 seed; aggregation mean: {methods[0].name}.",
+        f"{iid}2 rounds, 1 seed; {trimmed}: {methods[1].name}.",
+        f"{skewed}1 round, 1 seed; aggregation mean: {methods[2].name}.",
+        f"{iid}2 rounds, 1 seed; aggregation mean: all others.",
+    ]
+
+
+def test_the_headline_compares_within_a_task(tmp_path):
+    make_run(tmp_path, "a", [0.1, 0.9], partition="iid")
+    make_run(tmp_path, "b", [0.1, 0.5])
+    make_run(tmp_path, "c", [0.6, 0.7], init="synthetic")
+    methods = runs.methods_of(runs.load_runs(tmp_path))
+    said = page.headline([rows.row_of(method, ()) for method in methods])
+    assert said == (
+        "GPT-FL (FedAvg) (partition dirichlet): 70.0 % test accuracy after 1 round. "
+        "Against FedAvg from scratch (partition dirichlet): 50.0 %."
+    )
 
 
 def test_page_is_self_contained(workdir, quick_paper):
@@ -101,7 +138,8 @@ def test_the_page_says_first_that_it_is_private(workdir, quick_pictures):
     config.report.private_examples = True
     report.run(config, workdir)
     html = (workdir / "report.html").read_text()
-    assert "client holds and examples of the clients&#39; data.</p>" in html
+    # Without synthetic examples there are no real ones beside them.
+    assert "machine and how many examples of each class every client holds.</p>" in html
 
 
 def test_the_page_can_be_read_aloud_and_in_the_dark(workdir, quick_pictures):

@@ -51,7 +51,8 @@ def test_numbers(workdir):
     assert synthetic["bytes_total"] == 0
 
 
-def test_numbers_of_the_clients(workdir, capsys):
+def test_numbers_of_the_clients(workdir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     options = {"algorithm": "fedprox", "measured": True}
     make_run(workdir, "prox-s0", [0.1, None, 0.4, 0.6], seed=0, **options)
     make_run(workdir, "prox-s1", [0.1, None, 0.4, 0.7], seed=1, **options)
@@ -152,7 +153,8 @@ def test_other_targets(workdir):
     assert row["rounds_to_97.5"] is None and row["runs_reaching_97.5"] == 1
 
 
-def test_rates_and_commit_are_told(workdir, capsys):
+def test_rates_and_commit_are_told(workdir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     options = {"algorithm": "fedopt", "client_learning_rate": 0.03}
     make_run(workdir, "opt", [0.1, 0.5], **options)
     rate = {"server_learning_rate": 0.5}

@@ -37,7 +37,49 @@ def test_methods_of_one_name_are_told_apart(workdir):
     names = set(rows_of(workdir))
     assert "FedAvg from scratch (alpha 0.5)" in names
     assert "FedAvg from scratch (alpha 0.1)" in names
-    assert "GPT-FL (FedAvg)" in names
+    # It is no other's namesake, but a reader is to see what it may be compared with.
+    assert "GPT-FL (FedAvg) (alpha 0.1)" in names
+
+
+def test_methods_of_several_tasks_say_theirs(tmp_path):
+    make_run(tmp_path, "a", [0.1, 0.5], partition="iid")
+    for alpha in (0.1, 0.5):
+        options = {"algorithm": "fedprox", "partition_options": {"alpha": alpha}}
+        make_run(tmp_path, f"b{alpha}", [0.1, 0.5], **options)
+    make_run(tmp_path, "c", [0.1, 0.5], partition="iid", client_learning_rate=0.3)
+    # Only two fields tell the three partitions apart: of IID there is no alpha.
+    assert [method.name for method in runs.methods_of(runs.load_runs(tmp_path))] == [
+        "FedAvg from scratch (partition iid, client_learning_rate 0.1)",
+        "FedAvg from scratch (partition iid, client_learning_rate 0.3)",
+        "FedProx from scratch (partition dirichlet, alpha 0.1)",
+        "FedProx from scratch (partition dirichlet, alpha 0.5)",
+    ]
+
+
+def test_a_data_set_is_told_by_its_name_and_a_network_as_model(tmp_path):
+    for run, algorithm, source, model in (
+        ("a", "fedavg", "sklearn_digits", "convnet"),
+        ("b", "fedprox", "own/moons.py", "convnet"),
+        ("c", "fedprox", "own/moons.py", "mlp"),
+    ):
+        make_run(tmp_path, run, [0.1, 0.5], algorithm=algorithm)
+        path = tmp_path / "federated" / run / "run.json"
+        record = json.loads(path.read_text())
+        record["config"]["data"] |= {"source": source, "folder": f"data/{source}"}
+        record["config"]["model"]["name"] = model
+        artifacts.write_json(path, record)
+    assert [method.name for method in runs.methods_of(runs.load_runs(tmp_path))] == [
+        "FedAvg from scratch (source sklearn_digits, model convnet)",
+        "FedProx from scratch (source own/moons.py, model convnet)",
+        "FedProx from scratch (source own/moons.py, model mlp)",
+    ]
+
+
+def test_a_turn_may_have_the_changes_of_another_and_more():
+    turns = {"few": {"blocks": 3}, "fewer": {"blocks": 3, "tests": 1}}
+    config = {"compare": {"data": turns}}
+    for turn, changes in turns.items():
+        assert runs.Run("a", {**config, "data": {"options": changes}}, []).turn == turn
 
 
 def test_only_the_runs_named(workdir, capsys):

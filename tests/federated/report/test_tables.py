@@ -6,11 +6,13 @@ from federated import report
 from federated.report import tables
 
 from ..conftest import make_config
+from .conftest import make_run
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
-def test_table_is_aligned(workdir, capsys):
+def test_table_is_aligned(workdir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     report.run(make_config(), workdir)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "method"
@@ -30,6 +32,48 @@ def test_table_of_clients_has_no_empty_columns(workdir, capsys):
     assert head.split() == [
         *("method", "client", "rate", "diversity", "MB", "up", "MB", "down", "dropped")
     ]
+
+
+def test_what_does_not_fit_follows_below():
+    header = ["method", "accuracy %", "nothing", "rounds to 90 %", "MB"]
+    lines = [["FedAvg", "50.0", "-", "12", "-"], ["FedProx", "60.0", "-", "-", "3.1"]]
+    table = tables.Table(header, lines)
+    assert table.text(40) == (
+        "method   accuracy %  rounds to 90 %   MB\n"
+        "----------------------------------------\n"
+        "FedAvg         50.0              12    -\n"
+        "FedProx        60.0               -  3.1"
+    )
+    assert table.text(39) == (
+        "method   accuracy %  rounds to 90 %\n"
+        "-----------------------------------\n"
+        "FedAvg         50.0              12\n"
+        "FedProx        60.0               -\n"
+        "\n"
+        "method    MB\n"
+        "------------\n"
+        "FedAvg     -\n"
+        "FedProx  3.1"
+    )
+    # No narrower than a column beside the names.
+    parts = table.text(5).split("\n\n")
+    assert [part.split("\n")[0].split()[1] for part in parts] == [
+        *("accuracy", "rounds", "MB")
+    ]
+
+
+def test_what_is_printed_fits_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for seed in (0, 1):
+        for init in ("random", "synthetic"):
+            run = {"measured": True, "init": init, "client_learning_rate": 0.05}
+            make_run(tmp_path, f"a-{init}-{seed}", [0.1, 0.5, 0.7], seed, **run)
+            run |= {"algorithm": "fedopt", "num_clients": 20}
+            make_run(tmp_path, f"b-{init}-{seed}", [0.1, 0.5, 0.7], seed, **run)
+    report.run(make_config(), tmp_path)
+    printed, _, _ = capsys.readouterr().out.partition("\nreport ")
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "update norm" in printed and "20 clients with label skew" in printed
 
 
 @pytest.mark.parametrize(

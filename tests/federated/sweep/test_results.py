@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 
 from federated.sweep import page, results
+from gptfl_jax import artifacts
 
 
 def row(accuracy, **values):
@@ -57,3 +60,49 @@ def test_the_table_says_what_is_missing():
         ["1", "random", "-", "90.0 ± 1.2", "1.5"],
         ["-", "synthetic", "-", "1 of 2 runs done", "-"],
     ]
+
+
+def test_a_former_sweep_that_says_more_is_kept(tmp_path, capsys):
+    rates = [row(0.5, rate="0.1"), row(0.6, rate="0.3")]
+    inits = [row(0.7, init="random")]
+
+    def write(rows):
+        """As `sweep.run`, and the files there are then: which points, which page."""
+        results.keep_former(tmp_path, rows)
+        artifacts.write_json(tmp_path / "sweep.json", {"points": rows})
+        artifacts.write_text(tmp_path / "sweep.html", f"{len(rows)} rows")
+        return {
+            path.stem: (
+                [each["name"] for each in json.loads(path.read_text())["points"]],
+                path.with_suffix(".html").read_text(),
+            )
+            for path in tmp_path.glob("*.json")
+        }
+
+    first = ["0.1"], "1 rows"
+    assert write(rates[:1]) == {"sweep": first}
+    both = ["0.1", "0.3"], "2 rows"
+    # More values, or seeds, are all that there was, and more.
+    assert write(rates) == write([{**each, "runs": 3} for each in rates])
+    assert capsys.readouterr().out == ""
+    of_inits = ["random"], "1 rows"
+    assert write(inits) == {"sweep-1": both, "sweep": of_inits}
+    said = f"former sweep had other points: its page is {tmp_path}/sweep-1.html"
+    assert said in capsys.readouterr().out
+    kept = {"sweep-1": both, "sweep-2": of_inits}
+    assert write(rates) == {**kept, "sweep": both}
+    # Fewer seeds.
+    assert write([{**each, "runs": 1} for each in rates]) == {
+        **kept,
+        **{"sweep-3": both, "sweep": both},
+    }
+
+
+def test_a_former_sweep_is_kept_whole_though_killed_between(tmp_path):
+    artifacts.write_json(tmp_path / "sweep.json", {"points": [row(0.5, rate="0.1")]})
+    artifacts.write_text(tmp_path / "sweep-1.html", "moved already")
+    results.keep_former(tmp_path, [])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "sweep-1.html",
+        "sweep-1.json",
+    }
