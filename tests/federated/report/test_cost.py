@@ -109,7 +109,9 @@ def test_a_table_of_starts(tmp_path, capsys):
     assert {text.get_text() for text in axes.texts} == {
         *("50.0", "70.0", "60.0", "80.0", "55.0")
     }
-    # Two rows for one cell, or a single start, are no such table.
+    # Two rows for one cell, a single start, or another task, are no such table.
+    other = found[-1] | {"task": {**found[-1]["task"], "model.name": "mlp"}}
+    assert tables.of_starts([*found[:-1], other]) is None
     assert tables.of_starts([*found, found[-1]]) is None
     assert tables.of_starts([x for x in found if x["init"] == "random"]) is None
     page = (tmp_path / "report.html").read_text()

@@ -84,6 +84,16 @@ def test_methods_of_several_settings_have_each_its_own(tmp_path):
     ]
 
 
+def test_the_picture_of_the_clients_says_whose_they_are(workdir, quick_pictures):
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    assert "What clients hold for training (seed 0)." in html
+    make_run(workdir, "iid", [0.1, 0.5], partition="iid", algorithm="fedprox")
+    report.run(make_config(), workdir)
+    html = (workdir / "report.html").read_text()
+    assert "(seed 0, FedAvg from scratch (partition dirichlet))." in html
+
+
 def test_the_headline_compares_within_a_task(tmp_path):
     make_run(tmp_path, "a", [0.1, 0.9], partition="iid")
     make_run(tmp_path, "b", [0.1, 0.5])
