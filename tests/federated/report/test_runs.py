@@ -75,13 +75,6 @@ def test_a_data_set_is_told_by_its_name_and_a_network_as_model(tmp_path):
     ]
 
 
-def test_a_turn_may_have_the_changes_of_another_and_more():
-    turns = {"few": {"blocks": 3}, "fewer": {"blocks": 3, "tests": 1}}
-    config = {"compare": {"data": turns}}
-    for turn, changes in turns.items():
-        assert runs.Run("a", {**config, "data": {"options": changes}}, []).turn == turn
-
-
 def test_only_the_runs_named(workdir, capsys):
     config = make_config()
     config.report.runs = ("scratch-s1",)
@@ -194,7 +187,8 @@ def test_a_method_that_lacks_turns_is_marked(tmp_path):
     in_turns(tmp_path, {"bert": ([0.2, 0.9],)}, init="synthetic")
     make_run(tmp_path, "other", [0.1, 0.3], algorithm="fedprox")
     names = [method.name for method in runs.methods_of(runs.load_runs(tmp_path))]
+    # FedProx was run on other data, once.
     assert names == [
-        *("FedAvg from scratch", "FedProx from scratch"),
-        "GPT-FL (FedAvg) (1 of 2 turns: bert)",
+        *("FedAvg from scratch (other 3)", "FedProx from scratch"),
+        "GPT-FL (FedAvg) (other 3) (1 of 2 turns: bert)",
     ]
