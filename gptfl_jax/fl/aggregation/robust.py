@@ -1,5 +1,7 @@
 """Means that outliers do not move: they sort the updates, coordinate by coordinate."""
 
+import fractions
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -28,8 +30,12 @@ def trimmed_mean(
     if not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed fraction {fraction}: takes a number in [0, 0.5)")
 
+    # As it is written: the product of floats may fall just below a whole number.
+    share = fractions.Fraction(str(fraction))
+
     def combine(ordered, valid, count):
-        cut = jnp.floor(fraction * count).astype(jnp.int32)
+        cuts = [math.floor(share * m) for m in range(ordered.shape[0] + 1)]
+        cut = jnp.asarray(cuts, jnp.int32)[count]
         rank = jnp.arange(ordered.shape[0])
         kept = (rank >= cut) & (rank < count - cut)
         kept = kept.reshape((-1,) + (1,) * (ordered.ndim - 1))

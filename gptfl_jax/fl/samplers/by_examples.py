@@ -16,7 +16,16 @@ def by_examples(
     """By examples: different clients, in proportion to their examples.
 
     Goes with weighting "uniform". See `cohort_by_examples`.
+
+    Raises:
+        ValueError: fewer clients than `cohort_size` own examples.
     """
+    owners = np.count_nonzero(np.diff(offsets))
+    if owners < cohort_size:
+        raise ValueError(
+            f"only {owners} of {len(offsets) - 1} clients own examples, fewer than "
+            f"config.federated.cohort_size = {cohort_size}: lower it"
+        )
     return jax.jit(
         functools.partial(
             cohort_by_examples, offsets=jnp.asarray(offsets), size=cohort_size
