@@ -240,10 +240,46 @@ class LayerNorm(flax.linen.Module):
     @flax.linen.compact
     def __call__(self, inputs: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
         x = inputs.astype(_statistics_dtype(inputs.dtype))
-        mean, variance = _moments(x, tuple(range(-self.axes, 0)))
-        x = (x - mean) * lax.rsqrt(variance + self.epsilon)
         scale, bias = _scale_and_bias(self, x, self.axes)
-        return (x * scale + bias).astype(self.dtype or inputs.dtype)
+        x = x.reshape(math.prod(inputs.shape[: -self.axes]), scale.size)
+        x = _traced_layer_norm(x, scale.ravel(), bias.ravel(), self.epsilon)
+        return x.reshape(inputs.shape).astype(self.dtype or inputs.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x, scale, bias, epsilon):
+    """Norm of each row of x [rows, numbers]. The gradient needs nothing but x and
+    numbers of its rows."""
+    mean, inverse = _moments(x, epsilon)
+    return (x - mean) * inverse * scale + bias
+
+
+def _moments(x, epsilon):
+    """Mean of each row, and what scales it."""
+    mean = x.mean(1, keepdims=True)
+    return mean, lax.rsqrt(jnp.square(x - mean).mean(1, keepdims=True) + epsilon)
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    x = convolution.keep(x)
+    mean, inverse = convolution.keep(_moments(x, epsilon))
+    return (x - mean) * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(epsilon, residuals, gradient):
+    x, mean, inverse, scale = residuals
+    gradient = convolution.keep(gradient)
+    normal = (x - mean) * inverse
+    # By what the gradients through mean and variance lower that of x.
+    level = (gradient * scale).mean(1, keepdims=True)
+    slope = (gradient * scale * normal).mean(1, keepdims=True)
+    level, slope = convolution.keep((level, slope))
+    d_x = inverse * (gradient * scale - level - normal * slope)
+    return d_x, (gradient * normal).sum(0), gradient.sum(0)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+_traced_layer_norm = jax.jit(_layer_norm, static_argnums=(3,))
 
 
 class BatchNorm(flax.linen.Module):
@@ -347,11 +383,6 @@ def _batch_norm_backward(epsilon, residuals, gradients):
 
 _batch_norm_with_moments.defvjp(_batch_norm_forward, _batch_norm_backward)
 _traced_batch_norm = jax.jit(_batch_norm_with_moments, static_argnums=(4,))
-
-
-def _moments(x, axes):
-    mean = jnp.mean(x, axes, keepdims=True)
-    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
 
 
 def _statistics_dtype(dtype):
