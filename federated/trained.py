@@ -3,6 +3,7 @@
 import pathlib
 from typing import NamedTuple
 
+from federated import run_files
 from gptfl_jax import artifacts, exports
 from gptfl_jax.classifier import Classifier, load_classifier
 from gptfl_jax.description import FILE
@@ -34,7 +35,7 @@ def load(workdir: str, run: str = "", step: str = "last", model: str = "") -> Tr
 
     Raises:
         UserError: there is no such run or checkpoint, or there are several and `run`
-            is empty.
+            is empty; or its server has nothing that was trained.
     """
     root = pathlib.Path(workdir).expanduser()
     wanted: int | str | None = None
@@ -47,6 +48,11 @@ def load(workdir: str, run: str = "", step: str = "last", model: str = "") -> Tr
     if not run and exports.is_export(root):
         return Trained(load_classifier(root, model=model), root, 0)
     folder = _folder_of(root, run)
+    if folder.parent.name == "federated" and _is_local(folder):
+        raise UserError(
+            f"{folder}: each of its clients keeps weights of its own (local_only), and "
+            "the server's are the initial ones: take another run"
+        )
     classifier = load_classifier(folder, step=wanted, model=model)
     with artifacts.Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         if wanted is None:
@@ -54,6 +60,13 @@ def load(workdir: str, run: str = "", step: str = "last", model: str = "") -> Tr
         elif wanted == "best":
             wanted = checkpoints.best_step()
     return Trained(classifier, folder, wanted or 0)
+
+
+def _is_local(folder: pathlib.Path) -> bool:
+    try:
+        return run_files.read_config(folder)["federated"]["algorithm"] == "local_only"
+    except FileNotFoundError:
+        return False
 
 
 def _folder_of(workdir: pathlib.Path, run: str) -> pathlib.Path:

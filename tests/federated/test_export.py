@@ -15,6 +15,7 @@ from gptfl_jax import artifacts, configuration, description
 from gptfl_jax.errors import UserError
 
 from .. import hub_server
+from .conftest import make_config
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,15 @@ def test_a_run_is_exported(workdir, tmp_path, capsys, arguments, step):
     config.federated.init = str(output)
     begun = starts.initial_weights(config, tmp_path, classifier.learner)
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, begun), expected)
+
+
+def test_a_server_that_has_nothing_trained(workdir, tmp_path):
+    folder = tmp_path / "federated" / "local"
+    shutil.copytree(workdir / "federated" / "fedavg-random-s0", folder)
+    artifacts.write_run_record(folder, make_config(algorithm="local_only"))
+    with pytest.raises(UserError, match=r"weights of its own \(local_only\).*another"):
+        export.run(workdir=str(tmp_path), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_there_is_not(workdir, tmp_path):
