@@ -53,9 +53,12 @@ from gptfl_jax import artifacts
 from gptfl_jax.launch import launch, prepare
 from gptfl_jax.progress import counted
 
+# The tables for a terminal, where more would push these out of sight.
+_PRINTED = ("methods", "differences", "turns", "starts")
+
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes report.json, report.html and paper/ and prints the tables."""
+    """Writes report.json, report.html and paper/, and prints the first tables."""
     prepare(config)
     methods = runs.methods_of(runs.load_runs(workdir, config.report.runs))
     start = runs.synthetic_only(methods)
@@ -80,8 +83,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     folder = paper.write(methods, numbers, shown, config, workdir)
     width = shutil.get_terminal_size().columns
-    tabulated = [table.text(width) for table in shown.values() if table is not None]
-    print("\n\n".join(tabulated))
+    first = (shown[name] for name in _PRINTED)
+    print("\n\n".join(table.text(width) for table in first if table is not None))
     settings = page.settings(methods)
     if len(settings) > 1:
         print("\n" + "\n".join(textwrap.fill(line, width) for line in settings))

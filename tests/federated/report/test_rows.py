@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from federated import report
-from federated.report import figures, runs
+from federated.report import figures, runs, tables
 from gptfl_jax import artifacts, configuration
 
 from ..conftest import make_config
@@ -51,8 +51,7 @@ def test_numbers(workdir):
     assert synthetic["bytes_total"] == 0
 
 
-def test_numbers_of_the_clients(workdir, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_numbers_of_the_clients(workdir):
     options = {"algorithm": "fedprox", "measured": True}
     make_run(workdir, "prox-s0", [0.1, None, 0.4, 0.6], seed=0, **options)
     make_run(workdir, "prox-s1", [0.1, None, 0.4, 0.7], seed=1, **options)
@@ -82,14 +81,14 @@ def test_numbers_of_the_clients(workdir, capsys, monkeypatch):
     assert scratch["drift"] is scratch["client_accuracy_mean"] is None
     assert scratch["cosine_mean"] is scratch["update_norm_mean"] is None
 
-    lines = capsys.readouterr().out.splitlines()
-    head = next(i for i, line in enumerate(lines) if "worst tenth %" in line)
-    (line,) = [x for x in lines[head:] if x.startswith("FedProx from scratch")]
+    lines = tables.of_clients([*rows.values()]).text(200).splitlines()
+    (line,) = [x for x in lines if x.startswith("FedProx from scratch")]
     assert line.split()[3:] == [
         *("0.1", "0.200", "6.11", "0.500", "4.00", "±", "1.40", "9.00"),
         *("65.0", "→", "70.0", "32.5", "→", "37.5", "0.00300", "0.00150", "0"),
     ]
-    assert lines[head].rstrip().endswith("dropped") and len(lines[head]) == len(line)
+    assert "worst tenth %" in lines[0] and lines[0].endswith("  dropped")
+    assert len(lines[0]) == len(line)
 
     methods = runs.methods_of(runs.load_runs(workdir))
     before, after = figures.client_accuracies(methods[1], workdir)
@@ -153,8 +152,7 @@ def test_other_targets(workdir):
     assert row["rounds_to_97.5"] is None and row["runs_reaching_97.5"] == 1
 
 
-def test_rates_and_commit_are_told(workdir, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_rates_and_commit_are_told(workdir):
     options = {"algorithm": "fedopt", "client_learning_rate": 0.03}
     make_run(workdir, "opt", [0.1, 0.5], **options)
     rate = {"server_learning_rate": 0.5}
@@ -172,9 +170,9 @@ def test_rates_and_commit_are_told(workdir, capsys, monkeypatch):
         "FedOpt from scratch (server_learning_rate 0.5)": (0.03, 0.5),
         "GPT-FL (FedAvg)": (0.1, None),
     }
-    lines = capsys.readouterr().out.splitlines()
-    (head,) = [line for line in lines if "diversity" in line]
-    assert "client rate  server rate" in head
+    assert tables.of_clients([*rows.values()]).header[1:3] == [
+        *("client rate", "server rate")
+    ]
     record = json.loads((workdir / "federated/opt/run.json").read_text())
     if record["commit"] is not None:  # where the tests run in a checkout
         assert re.fullmatch(r"[0-9a-f]{40}\+?", record["commit"])
