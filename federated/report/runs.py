@@ -1,6 +1,5 @@
 """Reading the runs of a workdir, and taking together those of one method."""
 
-import itertools
 import json
 import math
 import pathlib
@@ -320,7 +319,7 @@ def _marked(methods: Sequence[Method]) -> list[Method]:
 def _telling(
     methods: Sequence[dict[str, Any]], always: Sequence[str] = ()
 ) -> list[str]:
-    """The fewest fields that no two methods have alike in all of them.
+    """A few fields that no two methods have alike in all of them.
 
     Each method has one of them at least, where it has any in which they differ.
 
@@ -328,17 +327,19 @@ def _telling(
         always: fields that are among them.
     """
     others = [path for path in differing(methods) if path not in always]
-    silent = sum(not told(method, [*always, *others]) for method in methods)
-    for count in range(len(others)):
-        for chosen in itertools.combinations(others, count):
-            paths = [*always, *chosen]
-            values = {json.dumps([m.get(path) for path in paths]) for m in methods}
-            if (
-                len(values) == len(methods)
-                and sum(not told(m, paths) for m in methods) == silent
-            ):
-                return paths
-    return [*always, *others]
+
+    def tells(paths: Sequence[str]) -> tuple[int, int]:
+        values = {json.dumps([m.get(path) for path in paths]) for m in methods}
+        return len(values), sum(bool(told(m, paths)) for m in methods)
+
+    most, chosen = tells([*always, *others]), [*always]
+    while tells(chosen) != most:
+        chosen.append(max(others, key=lambda path: tells([*chosen, path])))
+    for path in chosen[len(always) :]:  # what later ones have made needless
+        fewer = [each for each in chosen if each != path]
+        if tells(fewer) == most:
+            chosen = fewer
+    return [*always, *(path for path in others if path in chosen)]
 
 
 def curve(run: Run, field: str) -> tuple[np.ndarray, np.ndarray]:
