@@ -177,13 +177,14 @@ def until_enough(
         all that was drawn, in order; the last completes `count`, unless there are
             `most`.
     """
+    called = _as_cleaned(names)
     drawn: list[str] = []
     kept: set[str] = set()
     while len(drawn) < most:
         for raw in draw(len(drawn))[: most - len(drawn)]:
             drawn.append(raw)
             sentence = clean(raw)
-            if _is_named(sentence, names):
+            if labels.names_class(sentence, *called):
                 kept.add(sentence.casefold())
             if len(kept) == count:
                 return drawn
@@ -295,9 +296,9 @@ def clean(sentence: str) -> str:
     return re.sub(r" (?=[.,;:!?](?: |$))", "", words)
 
 
-def _is_named(sentence: str, names: Sequence[str]) -> bool:
-    """Whether a cleaned sentence has one of these names, which are cleaned with it."""
-    return labels.names_class(sentence, *names, *filter(None, map(clean, names)))
+def _as_cleaned(names: Sequence[str]) -> tuple[str, ...]:
+    """Names as they are written, and as they stand in a cleaned sentence."""
+    return tuple(dict.fromkeys((*names, *filter(None, map(clean, names)))))
 
 
 def select(
@@ -317,12 +318,13 @@ def select(
     Sentences that differ in case or spaces alone are duplicates: text encoders of
     Stable Diffusion cannot tell them apart.
     """
+    called = _as_cleaned(names)
     kept: dict[str, str] = {}
     cleaned = without_class = duplicates = 0
     for raw in sentences:
         sentence = clean(raw)
         cleaned += sentence != raw
-        if not _is_named(sentence, names):
+        if not labels.names_class(sentence, *called):
             without_class += 1
         elif sentence.casefold() in kept:
             duplicates += 1

@@ -328,12 +328,8 @@ class DDIM(_NoiseSchedule):
             timesteps = np.arange(num_steps)[::-1] * (levels // num_steps)
             timesteps = timesteps + self.steps_offset
         else:
-            # By rounding there may be one too many.
-            timesteps = (
-                np.arange(levels, 0, -levels / num_steps)[:num_steps].round() - 1
-            )
-        # An offset may reach beyond the last level where all of them are used.
-        timesteps = np.minimum(timesteps, levels - 1).astype(np.int32)
+            timesteps = _trailing(levels, levels / num_steps, num_steps)
+        timesteps = _within(timesteps, levels)
 
         alphas = self.alphas_cumprod()
         final = 1.0 if self.set_alpha_to_one else alphas[0]
